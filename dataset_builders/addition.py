@@ -1,0 +1,197 @@
+"""Addition of two decimal numbers with a pointer memory (PAPER section 4, task 1).
+
+Worked example, `7+5=` in the local variant:
+
+    new 1, read 1 -> 7, right 1, read 1 -> +, left 1            pointer 1 rests on the last digit of the first number
+    new 2, read 2 -> 7, right 2 ... read 2 -> =, left 2         pointer 2 rests on the last digit of the second
+    read 1 -> 7, read 2 -> 5, think 2, think 1                  a column: sum digit 2, carry 1
+    left 1, left 2, read 1 -> begin, read 2 -> +                both numbers are used up
+    think 1, think 0, think <|answer|>                          the last carry is one more column
+    new 3, read 3 -> 7, right 3 ... read 3 -> <|answer|>        pointer 3 finds the reversed sum
+    left 3, read 3 -> 0 (carry), left 3, read 3 -> 1, output 1
+    left 3, read 3 -> 1 (carry), left 3, read 3 -> 2, output 2
+    left 3, read 3 -> =                                         the end
+
+Variants:
+    local: a third pointer copies the sum out, so the last 8 tokens determine the next one.
+    two_pointers: the paper's algorithm; pointer 2 copies the sum out, and reading `=` means "go to the last digit"
+        early and "stop" late, which no bounded context tells apart.
+"""
+
+import decimal
+import random
+import re
+from typing import Any
+
+from dataset_builders.task import task_tool
+from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
+from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, read, right
+from hf_toolssm.tools.recorder import Recorder
+from hf_toolssm.trajectory import ANSWER, Trajectory
+
+DIGITS = "0123456789"
+_PROBLEM = re.compile(r"(0|[1-9][0-9]*)\+(0|[1-9][0-9]*)=")
+
+
+class Addition:
+    """See the module's text. Problems read `98765+4321=`; numbers have no sign and no leading zero."""
+
+    title = "Addition of two decimal numbers with a pointer memory"
+    version = "1"
+    cells = (*DIGITS, "+", "=")
+    variants = ("local", "two_pointers")
+    adversarial = ("all_carries", "no_carry", "nines_plus_power_of_ten", "zeros_inside", "unequal_lengths")
+    unit = "digits"
+
+    def tools(self, variant: str) -> list[dict[str, Any]]:
+        return [{"name": "pointer_memory", "max_pointers": 3 if variant == "local" else 2}]
+
+    def sample_training(self, rng: random.Random, max_length: int) -> str:
+        first, second = (_number(rng, rng.randint(1, max_length)) for _ in range(2))
+        return f"{first}+{second}="
+
+    def sample_test(self, rng: random.Random, length: int) -> str:
+        return f"{_number(rng, length)}+{_number(rng, length)}="
+
+    def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
+        """The problem number `index` of an adversarial set.
+
+        Raises:
+            InvalidProblemError: no set has that name.
+            TooFewProblemsError: the set has no problem of that number.
+        """
+        if name == "all_carries":  # every column's digits sum to at least 10
+            columns = [(a, rng.randint(10 - a, 9)) for a in (rng.randint(1, 9) for _ in range(length))]
+            first, second = ("".join(str(column[side]) for column in columns) for side in (0, 1))
+        elif name == "no_carry":  # every column's digits sum to at most 9
+            lead = rng.randint(1, 8) if length > 1 else rng.randint(0, 9)
+            columns = [(lead, rng.randint(min(length - 1, 1), 9 - lead))]
+            columns += [(a, rng.randint(0, 9 - a)) for a in (rng.randint(0, 9) for _ in range(length - 1))]
+            first, second = ("".join(str(column[side]) for column in columns) for side in (0, 1))
+        elif name == "nines_plus_power_of_ten":  # one carry runs on; problem 0 is 99...9+1
+            if index >= 2 * length:
+                raise TooFewProblemsError(
+                    f"nines_plus_power_of_ten has {2 * length} problems of {length} digits: ask for no more"
+                )
+            first, second = "9" * length, "1" + "0" * (index // 2)
+            if index % 2:
+                first, second = second, first
+        elif name == "zeros_inside":  # long runs of zeros between digits
+            first, second = (_number_with_zeros(rng, length) for _ in range(2))
+        elif name == "unequal_lengths":  # one number is much shorter, often a single digit
+            first, second = _number(rng, length), _number(rng, rng.randint(1, max(1, length // 10)))
+            if rng.random() < 0.5:
+                first, second = second, first
+        else:
+            raise InvalidProblemError(
+                f"addition has no adversarial set {name!r}; they are {', '.join(self.adversarial)}"
+            )
+        return f"{first}+{second}="
+
+    def held_out(self, problem: str) -> bool:
+        first, second = sorted(_operands(problem), key=lambda number: number.startswith("9"))
+        return set(second) == {"9"} and first.rstrip("0") == "1"
+
+    def length(self, problem: str) -> int:
+        return max(map(len, _operands(problem)))
+
+    def solve(self, problem: str, variant: str) -> Trajectory:
+        """Records the algorithm.
+
+        Raises:
+            InvalidProblemError: the problem is not `number+number=`, or the variant does not exist.
+            EmptyProblemError: the problem is empty.
+        """
+        if variant not in self.variants:
+            raise InvalidProblemError(f"addition has no variant {variant!r}; they are {', '.join(self.variants)}")
+        pen = Recorder(problem, task_tool(self, variant))
+        _operands(problem)
+        _walk_new_pointer(pen, 1, until="+")
+        pen.call(left(1))
+        _walk_new_pointer(pen, 2, until="=")
+        pen.call(left(2))
+        _add_columns(pen)
+        pen.think(ANSWER)
+        if variant == "local":
+            _walk_new_pointer(pen, 3, until=ANSWER)
+            _copy_sum(pen, 3)
+        else:
+            _walk(pen, 2, until=ANSWER)
+            _copy_sum(pen, 2)
+        return pen.trajectory()
+
+    def answer(self, problem: str) -> str:
+        first, second = _operands(problem)
+        # The decimal module has no limit on digits, unlike int(), and shares nothing with the column algorithm.
+        context = decimal.Context(prec=max(len(first), len(second)) + 1, Emax=decimal.MAX_EMAX)
+        return str(context.add(decimal.Decimal(first), decimal.Decimal(second)))
+
+
+def _walk_new_pointer(pen: Recorder, pointer: int, until: str) -> None:
+    pen.call(NEW_POINTER)
+    if pen.call(read(pointer)) != (until,):
+        _walk(pen, pointer, until)
+
+
+def _walk(pen: Recorder, pointer: int, until: str) -> None:
+    while True:
+        pen.call(right(pointer))
+        if pen.call(read(pointer)) == (until,):
+            return
+
+
+def _add_columns(pen: Recorder) -> None:
+    carry = 0
+    while True:
+        shown = [pen.call(read(pointer))[0] for pointer in (1, 2)]
+        digits = [cell if cell in DIGITS else None for cell in shown]
+        if digits == [None, None]:
+            break
+        carry, digit = divmod(sum(int(d) for d in digits if d) + carry, 10)
+        pen.think(str(digit))
+        pen.think(str(carry))
+        for pointer, d in enumerate(digits, 1):
+            if d is not None:
+                pen.call(left(pointer))
+    if carry:
+        pen.think("1")
+        pen.think("0")
+
+
+def _copy_sum(pen: Recorder, pointer: int) -> None:
+    """Goes left from the answer marker over carry, digit, carry, digit, ... and writes out the digits, until `=`."""
+    while True:
+        pen.call(left(pointer))
+        if pen.call(read(pointer)) == ("=",):
+            return
+        pen.call(left(pointer))
+        (digit,) = pen.call(read(pointer))
+        pen.output(digit)
+
+
+def _operands(problem: str) -> tuple[str, str]:
+    match = _PROBLEM.fullmatch(problem)
+    if match is None:
+        raise InvalidProblemError(
+            f"{problem[:60]!r} is no addition problem: write two numbers of decimal digits without leading zeros, "
+            "as in 98765+4321="
+        )
+    return match[1], match[2]
+
+
+def _number(rng: random.Random, length: int) -> str:
+    if length == 1:
+        return rng.choice(DIGITS)
+    return rng.choice(DIGITS[1:]) + _digits(rng, length - 1)
+
+
+def _number_with_zeros(rng: random.Random, length: int) -> str:
+    digits = [rng.choice(DIGITS[1:]) for _ in range(length)]
+    for at in range(1, length - 1):
+        if rng.random() < 0.9:
+            digits[at] = "0"
+    return "".join(digits)
+
+
+def _digits(rng: random.Random, count: int) -> str:
+    return "".join(rng.choices(DIGITS, k=count))

@@ -1,0 +1,190 @@
+"""Builds a task's dataset into a folder that `load_dataset` opens.
+
+    python -m dataset_builders.build addition --output outputs/tool-addition \\
+        --train-max-length 5 --num-examples 100_000 --lengths 5 10 100 1000 --adversarial-lengths 1000 --num-proc 2
+
+The work is cut into shards of a fixed number of rows. A shard appears under its name only when it is whole, so that an
+interrupted build goes on where it stopped and nothing half-written passes as whole; the card is written last.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from tqdm import tqdm
+
+from dataset_builders.builder import FEATURES, TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
+from dataset_builders.task import load_task
+from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
+
+ROWS_PER_SHARD = 5_000
+CELLS_PER_ROW_GROUP = 500_000
+METADATA_KEY = b"hf_toolssm"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file: a range of a split's rows."""
+
+    problems: ProblemSet
+    split: str
+    start: int
+    stop: int
+    path: Path
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines the file's content; it stands in the file's own metadata."""
+        version = load_task(self.problems.task).version
+        described = asdict(self.problems) | {"sizes": dict(self.problems.sizes)}
+        return described | {"version": version, "split": self.split, "start": self.start, "stop": self.stop}
+
+
+def build_folder(problem_sets: Sequence[ProblemSet], folder: Path | str, num_proc: int = 1) -> Path:
+    """Builds problem sets into a folder, reuses the shards that are there, and writes the card.
+
+    Args:
+        problem_sets: one per configuration; all of one task.
+        folder: created if need be; sets that an earlier call built there stay.
+        num_proc: processes. The bytes of the result do not depend on it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DatasetMismatchError: the folder holds a configuration of that name that was built in another way.
+        DatasetWriteError: the disk is full or a file cannot be written; finished shards stay.
+    """
+    from dataset_builders.card import write_card  # the card reads what this module writes
+
+    folder = Path(folder)
+    shards = [shard for problems in problem_sets for shard in plan_shards(problems, folder)]
+    for directory in {shard.path.parent for shard in shards}:
+        _check_directory(directory, {shard.path: shard for shard in shards})
+    missing = [shard for shard in shards if not shard.path.exists()]
+    with tqdm(
+        total=sum(s.stop - s.start for s in shards),
+        initial=sum(s.stop - s.start for s in shards if s not in missing),
+        desc="building rows",
+        unit="row",
+    ) as progress:
+        if num_proc == 1:
+            for shard in missing:
+                _write_shard(shard, progress)
+        else:
+            # Spawned, not forked: the caller may have started threads.
+            with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
+                for count in pool.imap_unordered(_write_shard, missing):
+                    progress.update(count)
+    write_card(folder)
+    return folder
+
+
+def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
+    """The files of a configuration; names as `datasets` expects them."""
+    shards = []
+    for split, size in problems.sizes:
+        ranges = shard_ranges(size, ROWS_PER_SHARD)
+        for number, (start, stop) in enumerate(ranges):
+            path = folder / problems.name / f"{split}-{number:05d}-of-{len(ranges):05d}.parquet"
+            shards.append(Shard(problems, split, start, stop, path))
+    return shards
+
+
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """What a shard's metadata says of it; None for a file that this module did not write whole."""
+    try:
+        metadata = pyarrow.parquet.read_schema(path).metadata
+    except (OSError, pyarrow.ArrowInvalid):
+        return None
+    return json.loads(metadata[METADATA_KEY]) if metadata and METADATA_KEY in metadata else None
+
+
+def _check_directory(directory: Path, expected: dict[Path, Shard]) -> None:
+    for path in sorted(directory.glob("*.parquet")):
+        shard = expected.get(path)
+        if shard is None or read_identity(path) != shard.identity():
+            raise DatasetMismatchError(
+                f"{path} was built with other settings, by another version, or is damaged: "
+                "choose another --output, or delete that configuration's folder"
+            )
+
+
+def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
+    """Writes one shard under a temporary name and renames it when it is whole."""
+    temporary = shard.path.with_suffix(".incomplete")
+    schema = FEATURES.arrow_schema
+    schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(shard.identity()).encode()})
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as sink:
+            with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
+                for rows in _row_groups(generate_rows(shard.problems, shard.split, shard.start, shard.stop)):
+                    writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+                    if progress is not None:
+                        progress.update(len(rows))
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, shard.path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DatasetWriteError(
+            f"{shard.path} could not be written ({error}): free some space or choose another --output and run the same "
+            "command again; finished shards are kept"
+        ) from error
+    return shard.stop - shard.start
+
+
+def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in groups of bounded memory; where a group ends depends on the rows alone."""
+    group: list[dict[str, Any]] = []
+    cells = 0
+    for row in rows:
+        group.append(row)
+        cells += len(row["steps"])
+        if cells >= CELLS_PER_ROW_GROUP:
+            yield group
+            group, cells = [], 0
+    yield group
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset_builders.build", description="Builds a task's dataset into a folder."
+    )
+    parser.add_argument("task", help="a file of dataset_builders/, for example addition")
+    parser.add_argument("--output", required=True, type=Path, help="the folder to build into")
+    parser.add_argument("--train-max-length", type=int, help="longest problem of the training set; none without it")
+    parser.add_argument("--num-examples", type=int, default=40_000, help="rows of the training split")
+    parser.add_argument("--num-validation", type=int, default=1_000, help="rows of the validation split")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[], help="lengths of the plain test sets")
+    parser.add_argument("--adversarial-lengths", type=int, nargs="*", default=[], help="of the adversarial sets")
+    parser.add_argument("--num-problems", type=int, default=32, help="rows of every test set")
+    parser.add_argument("--variant", help="which of the task's algorithms; by default its first")
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other problems")
+    parser.add_argument("--num-proc", type=int, default=1, help="processes")
+    options = parser.parse_args(arguments)
+
+    task = load_task(options.task)
+    variant = options.variant or task.variants[0]
+    sets = []
+    if options.train_max_length:
+        sizes = (("train", options.num_examples), ("validation", options.num_validation))
+        sets.append(ProblemSet(options.task, TRAINING, options.train_max_length, sizes, variant, options.seed))
+    sets += evaluation_sets(
+        options.task, variant, options.lengths, options.adversarial_lengths, options.num_problems, options.seed
+    )
+    if not sets:
+        parser.error("nothing to build: give --train-max-length, --lengths or --adversarial-lengths")
+    folder = build_folder(sets, options.output, options.num_proc)
+    print(f"{len(sets)} configurations in {folder}: " + ", ".join(problems.name for problems in sets))
+
+
+if __name__ == "__main__":
+    main()

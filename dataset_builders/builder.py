@@ -1,0 +1,181 @@
+"""Rows of tool trajectories, and the `datasets` builder over them.
+
+One configuration is one training maximum or one evaluation length: `max_length_5` (train, validation), `length_1000`
+(test), `all_carries_1000` (test). A row depends on its configuration, split and index alone, so that any number of
+processes writes the same rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from dataset_builders.task import Task, example_rng, load_task, split_of
+from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
+from hf_toolssm.trajectory import Trajectory
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "problem": datasets.List(datasets.Value("string")),
+        "steps": datasets.List({"kind": datasets.Value("string"), "text": datasets.Value("string")}),
+        "answer": datasets.Value("string"),
+        "length": datasets.Value("int64"),
+    }
+)
+
+TRAINING, TEST = "max_length", "length"
+_MAX_DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """One configuration of a task's dataset.
+
+    Attributes:
+        task: the task's name, a file of dataset_builders/.
+        kind: "max_length" for training, "length" for a plain test, or the name of an adversarial set.
+        length: the longest (training) or the exact (test) length of the problems.
+        sizes: rows per split.
+        variant: which of the task's algorithms.
+        seed: another seed gives other problems.
+
+    Raises:
+        InvalidProblemError: the kind or the variant does not exist, the length is not positive, or the splits do not
+            fit the kind.
+    """
+
+    task: str
+    kind: str
+    length: int
+    sizes: tuple[tuple[str, int], ...]
+    variant: str
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        task = load_task(self.task)
+        kinds = (TRAINING, TEST, *task.adversarial)
+        if self.kind not in kinds:
+            raise InvalidProblemError(f"{self.task} has no problem set {self.kind!r}; they are {', '.join(kinds)}")
+        if self.variant not in task.variants:
+            raise InvalidProblemError(
+                f"{self.task} has no variant {self.variant!r}; they are {', '.join(task.variants)}"
+            )
+        if self.length < 1 or any(size < 0 for _, size in self.sizes):
+            raise InvalidProblemError(f"lengths start at 1 and sizes at 0: {self.kind} {self.length} {self.sizes}")
+        allowed = {"train", "validation"} if self.kind == TRAINING else {"test"}
+        if not {split for split, _ in self.sizes} <= allowed:
+            raise InvalidProblemError(f"a {self.kind} set has the splits {', '.join(sorted(allowed))}: {self.sizes}")
+
+    @property
+    def name(self) -> str:
+        """The configuration's name, for example `max_length_5`; another variant than the first is part of it."""
+        plain = f"{self.kind}_{self.length}"
+        return plain if self.variant == load_task(self.task).variants[0] else f"{self.variant}_{plain}"
+
+
+def problem_at(task: Task, problems: ProblemSet, split: str, index: int) -> str:
+    """The problem of one row, drawn until its own hash puts it into the split.
+
+    Raises:
+        TooFewProblemsError: the split has no problem of that length.
+    """
+    rng = example_rng(problems.task, problems.kind, problems.length, problems.seed, split, index)
+    for _ in range(_MAX_DRAWS):
+        if problems.kind == TRAINING:
+            problem = task.sample_training(rng, problems.length)
+        elif problems.kind == TEST:
+            problem = task.sample_test(rng, problems.length)
+        else:
+            problem = task.sample_adversarial(problems.kind, rng, problems.length, index)
+        if split_of(task, problem) == split:
+            return problem
+    raise TooFewProblemsError(f"no problem of {problems.name} falls into the split {split}: choose a larger length")
+
+
+def generate_rows(problems: ProblemSet, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """The rows start..stop of a split, as `FEATURES` describes them."""
+    task = load_task(problems.task)
+    for index in range(start, stop):
+        problem = problem_at(task, problems, split, index)
+        trajectory = task.solve(problem, problems.variant)
+        yield {
+            "id": f"{problems.task}/{problems.name}/{problems.seed}/{split}/{index}",
+            **trajectory.to_row(),
+            "length": task.length(problem),
+        }
+
+
+class TrajectoryConfig(datasets.BuilderConfig):
+    """A `datasets` configuration that holds a `ProblemSet`."""
+
+    def __init__(self, problems: ProblemSet | None = None, **kwargs: Any) -> None:
+        # The whole problem set is the version of the cache: another seed or size never meets an old cache.
+        kwargs.setdefault("name", problems.name if problems else "default")
+        super().__init__(**kwargs)
+        self.problems = problems
+
+    def create_config_id(self, config_kwargs: dict, custom_features: Any = None) -> str:
+        return super().create_config_id({**config_kwargs, "problems": repr(self.problems)}, custom_features)
+
+
+class TrajectoryBuilder(datasets.GeneratorBasedBuilder):
+    """Builds one problem set with `datasets`: `download_and_prepare(num_proc=...)`, then `as_dataset()`.
+
+    Example:
+        problems = ProblemSet("addition", "max_length", 5, (("train", 1000),), "local")
+        builder = TrajectoryBuilder(problems=problems)
+    """
+
+    BUILDER_CONFIG_CLASS = TrajectoryConfig
+
+    def __init__(self, problems: ProblemSet, **kwargs: Any) -> None:
+        task = load_task(problems.task)
+        super().__init__(
+            dataset_name=f"tool_{problems.task}",
+            config_name=problems.name,
+            problems=problems,
+            hash=task.version,
+            **kwargs,
+        )
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(description=load_task(self.config.problems.task).title, features=FEATURES)
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        # A list-valued argument is what `num_proc` shards.
+        return [
+            datasets.SplitGenerator(split, gen_kwargs={"split": split, "ranges": shard_ranges(size, 1_000)})
+            for split, size in self.config.problems.sizes
+        ]
+
+    def _generate_examples(self, split: str, ranges: list[tuple[int, int]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+        for start, stop in ranges:
+            yield from enumerate(generate_rows(self.config.problems, split, start, stop), start)
+
+
+def shard_ranges(size: int, rows: int) -> list[tuple[int, int]]:
+    """0..size in ranges of that many rows; one empty range for a size of 0."""
+    return [(start, min(start + rows, size)) for start in range(0, max(size, 1), rows)]
+
+
+def evaluation_sets(
+    task: str,
+    variant: str,
+    lengths: Sequence[int],
+    adversarial_lengths: Sequence[int],
+    num_problems: int,
+    seed: int = 0,
+) -> list[ProblemSet]:
+    """The test configurations: the plain ones by length, then every adversarial set of the task by length."""
+    kinds = [(TEST, length) for length in lengths]
+    kinds += [(name, length) for length in adversarial_lengths for name in load_task(task).adversarial]
+    return [ProblemSet(task, kind, length, (("test", num_problems),), variant, seed) for kind, length in kinds]
+
+
+def reference_trajectories(problems: ProblemSet, split: str) -> list[Trajectory]:
+    """The solved problems of a split, the same as the dataset's rows."""
+    task = load_task(problems.task)
+    size = dict(problems.sizes)[split]
+    return [task.solve(problem_at(task, problems, split, index), problems.variant) for index in range(size)]

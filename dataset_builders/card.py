@@ -1,0 +1,127 @@
+"""The card of a dataset folder, computed from its files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet
+
+from dataset_builders.build import read_identity
+from dataset_builders.builder import TRAINING
+from dataset_builders.task import describe_tools, load_task
+from hf_toolssm.locality import Locality, locality
+from hf_toolssm.trajectory import StepKind, Trajectory
+
+LOCALITY_ROWS = 500
+"""Rows of each configuration from which the card's k is computed."""
+
+LOCALITY_CELLS = 1_000_000
+"""Cells of one configuration at which fewer rows than that are enough."""
+
+_SIGNS = {StepKind.THOUGHT: "", StepKind.OUTPUT: "!", StepKind.COMMAND: "", StepKind.OBSERVATION: "→ "}
+
+
+@dataclass(frozen=True)
+class ConfigSummary:
+    """What the card says of one configuration."""
+
+    name: str
+    identity: dict[str, Any]
+    rows: dict[str, int]
+    tokens: tuple[int, int, int]
+    locality: Locality
+    locality_rows: int
+
+
+def write_card(folder: Path) -> None:
+    """Writes `README.md`, which `load_dataset` reads for the configurations, from the whole ones in the folder."""
+    summaries = [s for s in map(summarize, sorted(p for p in folder.iterdir() if p.is_dir())) if s is not None]
+    summaries.sort(key=lambda s: (s.identity["kind"] != TRAINING, s.identity["kind"], s.identity["length"]))
+    first = summaries[0].identity
+    task = load_task(first["task"])
+    template = jinja2.Template(
+        (Path(__file__).parent / "card_template.md").read_text(), trim_blocks=True, lstrip_blocks=True
+    )
+    text = template.render(
+        task_name=first["task"],
+        task=task,
+        tools=describe_tools(task.tools(first["variant"])),
+        summaries=summaries,
+        rebuild_commands=list(dict.fromkeys(map(rebuild_command, summaries))),
+        example=_example(folder, summaries),
+        locality_rows=LOCALITY_ROWS,
+    )
+    temporary = folder / "README.md.incomplete"
+    temporary.write_text(text)
+    temporary.replace(folder / "README.md")
+
+
+def summarize(directory: Path) -> ConfigSummary | None:
+    """Reads one configuration's folder; None when a shard is missing."""
+    paths = sorted(directory.glob("*.parquet"))
+    identities = [read_identity(path) for path in paths]
+    if not identities or any(identity is None for identity in identities):
+        return None
+    rows: dict[str, int] = {}
+    for path, identity in zip(paths, identities):
+        rows[identity["split"]] = rows.get(identity["split"], 0) + pyarrow.parquet.read_metadata(path).num_rows
+    shared = {k: v for k, v in identities[0].items() if k not in ("split", "start", "stop")}
+    if rows != shared["sizes"]:
+        return None
+    # Splits in the order of the build, training first.
+    rows = {split: rows[split] for split in shared["sizes"]}
+    sampled = list(_sample(paths))
+    lengths = sorted(length for path in paths for length in _token_counts(path))
+    tokens = (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else (0, 0, 0)
+    return ConfigSummary(directory.name, shared, rows, tokens, locality(sampled), len(sampled))
+
+
+def rebuild_command(summary: ConfigSummary) -> str:
+    """The command that builds this configuration again."""
+    identity = summary.identity
+    variant = f" --variant {identity['variant']} --seed {identity['seed']}"
+    if identity["kind"] == TRAINING:
+        sizes = identity["sizes"]
+        what = f"--train-max-length {identity['length']} --num-examples {sizes['train']}"
+        what += f" --num-validation {sizes.get('validation', 0)}"
+    else:
+        option = "--lengths" if identity["kind"] == "length" else "--adversarial-lengths"
+        what = f"{option} {identity['length']} --num-problems {identity['sizes']['test']}"
+    return f"python -m dataset_builders.build {identity['task']} --output FOLDER {what}{variant}"
+
+
+def _sample(paths: list[Path]) -> Iterator[Trajectory]:
+    cells = 0
+    for row in islice(_rows(paths), LOCALITY_ROWS):
+        yield Trajectory.from_row(row)
+        cells += len(row["steps"])
+        if cells > LOCALITY_CELLS:
+            return
+
+
+def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        file = pyarrow.parquet.ParquetFile(path)
+        for batch in file.iter_batches(batch_size=32):
+            yield from batch.to_pylist()
+
+
+def _token_counts(path: Path) -> list[int]:
+    """Tokens per row: problem, steps and the end token, one token a cell."""
+    counts: list[int] = []
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1_000, columns=["problem", "steps"]):
+        problem, steps = (batch.column(name).value_lengths().to_pylist() for name in ("problem", "steps"))
+        counts += [p + s + 1 for p, s in zip(problem, steps)]
+    return counts
+
+
+def _example(folder: Path, summaries: list[ConfigSummary]) -> str:
+    """The shortest of the first rows, cell by cell: observations behind an arrow, outputs behind a `!`."""
+    paths = sorted((folder / summaries[0].name).glob("*.parquet"))
+    row = min(islice(_rows(paths), 100), key=lambda r: len(r["steps"]))
+    trajectory = Trajectory.from_row(row)
+    cells = [_SIGNS[s.kind] + s.text for s in trajectory.steps]
+    return "problem: " + "".join(trajectory.problem) + "\n" + "  ".join(cells) + f"\nanswer: {trajectory.answer}"

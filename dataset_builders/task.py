@@ -1,0 +1,112 @@
+"""What a task is, and how its problems fall into splits."""
+
+import hashlib
+import pkgutil
+import random
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from hf_toolssm.errors import UnknownTaskError
+from hf_toolssm.tools import Tool, make_tool
+from hf_toolssm.trajectory import Trajectory
+
+_NOT_TASKS = {"build", "builder", "card", "task"}
+
+_SPLIT_SHARES = {"train": 80, "validation": 10, "test": 10}
+
+
+class Task(Protocol):
+    """A problem distribution and the algorithm that solves it by calling real tools.
+
+    Attributes:
+        title: one line for the dataset card.
+        version: the generator's version; raise it whenever a row would change.
+        cells: the cells that problems, thoughts and outputs are made of, each one character.
+        variants: names of the algorithms; the first is the one to train.
+        adversarial: names of the adversarial evaluation sets.
+        unit: what a problem's length counts, for example "digits".
+    """
+
+    title: str
+    version: str
+    cells: Sequence[str]
+    variants: Sequence[str]
+    adversarial: Sequence[str]
+    unit: str
+
+    def tools(self, variant: str) -> list[dict[str, Any]]:
+        """The tools that a variant calls, as a model's config names them."""
+
+    def sample_training(self, rng: random.Random, max_length: int) -> str:
+        """A problem from the training distribution."""
+
+    def sample_test(self, rng: random.Random, length: int) -> str:
+        """A problem of exactly that length."""
+
+    def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
+        """The problem number `index` of an adversarial set."""
+
+    def held_out(self, problem: str) -> bool:
+        """Whether a problem may only be tested, whatever its hash says."""
+
+    def length(self, problem: str) -> int:
+        """The length of a problem in the task's unit."""
+
+    def solve(self, problem: str, variant: str) -> Trajectory:
+        """The trajectory of the algorithm, recorded by driving the real tool."""
+
+    def answer(self, problem: str) -> str:
+        """The right answer, found in another way than by the trajectory's algorithm."""
+
+
+@cache
+def available_tasks() -> tuple[str, ...]:
+    """The names of all tasks, sorted."""
+    folder = Path(__file__).parent
+    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if m.name not in _NOT_TASKS))
+
+
+def load_task(name: str) -> Task:
+    """The task that a file of this folder defines.
+
+    Raises:
+        UnknownTaskError: there is no such file.
+    """
+    if name not in available_tasks():
+        raise UnknownTaskError(f"no task is named {name!r}; the tasks are {', '.join(available_tasks())}")
+    module = import_module(f"dataset_builders.{name}")
+    return getattr(module, "".join(part.title() for part in name.split("_")))()
+
+
+def task_tool(task: Task, variant: str) -> Tool:
+    """The one tool that a variant of a task calls."""
+    (spec,) = task.tools(variant)
+    return make_tool(spec)
+
+
+def split_of(task: Task, problem: str) -> str:
+    """The split that a problem belongs to, decided by the problem alone: splits are disjoint by construction."""
+    if task.held_out(problem):
+        return "test"
+    bucket = int.from_bytes(hashlib.sha256(problem.encode()).digest()[:8]) % sum(_SPLIT_SHARES.values())
+    for split, share in _SPLIT_SHARES.items():
+        if bucket < share:
+            return split
+        bucket -= share
+    raise AssertionError("the shares cover every bucket")
+
+
+def example_rng(*identity: object) -> random.Random:
+    """A generator for one example, seeded by all that identifies it, so that neighbours and seeds share nothing."""
+    digest = hashlib.sha256("\x1f".join(map(str, identity)).encode()).digest()
+    return random.Random(int.from_bytes(digest))
+
+
+def describe_tools(specs: Sequence[Mapping[str, Any]]) -> str:
+    """Tool specs in one line of text, for cards and messages."""
+    return "; ".join(
+        spec["name"] + "".join(f", {key} {value}" for key, value in spec.items() if key != "name") for spec in specs
+    )

@@ -1,0 +1,45 @@
+"""Mamba models that call tools while they generate, and keep one fixed-size state at any length.
+
+Importing the package loads nothing heavy: each public name is imported on first use.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
+    from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM, ToolMambaModel
+    from hf_toolssm.models.state import MambaState
+    from hf_toolssm.trajectory import Step, StepKind, Trajectory
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "MambaState": "hf_toolssm.models.state",
+    "Step": "hf_toolssm.trajectory",
+    "StepKind": "hf_toolssm.trajectory",
+    "ToolMambaConfig": "hf_toolssm.models.configuration_tool_mamba",
+    "ToolMambaForCausalLM": "hf_toolssm.models.modeling_tool_mamba",
+    "ToolMambaModel": "hf_toolssm.models.modeling_tool_mamba",
+    "Trajectory": "hf_toolssm.trajectory",
+}
+
+__all__ = [
+    "MambaState",
+    "Step",
+    "StepKind",
+    "ToolMambaConfig",
+    "ToolMambaForCausalLM",
+    "ToolMambaModel",
+    "Trajectory",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module 'hf_toolssm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME_OF])

@@ -1,0 +1,81 @@
+"""Every error that this package raises on purpose. Each message says what to change."""
+
+
+class ToolSSMError(ValueError):
+    """Base of all named errors of hf_toolssm, so that one `except` catches them."""
+
+
+class InvalidProblemError(ToolSSMError):
+    """A problem text is not one that the task can state, for example a letter in a number."""
+
+
+class EmptyProblemError(InvalidProblemError):
+    """A problem or a prompt without any token."""
+
+
+class CorruptRowError(ToolSSMError):
+    """A dataset row does not hold a whole, consistent trajectory."""
+
+
+class DatasetWriteError(ToolSSMError):
+    """A dataset could not be written whole. What was finished stays and is reused by the next run."""
+
+
+class DatasetMismatchError(ToolSSMError):
+    """A folder already holds a dataset that was built in another way."""
+
+
+class TooFewProblemsError(ToolSSMError):
+    """More distinct problems were asked for than exist."""
+
+
+class UnknownTaskError(ToolSSMError):
+    """No file in dataset_builders/ defines a task of that name."""
+
+
+class UnknownToolError(ToolSSMError):
+    """No file in hf_toolssm/tools/ defines a tool of that name, or it does not take those options."""
+
+
+class ToolError(ToolSSMError):
+    """A command that the tool cannot carry out. In `generate` it ends the row that wrote it, and no other."""
+
+
+class UnknownCommandError(ToolError):
+    """A command that none of the tools in use understands."""
+
+
+class UnknownPointerError(ToolError):
+    """A command for a pointer that was never created."""
+
+
+class TooManyPointersError(ToolError):
+    """One more pointer than the pointer memory was made for."""
+
+
+class MissingToolTokensError(ToolSSMError):
+    """A tokenizer or a model without the tokens that its tools need."""
+
+
+class CellNotOneTokenError(ToolSSMError):
+    """A memory cell that the tokenizer does not write as exactly one known token."""
+
+
+class ArchitectureMismatchError(ToolSSMError):
+    """A checkpoint of another architecture than Mamba."""
+
+
+class PaddingError(ToolSSMError):
+    """Padding where it would change the recurrent state: on the right of a prompt, or inside a row."""
+
+
+class UnsupportedGenerationError(ToolSSMError):
+    """A decoding option that has no meaning while tools run."""
+
+
+class TokenizerNeededError(ToolSSMError):
+    """Text was asked for, but no tokenizer is known."""
+
+
+class UnsafeTrainingError(ToolSSMError):
+    """A training option that would quietly train something else than what was asked."""

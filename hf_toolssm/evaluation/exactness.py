@@ -1,0 +1,108 @@
+"""What counts as right: the answer, and the whole trajectory, equal to the reference (PAPER: exact recovery)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+CONTEXT = 8
+"""Tokens shown before a first error."""
+
+
+@dataclass(frozen=True)
+class FirstError:
+    """The first wrong token of a trajectory.
+
+    Attributes:
+        problem: the index of the problem in its set.
+        position: where the token stands, the problem's own tokens not counted.
+        expected: the reference's token; None where the reference has ended.
+        found: the model's token; None where the model has ended.
+        context: the tokens just before it.
+    """
+
+    problem: int
+    position: int
+    expected: str | None
+    found: str | None
+    context: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RowOutcome:
+    """One problem's result."""
+
+    answer_exact: bool
+    trajectory_exact: bool
+    first_error: FirstError | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class LengthResult:
+    """The results of one problem set.
+
+    Attributes:
+        problem_set: its name, for example `length_1000` or `all_carries_1000`.
+        length: of its problems.
+        mode: "free-running" (tools executed) or "teacher-forced".
+        num_problems: the denominator of both accuracies.
+        answer_accuracy: share of problems whose answer is exact and complete.
+        trajectory_accuracy: share of problems whose every token is exact, the end included.
+        first_error: of the failed problem that failed earliest; None if none failed.
+        tokens: tokens after the problems, observations included.
+        seconds: wall-clock time of the whole set.
+    """
+
+    problem_set: str
+    length: int
+    mode: str
+    num_problems: int
+    answer_accuracy: float
+    trajectory_accuracy: float
+    first_error: FirstError | None
+    tokens: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `results.json`, with the speed."""
+        return asdict(self) | {"tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1)}
+
+
+def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> int | None:
+    """The first position at which two sequences differ, a missing end included; None if they are equal."""
+    if list(expected) == list(found):
+        return None
+    return next((at for at, (a, b) in enumerate(zip(expected, found)) if a != b), min(len(expected), len(found)))
+
+
+def exactness(predictions: Sequence[Sequence[Any]], references: Sequence[Sequence[Any]]) -> dict[str, float]:
+    """Share of predictions that equal their reference, element by element: answers as text, or trajectories as cells.
+
+    Raises:
+        ValueError: there is nothing to compare, or the numbers of predictions and references differ.
+    """
+    if len(predictions) != len(references) or not references:
+        raise ValueError(f"exactness needs as many predictions as references: {len(predictions)}, {len(references)}")
+    exact = sum(first_difference(r, p) is None for p, r in zip(predictions, references))
+    return {"exactness": exact / len(references), "num_problems": len(references)}
+
+
+def summarize(problem_set: str, length: int, mode: str, rows: Sequence[RowOutcome], seconds: float) -> LengthResult:
+    """Puts the rows of one problem set together."""
+    errors = [row.first_error for row in rows if row.first_error is not None]
+    return LengthResult(
+        problem_set=problem_set,
+        length=length,
+        mode=mode,
+        num_problems=len(rows),
+        answer_accuracy=sum(row.answer_exact for row in rows) / len(rows),
+        trajectory_accuracy=sum(row.trajectory_exact for row in rows) / len(rows),
+        first_error=min(errors, key=lambda e: e.position, default=None),
+        tokens=sum(row.tokens for row in rows),
+        seconds=seconds,
+    )
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Consecutive parts of at most that size."""
+    return (items[at : at + size] for at in range(0, len(items), size))

@@ -1,0 +1,81 @@
+"""Teacher-forced accuracy: a fast check that is no proof. The model reads the reference and predicts each next token.
+
+A free run can still fail where this one succeeds, because a free run reads its own tokens; say "teacher-forced" beside
+every figure that comes from here.
+"""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.evaluation.exactness import CONTEXT, FirstError, LengthResult, RowOutcome, summarize
+from hf_toolssm.models.state import MambaState
+from hf_toolssm.protocols.render import IGNORED, Renderer
+from hf_toolssm.trajectory import StepKind, Trajectory
+
+
+def evaluate_teacher_forced(
+    model,
+    tokenizer: PreTrainedTokenizerBase,
+    problem_set: str,
+    length: int,
+    references: Sequence[Trajectory],
+    piece: int = 16_384,
+) -> LengthResult:
+    """Streams each reference through the model in pieces, with the state carried, and compares every prediction.
+
+    Args:
+        model: a ToolMamba, on any device.
+        tokenizer: its tokenizer.
+        problem_set, length: for the report.
+        references: the problems with their reference trajectories; at least one.
+        piece: tokens of one forward; memory depends on it, results do not.
+
+    Raises:
+        ValueError: there is no reference.
+    """
+    if not references:
+        raise ValueError(f"{problem_set} has no problem: nothing can be measured")
+    renderer = Renderer(tokenizer)
+    start = time.perf_counter()
+    was_training = model.training
+    model.eval()
+    outcomes = [
+        _stream(model, tokenizer, renderer.render(reference), reference, index, piece)
+        for index, reference in enumerate(tqdm(references, desc=f"{problem_set}, teacher-forced", disable=None))
+    ]
+    model.train(was_training)
+    return summarize(problem_set, length, "teacher-forced", outcomes, time.perf_counter() - start)
+
+
+@torch.no_grad()
+def _stream(model, tokenizer, rendered: dict, reference: Trajectory, index: int, piece: int) -> RowOutcome:
+    ids = torch.tensor([rendered["input_ids"]])
+    labels = torch.tensor(rendered["labels"])
+    state = MambaState(model.config)
+    predicted = [
+        model(part.to(model.device), cache_params=state, use_cache=True).logits[0].argmax(-1).cpu()
+        for part in ids[:, :-1].split(piece, dim=1)
+    ]
+    found = torch.cat(predicted)
+    expected = labels[1:]
+    wrong = ((found != expected) & (expected != IGNORED)).nonzero()[:, 0]
+    problem_tokens = len(reference.problem)
+    # Outputs, and the end after them, are what an answer is made of.
+    output_at = {problem_tokens + at for at, step in enumerate(reference.steps) if step.kind is StepKind.OUTPUT}
+    answer_exact = not any(int(at) + 1 in output_at or int(at) + 1 == len(labels) - 1 for at in wrong)
+    error = None
+    if len(wrong):
+        at = int(wrong[0]) + 1
+        text = tokenizer.convert_ids_to_tokens
+        error = FirstError(
+            problem=index,
+            position=at - problem_tokens,
+            expected=text(int(labels[at])),
+            found=text(int(found[at - 1])),
+            context=tuple(text(rendered["input_ids"][max(problem_tokens, at - CONTEXT) : at])),
+        )
+    return RowOutcome(answer_exact, error is None, error, len(labels) - problem_tokens)

@@ -1,0 +1,5 @@
+"""The loop that samples, recognises a command, runs the tool and feeds the observation."""
+
+from hf_toolssm.generation.tool_loop import ToolGenerateOutput, generate_with_tools
+
+__all__ = ["ToolGenerateOutput", "generate_with_tools"]

@@ -1,0 +1,1 @@
+"""ToolMamba: configuration, model, recurrent state, and the selective scan that all of them stand on."""

@@ -1,0 +1,194 @@
+"""ToolMamba: `MambaForCausalLM` whose state is exact, and whose `generate` runs tools.
+
+It loads plain Mamba checkpoints unchanged. Three things differ from the class it extends: tokens may come whole, in
+any pieces or singly, with the same result; padding on either side leaves the state as it is; and the scan is linear in
+length on a CPU, forwards and backwards.
+"""
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, MambaForCausalLM, MambaModel
+from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
+
+from hf_toolssm.errors import PaddingError
+from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
+from hf_toolssm.models.selective_scan import selective_scan
+from hf_toolssm.models.state import MambaState
+
+
+class ToolMambaMixer(MambaMixer):
+    """The Mamba block (arXiv 2312.00752, section 3.4) from any state.
+
+    Every projection is called as a module, so that adapters on any of them train and merge.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cache_params: MambaState | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Args: hidden_states (b, l, e); cache_params, read and replaced; attention_mask (b, l), ones first."""
+        lengths = None if attention_mask is None else attention_mask.sum(1)
+        conv_state, recurrent_state = (None, None) if cache_params is None else cache_params.read(self.layer_idx)
+
+        x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)  # (b, l, d) each
+        x, conv_state = _causal_convolution(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, lengths)
+        x = self.act(x)
+        rank, size = self.time_step_rank, self.ssm_state_size
+        dt, B, C = torch.split(self.x_proj(x), [rank, size, size], dim=-1)
+        dt = F.softplus(self.dt_proj(dt).float())
+        A = -torch.exp(self.A_log.float())
+        y, recurrent_state = selective_scan(x, dt, A, B, C, self.D, recurrent_state, lengths)
+        if cache_params is not None:
+            cache_params.write(self.layer_idx, conv_state, recurrent_state)
+        return self.out_proj((y * F.silu(gate)).to(hidden_states.dtype))
+
+
+def _causal_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Depthwise causal convolution over the length.
+
+    Args:
+        x: (b, l, d).
+        weight: (d, k).
+        bias: (d,) or None.
+        state: the k inputs before x, (b, d, k); None is zeros.
+        lengths: (b,), how many inputs of each row are real; None is all.
+
+    Returns:
+        The output (b, l, d), and the last k real inputs (b, d, k).
+    """
+    batch, length, channels = x.shape
+    kernel = weight.shape[1]
+    before = x.new_zeros(batch, kernel, channels) if state is None else state.transpose(1, 2).to(x.dtype)
+    window = torch.cat([before, x], dim=1)  # (b, k + l, d); output t sees window[t + 1 : t + 1 + k]
+    y = torch.zeros_like(x) if bias is None else bias.expand_as(x)
+    for tap in range(kernel):
+        y = torch.addcmul(y, window[:, tap + 1 : tap + 1 + length], weight[:, tap])
+    if lengths is None:
+        last = window[:, length:]
+    else:
+        at = lengths[:, None] + torch.arange(kernel, device=x.device)  # (b, k)
+        last = window.gather(1, at[:, :, None].expand(-1, -1, channels))
+    return y, last.transpose(1, 2)
+
+
+class ToolMambaBlock(MambaBlock):
+    def __init__(self, config: ToolMambaConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.mixer = ToolMambaMixer(config, layer_idx, initialize_mixer_weights=False)
+
+
+class ToolMambaModel(MambaModel):
+    """The backbone. Padding and the recurrent state are handled here, so every head and loss gets them right."""
+
+    config_class = ToolMambaConfig
+    _no_split_modules = ["ToolMambaBlock"]
+
+    def __init__(self, config: ToolMambaConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(ToolMambaBlock(config, index) for index in range(config.num_hidden_layers))
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_params: MambaState | None = None,
+        use_cache: bool | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple | MambaOutput:
+        """Runs the layers from `cache_params`, which then holds the state after each row's last real token.
+
+        Args:
+            input_ids: (b, l), or inputs_embeds (b, l, e).
+            cache_params: the state to start from; None is zeros.
+            use_cache: return the state; by default so outside training.
+            attention_mask: (b, l), ones for real tokens. Padding may stand left or right of a row's tokens.
+
+        Raises:
+            PaddingError: a row has padding between its tokens.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if cache_params is None and use_cache:
+            cache_params = MambaState(self.config)
+        if attention_mask is None or bool(attention_mask.all()):
+            return super().forward(input_ids, inputs_embeds, cache_params=cache_params, use_cache=use_cache, **kwargs)
+
+        # Inside, every row's tokens come first: what follows them cannot reach them, and the state stops at the last.
+        if inputs_embeds is None:
+            inputs_embeds = self.embeddings(input_ids)
+        position, padding = _tokens_first(attention_mask)
+        output = super().forward(
+            inputs_embeds=_gather_rows(inputs_embeds, position),
+            cache_params=cache_params,
+            use_cache=use_cache,
+            attention_mask=attention_mask.gather(1, position),
+            **{**kwargs, "return_dict": True},
+        )
+        back = (torch.arange(attention_mask.shape[1], device=position.device) - padding[:, None]).clamp(min=0)
+        output.last_hidden_state = _gather_rows(output.last_hidden_state, back)
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(_gather_rows(h, back) for h in output.hidden_states)
+        return output if kwargs.get("return_dict", self.config.return_dict) else output.to_tuple()
+
+
+def _tokens_first(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Where to gather from so that every row's tokens come first (b, l), and its padding on the left (b,)."""
+    mask = attention_mask.to(torch.int64)
+    padding = mask.argmax(1)
+    length = mask.shape[1]
+    steps = torch.arange(length, device=mask.device)
+    position = (steps + padding[:, None]) % length
+    if not torch.equal(mask.gather(1, position), (steps < mask.sum(1, keepdim=True)).long()):
+        raise PaddingError(
+            "a row has padding between its tokens, which would change the recurrent state: "
+            "pad only before the first or after the last token"
+        )
+    return position, padding
+
+
+def _gather_rows(values: Tensor, position: Tensor) -> Tensor:
+    return values.gather(1, position[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+class ToolMambaForCausalLM(MambaForCausalLM):
+    """A Mamba language model that calls tools while it generates.
+
+    `generate` runs the tools that the config names, or those passed as `tools=`; see
+    `hf_toolssm.generation.tool_loop.generate_with_tools` for its arguments and its result.
+    """
+
+    config_class = ToolMambaConfig
+    _no_split_modules = ["ToolMambaBlock"]
+
+    def __init__(self, config: ToolMambaConfig) -> None:
+        super().__init__(config)
+        self.backbone = ToolMambaModel(config)
+        self.post_init()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:
+            model_kwargs["cache_params"] = MambaState(self.config)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    @functools.wraps(MambaForCausalLM.generate)
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        if self.config.tools is None and kwargs.get("tools") is None:
+            return super().generate(*args, **kwargs)
+        from hf_toolssm.generation.tool_loop import generate_with_tools
+
+        return generate_with_tools(self, super().generate, *args, **kwargs)
+
+
+AutoConfig.register(ToolMambaConfig.model_type, ToolMambaConfig)
+AutoModelForCausalLM.register(ToolMambaConfig, ToolMambaForCausalLM)

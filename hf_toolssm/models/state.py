@@ -1,0 +1,99 @@
+"""The recurrent state as a value: all that a Mamba remembers, of the same size at any length."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+
+
+class MambaState(DynamicCache):
+    """The state of every layer, in the layout of transformers' own Mamba cache.
+
+    Per layer it holds `conv_states[0]` (b, d, k), the last k = `conv_kernel` inputs of the convolution, and
+    `recurrent_states[0]` (b, d, n), the state of the scan; both are None before the first token, which means zeros.
+    A model that is given a state reads it and leaves the state after its own tokens in it.
+
+    Args:
+        config: the model's configuration.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config=config)
+        self._config = config
+
+    @property
+    def batch_size(self) -> int | None:
+        """The number of rows; None before the first token."""
+        state = self.layers[0].recurrent_states[0]
+        return None if state is None else state.shape[0]
+
+    def read(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """The convolution's and the scan's state of a layer."""
+        return self.layers[layer].conv_states[0], self.layers[layer].recurrent_states[0]
+
+    def write(self, layer: int, conv_state: Tensor, recurrent_state: Tensor) -> None:
+        """Replaces a layer's state. Nothing is copied in place, so gradients flow through a carried state."""
+        slot = self.layers[layer]
+        slot.device, slot.dtype = conv_state.device, conv_state.dtype
+        for states, initialized, value in (
+            (slot.conv_states, slot.is_conv_states_initialized, conv_state),
+            (slot.recurrent_states, slot.is_recurrent_states_initialized, recurrent_state),
+        ):
+            states[0], initialized[0] = value, True
+        slot.has_previous_state[0] = True
+
+    def clone(self) -> "MambaState":
+        """An independent copy: what is fed to one does not change the other."""
+        return self._map(Tensor.clone)
+
+    def detach(self) -> "MambaState":
+        """The same values, cut off from the graph that computed them."""
+        return self._map(Tensor.detach)
+
+    def select(self, rows: Sequence[int] | Tensor) -> "MambaState":
+        """A new state of the given rows, in that order; a row may be taken several times, which forks it.
+
+        Args:
+            rows: row indices, or a boolean mask (b,).
+        """
+        index = torch.as_tensor(rows)
+        index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
+        return self._map(lambda t: t.index_select(0, index.to(t.device)))
+
+    @staticmethod
+    def concatenate(states: Sequence["MambaState"]) -> "MambaState":
+        """One state whose rows are those of all the given states, in order."""
+        whole = MambaState(states[0]._config)
+        for layer in range(len(whole.layers)):
+            conv, recurrent = zip(*(state.read(layer) for state in states))
+            whole.write(layer, torch.cat(conv), torch.cat(recurrent))
+        return whole
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The state as named tensors, ready for safetensors; empty before the first token."""
+        if self.batch_size is None:
+            return {}
+        pairs = [self.read(layer) for layer in range(len(self.layers))]
+        return {
+            f"{name}.{layer}": tensor.detach().contiguous()
+            for layer, pair in enumerate(pairs)
+            for name, tensor in zip(("conv", "recurrent"), pair)
+        }
+
+    @classmethod
+    def from_tensors(cls, config: PreTrainedConfig, tensors: dict[str, Tensor]) -> "MambaState":
+        """The state that `to_tensors` gave."""
+        state = cls(config)
+        if tensors:
+            for layer in range(len(state.layers)):
+                state.write(layer, tensors[f"conv.{layer}"], tensors[f"recurrent.{layer}"])
+        return state
+
+    def _map(self, change) -> "MambaState":
+        mapped = MambaState(self._config)
+        if self.batch_size is not None:
+            for layer in range(len(self.layers)):
+                conv_state, recurrent_state = self.read(layer)
+                mapped.write(layer, change(conv_state), change(recurrent_state))
+        return mapped

@@ -1,0 +1,73 @@
+"""Trajectories to `input_ids` and `labels`, one cell at a time."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.errors import CellNotOneTokenError, EmptyProblemError
+from hf_toolssm.trajectory import StepKind, Trajectory
+
+IGNORED = -100
+"""The label of a token that carries no loss, as in transformers."""
+
+_CARRIES_LOSS = {StepKind.THOUGHT, StepKind.OUTPUT, StepKind.COMMAND}
+
+
+class Renderer:
+    """Writes cells as tokens. A cell is exactly one token, because a tool's memory has one cell for it.
+
+    Args:
+        tokenizer: any tokenizer that has the tools' tokens and an end-of-sequence token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._token_of: dict[str, int] = {}
+
+    def token(self, cell: str) -> int:
+        """The token id of a cell.
+
+        Raises:
+            CellNotOneTokenError: the tokenizer splits the cell, or does not know it.
+        """
+        if cell not in self._token_of:
+            ids = self._tokenizer.encode(cell, add_special_tokens=False)
+            if len(ids) != 1 or ids[0] == self._tokenizer.unk_token_id:
+                raise CellNotOneTokenError(
+                    f"the tokenizer writes the cell {cell!r} as tokens {ids}, but a memory cell is one known token: "
+                    "add it to the tokenizer, or choose cells that it has"
+                )
+            self._token_of[cell] = ids[0]
+        return self._token_of[cell]
+
+    def problem(self, cells: Iterable[str]) -> list[int]:
+        """The prompt of a problem.
+
+        Raises:
+            EmptyProblemError: there is no cell.
+            CellNotOneTokenError: see `token`.
+        """
+        ids = [self.token(cell) for cell in cells]
+        if not ids:
+            raise EmptyProblemError("the problem is empty: state a problem of at least one cell")
+        return ids
+
+    def render(self, trajectory: Trajectory) -> dict[str, list[int]]:
+        """The whole trajectory with its end token.
+
+        Returns:
+            `input_ids` and `labels` of equal length; labels are -100 on the problem and on every observation.
+        """
+        input_ids = self.problem(trajectory.problem)
+        labels = [IGNORED] * len(input_ids)
+        for step in trajectory.steps:
+            token = self.token(step.text)
+            input_ids.append(token)
+            labels.append(token if step.kind in _CARRIES_LOSS else IGNORED)
+        end: int = self._tokenizer.eos_token_id
+        return {"input_ids": [*input_ids, end], "labels": [*labels, end]}
+
+    def row(self, row: Mapping[str, Any]) -> dict[str, list[int]]:
+        """A dataset row as `input_ids` and `labels`; a corrupt row stops with its id."""
+        return self.render(Trajectory.from_row(row))

@@ -1,0 +1,53 @@
+"""The special-token protocol: one token per command, per marker, and for the answer marker.
+
+The end of a trajectory is the tokenizer's own end-of-sequence token.
+"""
+
+from collections.abc import Sequence
+
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.errors import MissingToolTokensError
+from hf_toolssm.tools import Tool
+from hf_toolssm.trajectory import ANSWER
+
+
+def tool_tokens(tools: Sequence[Tool]) -> list[str]:
+    """The texts of all tokens that these tools need, the answer marker first, without repetition."""
+    texts = [ANSWER, *(text for tool in tools for text in (*tool.commands, *tool.markers))]
+    return list(dict.fromkeys(texts))
+
+
+def add_tool_tokens(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -> int:
+    """Adds the tokens that these tools need to any tokenizer, in place; those it has already stay as they are.
+
+    Returns:
+        How many tokens were new. Resize the model with `models.add_tool_tokens_to_model` afterwards.
+
+    Raises:
+        MissingToolTokensError: the tokenizer has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise MissingToolTokensError(
+            "the tokenizer has no end-of-sequence token, which ends a trajectory: set tokenizer.eos_token first"
+        )
+    return tokenizer.add_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in tool_tokens(tools)], special_tokens=True
+    )
+
+
+def tool_token_ids(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -> dict[str, int]:
+    """The id of every token that these tools need.
+
+    Raises:
+        MissingToolTokensError: the tokenizer lacks one of them.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [text for text in tool_tokens(tools) if text not in vocabulary]
+    if missing:
+        raise MissingToolTokensError(
+            f"the tokenizer has no token {missing[0]!r} ({len(missing)} tool tokens are missing): "
+            "call hf_toolssm.protocols.add_tool_tokens(tokenizer, tools) and resize the model"
+        )
+    return {text: vocabulary[text] for text in tool_tokens(tools)}

@@ -1,0 +1,47 @@
+"""Tools that a model calls while it generates. One file is one tool; nothing else needs editing.
+
+The file `pointer_memory.py` holds the class `PointerMemory`; a config names it by the file's name:
+`{"name": "pointer_memory", "max_pointers": 3}`. What a config can name is data, never code: only files of this
+folder are tools, and the other keys are the class's keyword arguments.
+"""
+
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from hf_toolssm.errors import UnknownToolError
+from hf_toolssm.tools.tool import Tool, ToolSession
+
+__all__ = ["Tool", "ToolSession", "available_tools", "make_tool"]
+
+_NOT_TOOLS = {"tool", "recorder"}
+
+
+@cache
+def available_tools() -> tuple[str, ...]:
+    """The names that a config may use, sorted."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_TOOLS))
+
+
+def make_tool(spec: Mapping[str, Any]) -> Tool:
+    """The tool that a config describes.
+
+    Args:
+        spec: `name` and the tool's own options, for example `{"name": "pointer_memory", "max_pointers": 3}`.
+
+    Raises:
+        UnknownToolError: no file in hf_toolssm/tools/ has that name, or the tool does not take those options.
+    """
+    name = spec.get("name")
+    if name not in available_tools():
+        raise UnknownToolError(f"no tool is named {name!r}; the tools are {', '.join(available_tools())}")
+    tool_class = getattr(import_module(f"{__name__}.{name}"), "".join(part.title() for part in name.split("_")))
+    options = {key: value for key, value in spec.items() if key != "name"}
+    parameters = inspect.signature(tool_class).parameters
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise UnknownToolError(f"tool {name!r} has no option {unknown[0]!r}; its options are {', '.join(parameters)}")
+    return tool_class(**options)

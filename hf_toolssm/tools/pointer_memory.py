@@ -1,0 +1,107 @@
+"""Pointers over the model's own text (PAPER section 2.1, "pointer memory").
+
+Memory is the problem followed by every thought and output; commands and observations never enter it. Pointers are
+created one at a time and start at the first cell of the problem:
+
+    index     -1         0   1   2   3   4   5
+    cell      begin      1   2   +   7   =   end      for the problem 12+7=
+
+`left` stops at the begin marker (index -1) and `right` at the end marker (one past the last cell). The end marker is
+not a cell: when the model writes, the new cell stands where the pointer at the end already points.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Generic
+
+from hf_toolssm.errors import TooManyPointersError, UnknownCommandError, UnknownPointerError, UnknownToolError
+from hf_toolssm.tools.tool import Cell
+
+NEW_POINTER = "<|new_pointer|>"
+MEMORY_BEGIN = "<|memory_begin|>"
+MEMORY_END = "<|memory_end|>"
+
+
+def read(pointer: int) -> str:
+    """The command that shows the cell under a pointer; pointers count from 1 in the order of their creation."""
+    return f"<|read_{pointer}|>"
+
+
+def left(pointer: int) -> str:
+    """The command that moves a pointer one cell to the left."""
+    return f"<|left_{pointer}|>"
+
+
+def right(pointer: int) -> str:
+    """The command that moves a pointer one cell to the right."""
+    return f"<|right_{pointer}|>"
+
+
+class PointerMemory:
+    """The pointer memory tool.
+
+    Args:
+        max_pointers: how many pointers one session may create; each has three command tokens.
+    """
+
+    def __init__(self, max_pointers: int = 2) -> None:
+        if not isinstance(max_pointers, int) or max_pointers < 1:
+            raise UnknownToolError(
+                f"pointer_memory: max_pointers must be a whole number of at least 1, not {max_pointers!r}"
+            )
+        self.max_pointers = max_pointers
+        pointers = range(1, max_pointers + 1)
+        self.actions = {make(p): (make, p - 1) for p in pointers for make in (read, left, right)}
+        self.commands = (NEW_POINTER, *self.actions)
+        self.markers = (MEMORY_BEGIN, MEMORY_END)
+
+    def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "PointerSession[Cell]":
+        return PointerSession(self, list(problem), [], marker(MEMORY_BEGIN), marker(MEMORY_END))
+
+
+class PointerSession(Generic[Cell]):
+    """Memory and pointers of one problem. A move costs no search, a read no copy: both are constant time."""
+
+    __slots__ = ("begin", "end", "memory", "pointers", "tool")
+
+    def __init__(self, tool: PointerMemory, memory: list[Cell], pointers: list[int], begin: Cell, end: Cell) -> None:
+        self.tool = tool
+        self.memory = memory
+        self.pointers = pointers
+        self.begin = begin
+        self.end = end
+
+    def write(self, cell: Cell) -> None:
+        self.memory.append(cell)
+
+    def execute(self, command: str) -> Sequence[Cell]:
+        action = self.tool.actions.get(command)
+        if action is None:
+            return self._new_pointer(command)
+        move, index = action
+        if index >= len(self.pointers):
+            raise UnknownPointerError(
+                f"{command} names pointer {index + 1}, but {len(self.pointers)} exist: write {NEW_POINTER} first"
+            )
+        at = self.pointers[index]
+        if move is read:
+            if at < 0:
+                return (self.begin,)
+            return (self.memory[at],) if at < len(self.memory) else (self.end,)
+        if move is right:
+            self.pointers[index] = min(at + 1, len(self.memory))
+        else:
+            self.pointers[index] = max(at - 1, -1)
+        return ()
+
+    def _new_pointer(self, command: str) -> Sequence[Cell]:
+        if command != NEW_POINTER:
+            raise UnknownCommandError(f"pointer_memory has no command {command!r}")
+        if len(self.pointers) == self.tool.max_pointers:
+            raise TooManyPointersError(
+                f"all {self.tool.max_pointers} pointers exist: raise max_pointers of the tool pointer_memory"
+            )
+        self.pointers.append(0)
+        return ()
+
+    def clone(self) -> "PointerSession[Cell]":
+        return PointerSession(self.tool, self.memory.copy(), self.pointers.copy(), self.begin, self.end)

@@ -1,0 +1,49 @@
+"""Records a trajectory by running the real tool, so that training and inference cannot differ."""
+
+from collections.abc import Sequence
+
+from hf_toolssm.errors import EmptyProblemError
+from hf_toolssm.tools.tool import Tool
+from hf_toolssm.trajectory import Step, StepKind, Trajectory, step
+
+
+class Recorder:
+    """The pen of a dataset builder: what it thinks, outputs and calls is carried out at once and written down.
+
+    Args:
+        problem: the cells of the problem.
+        tool: the tool that answers the commands.
+
+    Raises:
+        EmptyProblemError: the problem has no cell.
+    """
+
+    def __init__(self, problem: Sequence[str], tool: Tool) -> None:
+        if not problem:
+            raise EmptyProblemError("the problem is empty: state a problem of at least one cell")
+        self._problem = tuple(problem)
+        self._session = tool.start(self._problem, marker=str)
+        self._steps: list[Step] = []
+        self._answer: list[str] = []
+
+    def think(self, cell: str) -> None:
+        """Writes a thought."""
+        self._steps.append(step(StepKind.THOUGHT, cell))
+        self._session.write(cell)
+
+    def output(self, cell: str) -> None:
+        """Writes an output."""
+        self._steps.append(step(StepKind.OUTPUT, cell))
+        self._session.write(cell)
+        self._answer.append(cell)
+
+    def call(self, command: str) -> Sequence[str]:
+        """Writes a command, lets the tool carry it out, and returns the observation's cells."""
+        observation = self._session.execute(command)
+        self._steps.append(step(StepKind.COMMAND, command))
+        self._steps.extend(step(StepKind.OBSERVATION, cell) for cell in observation)
+        return observation
+
+    def trajectory(self) -> Trajectory:
+        """What was recorded, checked."""
+        return Trajectory(self._problem, self._steps, "".join(self._answer)).check()

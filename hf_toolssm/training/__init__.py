@@ -1,0 +1,1 @@
+"""Training on tool trajectories: guards against silent mistakes, and state passing."""

@@ -1,0 +1,98 @@
+"""`SFTTrainer` with state passing: training sees the states that long sequences lead to.
+
+A model trained from zero states on short problems has never been in the states that a long run reaches. Starting a
+share of the batches from the final states of the batch before (Ruiz & Gu, arXiv 2507.02782, "state passing") shows
+them.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from trl import SFTTrainer
+
+from hf_toolssm.errors import UnsafeTrainingError
+from hf_toolssm.models.state import MambaState
+from hf_toolssm.protocols.render import IGNORED
+from hf_toolssm.training.sft_config import ToolSFTConfig
+
+
+class ToolSFTTrainer(SFTTrainer):
+    """TRL's `SFTTrainer` for ToolMamba on rendered trajectories (`input_ids` and `labels`).
+
+    Row i of a batch goes on from row i of the batch before: the rows are drawn at random, so the pairing is too, and
+    it is the same for any number of processes. Which batches do is decided by the seed and the count of batches. The
+    carried states are saved with every checkpoint.
+
+    Raises:
+        UnsafeTrainingError: rows without labels, or with none that carries loss.
+    """
+
+    args: ToolSFTConfig
+
+    def __init__(self, model: Any, args: ToolSFTConfig, train_dataset: Dataset, **kwargs: Any) -> None:
+        _check_rows(train_dataset)
+        super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
+        self._batches = 0
+        self._carried: MambaState | None = None
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        if not self.model.training or self.args.state_passing_share == 0:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        state = self._initial_state(inputs["input_ids"].shape[0])
+        loss = super().compute_loss(model, {**inputs, "cache_params": state}, *args, **kwargs)
+        self._carried = state.detach()
+        self._batches += 1
+        return loss
+
+    def _initial_state(self, batch_size: int) -> MambaState:
+        chosen = random.Random(f"{self.args.seed}/{self._batches}").random() < self.args.state_passing_share
+        if chosen and self._carried is not None and (self._carried.batch_size or 0) >= batch_size:
+            return self._carried.select(range(batch_size))
+        return MambaState(self.model.config)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self._carried is not None:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            save_file(self._carried.to_tensors(), self._carried_file(folder), {"batches": str(self._batches)})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = self._carried_file(Path(resume_from_checkpoint))
+        if path.exists():
+            with safe_open(path, "pt") as opened:
+                self._batches = int(opened.metadata()["batches"])
+            device = str(self.args.device)
+            self._carried = MambaState.from_tensors(self.model.config, load_file(path, device=device))
+
+    def _carried_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"carried_state_{self.args.process_index}.safetensors"
+
+
+def _check_rows(dataset: Dataset) -> None:
+    missing = {"input_ids", "labels"} - set(dataset.column_names or [])
+    if missing:
+        raise UnsafeTrainingError(
+            f"the training rows have no {' and '.join(sorted(missing))}: render them with "
+            "hf_toolssm.protocols.Renderer, which leaves problem and observations without loss"
+        )
+    for index in range(min(len(dataset), 100)):
+        row = dataset[index]
+        if len(row["input_ids"]) != len(row["labels"]):
+            raise UnsafeTrainingError(
+                f"row {index} has {len(row['input_ids'])} tokens and {len(row['labels'])} labels"
+            )
+        labels = torch.tensor(row["labels"])
+        if bool((labels == IGNORED).all()):
+            raise UnsafeTrainingError(f"no token of row {index} carries loss: render the rows again")
+        if not bool((labels == IGNORED).any()):
+            raise UnsafeTrainingError(
+                f"every token of row {index} carries loss, the problem and the observations included: "
+                "render the rows with hf_toolssm.protocols.Renderer"
+            )

@@ -1,0 +1,111 @@
+"""A solved problem as thoughts, commands, observations and outputs (PAPER: the interaction protocol, section 2).
+
+    kind         written by   enters the tools' memory   carries loss
+    thought      model        yes                        yes
+    output       model        yes                        yes
+    command      model        no                         yes
+    observation  tool         no                         no
+
+The problem itself is the initial memory and carries no loss. A trajectory knows no tokenizer: every step is one
+*cell*, the text of one memory cell or of one command, and a tokenizer renders it later, one cell at a time.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+from hf_toolssm.errors import CorruptRowError, EmptyProblemError
+
+ANSWER = "<|answer|>"
+"""The cell that separates thoughts from outputs. It is a thought: the model writes it, and it enters memory."""
+
+
+class StepKind(StrEnum):
+    THOUGHT = "thought"
+    OUTPUT = "output"
+    COMMAND = "command"
+    OBSERVATION = "observation"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One cell of a trajectory: its kind and its text."""
+
+    kind: StepKind
+    text: str
+
+
+@lru_cache(maxsize=65_536)
+def step(kind: StepKind, text: str) -> Step:
+    """The step of that kind and text. Equal steps are one object, so that a trajectory of millions stays small."""
+    return Step(kind, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A problem, the steps that solve it, and the answer.
+
+    Attributes:
+        problem: the cells of the problem, the tools' initial memory.
+        steps: what the model and the tools write, in order; the end token is added when a tokenizer renders it.
+        answer: the text of all outputs, joined.
+    """
+
+    problem: Sequence[str]
+    steps: Sequence[Step]
+    answer: str
+
+    def check(self) -> "Trajectory":
+        """Returns itself when it is consistent.
+
+        Raises:
+            EmptyProblemError: the problem has no cell.
+            CorruptRowError: the answer marker is missing, repeated or out of place, or the outputs are not the answer.
+        """
+        if not self.problem or any(not cell for cell in self.problem):
+            raise EmptyProblemError("the problem has no cell, or an empty one: state a problem of at least one cell")
+        markers = [at for at, s in enumerate(self.steps) if s.text == ANSWER and s.kind is StepKind.THOUGHT]
+        if len(markers) != 1:
+            raise CorruptRowError(
+                f"a trajectory has exactly one thought {ANSWER!r}; this one has {len(markers)}: rebuild the row"
+            )
+        outputs = [at for at, s in enumerate(self.steps) if s.kind is StepKind.OUTPUT]
+        if outputs and outputs[0] < markers[0]:
+            raise CorruptRowError(f"an output stands before the answer marker (step {outputs[0]}): rebuild the row")
+        if "".join(self.steps[at].text for at in outputs) != self.answer:
+            raise CorruptRowError(f"the outputs are not the answer {self.answer[:40]!r}: rebuild the row")
+        return self
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns `problem`, `steps` and `answer` of a dataset row."""
+        return {
+            "problem": list(self.problem),
+            "steps": [{"kind": s.kind.value, "text": s.text} for s in self.steps],
+            "answer": self.answer,
+        }
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Trajectory":
+        """Reads and checks a dataset row.
+
+        Raises:
+            CorruptRowError: a column is missing or of another type, a kind is unknown, or the trajectory is
+                inconsistent; the message names the row.
+        """
+        name = row.get("id", "without id")
+        try:
+            steps = _steps_from_row(row["steps"])
+            trajectory = cls(tuple(row["problem"]), steps, row["answer"])
+            return trajectory.check()
+        except KeyError as error:
+            raise CorruptRowError(
+                f"row {name}: column {error} is missing; rows need problem, steps and answer"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise CorruptRowError(f"row {name}: {error}") from error
+
+
+def _steps_from_row(steps: Iterable[Mapping[str, str]]) -> tuple[Step, ...]:
+    return tuple(step(StepKind(s["kind"]), s["text"]) for s in steps)

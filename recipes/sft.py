@@ -1,0 +1,174 @@
+"""Trains a Mamba on tool trajectories, then measures it free-running.
+
+    accelerate launch --config_file recipes/accelerate/cpu.yaml \\
+        recipes/sft.py --config recipes/configs/addition_cpu.yaml
+
+builds the dataset (or reads one), trains from scratch or from a checkpoint, saves model and tokenizer to `output_dir`,
+and writes `results.json`, `length_generalization.png` and the model card there. Interrupted, the same command goes on
+from the last checkpoint with `--resume_from_checkpoint true`; shards of the dataset that were built stay.
+"""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+from datasets import Dataset, load_dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from trl import TrlParser
+
+from dataset_builders.build import build_folder
+from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
+from dataset_builders.task import Task, load_task
+from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
+from hf_toolssm.evaluation import evaluate_free_running
+from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
+from hf_toolssm.hub.model_card import write_model_card
+from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
+from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer
+from hf_toolssm.tools import make_tool
+from hf_toolssm.training.sft_config import ToolSFTConfig
+from hf_toolssm.training.trainer import ToolSFTTrainer
+
+logger = logging.getLogger(__name__)
+
+CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
+
+
+@dataclass
+class RecipeArguments:
+    task: str = field(default="addition", metadata={"help": "A file of dataset_builders/."})
+    variant: str | None = field(
+        default=None, metadata={"help": "Which of the task's algorithms; by default its first."}
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "A folder or a Hub id; by default built into output_dir/dataset."}
+    )
+    train_max_length: int = field(default=5, metadata={"help": "Longest training problem."})
+    num_examples: int = field(default=40_000, metadata={"help": "Training rows to build."})
+    dataset_seed: int = field(default=0, metadata={"help": "Another seed gives other problems."})
+    num_proc: int = field(default=2, metadata={"help": "Processes that build and render rows."})
+    model: str | None = field(
+        default=None, metadata={"help": "A Mamba checkpoint to fine-tune; from scratch without."}
+    )
+    hidden_size: int = field(default=64, metadata={"help": "Width, from scratch."})
+    num_hidden_layers: int = field(default=2, metadata={"help": "Depth, from scratch."})
+    state_size: int = field(default=16, metadata={"help": "State per channel, from scratch."})
+    eval_lengths: list[int] = field(
+        default_factory=lambda: [5, 10, 100, 1000], metadata={"help": "Lengths measured after training."}
+    )
+    eval_adversarial_lengths: list[int] = field(
+        default_factory=list, metadata={"help": "Lengths of the adversarial sets measured after training."}
+    )
+    eval_num_problems: int = field(default=32, metadata={"help": "Problems a set."})
+
+
+def main() -> None:
+    recipe, config = TrlParser((RecipeArguments, ToolSFTConfig)).parse_args_and_config()
+    task = load_task(recipe.task)
+    variant = recipe.variant or task.variants[0]
+    output = Path(config.output_dir)
+    start = time.perf_counter()
+    state = PartialState()
+    with state.main_process_first():
+        rows = load_training_rows(recipe, variant, output)
+    set_seed(config.seed)
+    model, tokenizer = make_model(recipe, task, variant)
+    renderer = Renderer(tokenizer)
+    with state.main_process_first():
+        rendered = rows.map(
+            renderer.row, remove_columns=rows.column_names, num_proc=recipe.num_proc, desc="rendering rows"
+        )
+    trainer = ToolSFTTrainer(model, config, rendered, processing_class=tokenizer)
+    trained = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model()
+    if not trainer.accelerator.is_main_process:
+        return
+    about = {
+        "task": recipe.task,
+        "variant": variant,
+        "unit": task.unit,
+        "train_max_length": recipe.train_max_length,
+        "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
+        "base_model": recipe.model,
+        "seed": config.seed,
+        "num_parameters": model.num_parameters(),
+        "steps": trainer.state.global_step,
+        "batch_size": config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
+        "learning_rate": config.learning_rate,
+        "state_passing_share": config.state_passing_share,
+        "train_loss": trained.training_loss,
+        "train_minutes": round((time.perf_counter() - start) / 60, 2),
+    }
+    write_json(output / "training.json", {**about, "hardware": hardware()})
+    measure_and_report(trainer.accelerator.unwrap_model(model), tokenizer, recipe, about, output)
+
+
+def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> Dataset:
+    """The training split of the given dataset, or of the one that the task builds."""
+    sizes = (("train", recipe.num_examples), ("validation", 1_000))
+    problems = ProblemSet(recipe.task, TRAINING, recipe.train_max_length, sizes, variant, recipe.dataset_seed)
+    if recipe.dataset is not None:
+        return load_dataset(recipe.dataset, problems.name, split="train")
+    folder = output / "dataset"
+    if PartialState().is_main_process:
+        tests = evaluation_sets(
+            recipe.task, variant, recipe.eval_lengths, recipe.eval_adversarial_lengths, recipe.eval_num_problems
+        )
+        build_folder([problems, *tests], folder, recipe.num_proc)
+    return load_dataset(str(folder), problems.name, split="train")
+
+
+def make_model(
+    recipe: RecipeArguments, task: Task, variant: str
+) -> tuple[ToolMambaForCausalLM, PreTrainedTokenizerBase]:
+    """A small model with a task tokenizer, or a checkpoint with its own tokenizer and the tool tokens added."""
+    specs = task.tools(variant)
+    tools = [make_tool(spec) for spec in specs]
+    if recipe.model is None:
+        tokenizer = build_task_tokenizer(task.cells, tools)
+        trained_vocabulary = 0
+        model = ToolMambaForCausalLM(
+            ToolMambaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=recipe.hidden_size,
+                num_hidden_layers=recipe.num_hidden_layers,
+                state_size=recipe.state_size,
+            )
+        )
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model, padding_side="left")
+        trained_vocabulary = len(tokenizer)
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        add_tool_tokens(tokenizer, tools)
+        model = ToolMambaForCausalLM.from_pretrained(recipe.model)
+    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary)
+    # Long enough for thousands of digits; a longer problem says max_new_tokens itself.
+    model.generation_config.max_new_tokens = 200_000
+    return model, tokenizer
+
+
+def measure_and_report(
+    model: ToolMambaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: RecipeArguments,
+    about: dict,
+    output: Path,
+) -> None:
+    def measure(lengths: list[int], adversarial_lengths: list[int]) -> list:
+        sets = evaluation_sets(recipe.task, about["variant"], lengths, adversarial_lengths, recipe.eval_num_problems)
+        return [
+            evaluate_free_running(model, tokenizer, s.name, s.length, reference_trajectories(s, "test")) for s in sets
+        ]
+
+    by_length = measure(recipe.eval_lengths, [])
+    adversarial = measure([], recipe.eval_adversarial_lengths)
+    write_report(output, by_length, adversarial, about)
+    write_model_card(output, CARD_TEMPLATE)
+    print(table([*by_length, *adversarial]))
+    print(f"model, results.json, length_generalization.png and README.md are in {output}")
+
+
+if __name__ == "__main__":
+    main()
