@@ -135,8 +135,8 @@ def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise DatasetWriteError(
-            f"{shard.path} could not be written ({error}): free some space or choose another --output and run the same "
-            "command again; finished shards are kept"
+            f"{shard.path} could not be written ({error}): free some space or choose another --output and run the "
+            "same command again; finished shards are kept"
         ) from error
     return shard.stop - shard.start
 

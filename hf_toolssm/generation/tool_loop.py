@@ -9,10 +9,12 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoTokenizer,
     EosTokenCriteria,
@@ -33,6 +35,7 @@ from hf_toolssm.errors import (
     TokenizerNeededError,
     UnsupportedGenerationError,
 )
+from hf_toolssm.generation.decoder import make_decoder
 from hf_toolssm.generation.row import Row, TokenProtocol
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.tools import make_tool
@@ -41,6 +44,15 @@ logger = logging.getLogger(__name__)
 
 PREFILL_PIECE = 8_192
 """Prompt tokens that one forward takes; a longer prompt goes in pieces, so that memory does not grow with it."""
+
+
+class FinishedRow(NamedTuple):
+    """A row that has ended, its tokens (l,), which of them a tool wrote (l,), and its state."""
+
+    row: Row
+    ids: Tensor
+    observed: Tensor
+    state: MambaState
 
 
 @dataclass
@@ -205,30 +217,30 @@ def _run_tool_loop(
     rows = [Row.start(i, ids[keep.bool()].tolist(), protocol) for i, (ids, keep) in enumerate(zip(input_ids, mask))]
     state: MambaState = model_kwargs["cache_params"].clone()  # the caller's state stays as it was
     logits = _prefill(model, input_ids, mask, state)
+    decoder = make_decoder(model, state)
     tokens = _TokenBuffer(input_ids)
-    done: list[tuple[Row, Tensor, Tensor, MambaState]] = []
+    done: list[FinishedRow] = []
 
     while rows:
-        scores = logits_processor(tokens.ids, logits.float()) if logits_processor else logits
+        scores = logits_processor(tokens.ids(), logits.float()) if logits_processor else logits
         if generation_config.do_sample:
             sampled = torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
         else:
             sampled = scores.argmax(-1)
         advanced = [row.advance(token) for row, token in zip(rows, sampled.tolist())]
-        next_ids = torch.tensor([token for token, _ in advanced], device=input_ids.device)
+        next_ids = [token for token, _ in advanced]
         tokens.append(next_ids, [observed for _, observed in advanced])
         if streamer is not None:
-            streamer.put(next_ids.cpu())
+            streamer.put(torch.tensor(next_ids))
         stop = [row.finished or tokens.length >= generation_config.max_length for row in rows]
         for criterion in criteria:
-            stop = [a or bool(b) for a, b in zip(stop, criterion(tokens.ids, scores))]
-        logits = _step(model, next_ids[:, None], state)
+            stop = [a or bool(b) for a, b in zip(stop, criterion(tokens.ids(), scores))]
+        logits = decoder.step(next_ids)
         if any(stop):
-            for i in (i for i, ended in enumerate(stop) if ended):
-                done.append((rows[i], tokens.ids[i].clone(), tokens.observed[i].clone(), state.select([i])))
+            done += [FinishedRow(rows[i], *tokens.row(i), decoder.state(i)) for i, ended in enumerate(stop) if ended]
             keep = [i for i, ended in enumerate(stop) if not ended]
-            rows = [rows[i] for i in keep]
-            state, logits = state.select(keep), logits[keep]
+            rows, logits = [rows[i] for i in keep], logits[keep]
+            decoder.keep(keep)
             tokens.keep(keep)
     if streamer is not None:
         streamer.end()
@@ -250,39 +262,35 @@ def _refuse_unsupported(config: GenerationConfig) -> None:
 
 
 def _prefill(model, input_ids: Tensor, mask: Tensor, state: MambaState) -> Tensor:
+    """Feeds the prompts and returns the logits (b, v) of the token that follows."""
     for ids, part in zip(input_ids.split(PREFILL_PIECE, dim=1), mask.split(PREFILL_PIECE, dim=1)):
-        logits = _step(model, ids, state, attention_mask=part)
-    return logits
-
-
-def _step(model, ids: Tensor, state: MambaState, attention_mask: Tensor | None = None) -> Tensor:
-    """Feeds ids (b, l) and returns the logits (b, v) of the token that follows; the state moves on."""
-    output = model(ids, attention_mask=attention_mask, cache_params=state, use_cache=True, logits_to_keep=1)
+        output = model(ids, attention_mask=part, cache_params=state, use_cache=True, logits_to_keep=1)
     return output.logits[:, -1]
 
 
 class _TokenBuffer:
-    """Tokens of the running rows and who wrote them. It grows by doubling: one step costs the same at any length."""
+    """Tokens of the running rows and who wrote them. It grows by doubling: a step costs the same at any length."""
 
     def __init__(self, prompt: Tensor) -> None:
         self.length = prompt.shape[1]
-        self._ids = torch.nn.functional.pad(prompt, (0, self.length + 256))
-        self._observed = torch.zeros_like(self._ids, dtype=torch.bool)
+        self._device = prompt.device
+        self._ids = np.pad(prompt.cpu().numpy(), ((0, 0), (0, self.length + 256)))
+        self._observed = np.zeros(self._ids.shape, np.bool_)
 
-    @property
     def ids(self) -> Tensor:
-        return self._ids[:, : self.length]
+        """(b, l) on the prompt's device; without a copy on a CPU."""
+        return torch.from_numpy(self._ids[:, : self.length]).to(self._device)
 
-    @property
-    def observed(self) -> Tensor:
-        return self._observed[:, : self.length]
+    def row(self, index: int) -> tuple[Tensor, Tensor]:
+        """The tokens of one row, and which of them a tool wrote."""
+        ids, observed = (values[index, : self.length].copy() for values in (self._ids, self._observed))
+        return torch.from_numpy(ids).to(self._device), torch.from_numpy(observed).to(self._device)
 
-    def append(self, ids: Tensor, observed: list[bool]) -> None:
+    def append(self, ids: list[int], observed: list[bool]) -> None:
         if self.length == self._ids.shape[1]:
-            self._ids = torch.nn.functional.pad(self._ids, (0, self.length))
-            self._observed = torch.nn.functional.pad(self._observed, (0, self.length))
+            self._ids, self._observed = (np.pad(v, ((0, 0), (0, self.length))) for v in (self._ids, self._observed))
         self._ids[:, self.length] = ids
-        self._observed[:, self.length] = torch.tensor(observed, device=ids.device)
+        self._observed[:, self.length] = observed
         self.length += 1
 
     def keep(self, rows: list[int]) -> None:
@@ -290,25 +298,23 @@ class _TokenBuffer:
 
 
 def _collect(
-    done: list[tuple[Row, Tensor, Tensor, MambaState]],
-    config: GenerationConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
+    done: list[FinishedRow], config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> Tensor | ToolGenerateOutput:
-    done = sorted(done, key=lambda item: item[0].index)
-    rows, ids, observed, states = zip(*done)
+    done = sorted(done, key=lambda finished: finished.row.index)
+    rows = [finished.row for finished in done]
     pad_id = int(config._pad_token_tensor)
-    sequences = torch.nn.utils.rnn.pad_sequence(list(ids), batch_first=True, padding_value=pad_id)
+    sequences = pad_sequence([finished.ids for finished in done], batch_first=True, padding_value=pad_id)
     if not config.return_dict_in_generate:
         _warn_of_cut_rows(rows, config)
         return sequences
     output = ToolGenerateOutput(
         sequences=sequences,
-        observation_mask=torch.nn.utils.rnn.pad_sequence(list(observed), batch_first=True),
+        observation_mask=pad_sequence([finished.observed for finished in done], batch_first=True),
         answer_ids=[row.answer for row in rows],
         tool_calls=[row.tool_calls for row in rows],
         complete=[row.complete for row in rows],
         errors=[row.error for row in rows],
-        cache_params=MambaState.concatenate(states),
+        cache_params=MambaState.concatenate([finished.state for finished in done]),
     )
     output.tokenizer = tokenizer
     return output

@@ -38,7 +38,7 @@ def _float_of_bits(typing_context, bits):
 
 
 @numba.njit(inline="always", fastmath=True, error_model="numpy")
-def _exp(value):
+def exp_of_nonpositive(value):
     """exp for values of at most 0, in float32, relative error about 2e-7; below -87 it stays at exp(-87)."""
     scaled = max(value, np.float32(-87.0)) * _LOG2E
     whole = np.floor(scaled + np.float32(0.5))
@@ -81,7 +81,7 @@ def _forward(x, dt, A_t, B, C, D, h0, lengths, y, h_last, checkpoints):
             for n in range(size):
                 a_n, h_n, b_n, c_n = A_t[n, start:stop], h[n], B[b, t, n], C[b, t, n]
                 for d in range(width):
-                    value = _exp(dt_t[d] * a_n[d]) * h_n[d] + dx[d] * b_n
+                    value = exp_of_nonpositive(dt_t[d] * a_n[d]) * h_n[d] + dx[d] * b_n
                     h_n[d] = value
                     total[d] += value * c_n
             for d in range(width):
@@ -120,7 +120,7 @@ def _backward(x, dt, A_t, B, C, D, lengths, checkpoints, dy, dh_last, dx, ddt, d
                     a_n, h_n, b_n = A_t[n, start:stop], h[n], B[b, t, n]
                     before_n, decay_n = before[t - first, n], decay[t - first, n]
                     for d in range(width):
-                        a = _exp(dt_t[d] * a_n[d])
+                        a = exp_of_nonpositive(dt_t[d] * a_n[d])
                         before_n[d] = h_n[d]
                         decay_n[d] = a
                         h_n[d] = a * h_n[d] + dt_t[d] * x_t[d] * b_n
