@@ -175,8 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     variant = options.variant or task.variants[0]
     sets = []
     if options.train_max_length:
-        sizes = (("train", options.num_examples), ("validation", options.num_validation))
-        sets.append(ProblemSet(options.task, TRAINING, options.train_max_length, sizes, variant, options.seed))
+        sizes = [("train", options.num_examples), ("validation", options.num_validation)]
+        present = tuple((split, size) for split, size in sizes if size)
+        sets.append(ProblemSet(options.task, TRAINING, options.train_max_length, present, variant, options.seed))
     sets += evaluation_sets(
         options.task, variant, options.lengths, options.adversarial_lengths, options.num_problems, options.seed
     )

@@ -62,8 +62,10 @@ class ProblemSet:
             raise InvalidProblemError(
                 f"{self.task} has no variant {self.variant!r}; they are {', '.join(task.variants)}"
             )
-        if self.length < 1 or any(size < 0 for _, size in self.sizes):
-            raise InvalidProblemError(f"lengths start at 1 and sizes at 0: {self.kind} {self.length} {self.sizes}")
+        if self.length < 1 or not self.sizes or any(size < 1 for _, size in self.sizes):
+            raise InvalidProblemError(
+                f"lengths and sizes start at 1, with at least one split: {self.kind} {self.length} {self.sizes}"
+            )
         allowed = {"train", "validation"} if self.kind == TRAINING else {"test"}
         if not {split for split, _ in self.sizes} <= allowed:
             raise InvalidProblemError(f"a {self.kind} set has the splits {', '.join(sorted(allowed))}: {self.sizes}")
@@ -156,8 +158,8 @@ class TrajectoryBuilder(datasets.GeneratorBasedBuilder):
 
 
 def shard_ranges(size: int, rows: int) -> list[tuple[int, int]]:
-    """0..size in ranges of that many rows; one empty range for a size of 0."""
-    return [(start, min(start + rows, size)) for start in range(0, max(size, 1), rows)]
+    """0..size in ranges of that many rows."""
+    return [(start, min(start + rows, size)) for start in range(0, size, rows)]
 
 
 def evaluation_sets(

@@ -23,7 +23,6 @@ from transformers import (
     MaxLengthCriteria,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
-    StopStringCriteria,
 )
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import ModelOutput
@@ -114,7 +113,7 @@ def generate_with_tools(
         stock_generate: transformers' `generate` of that model.
         inputs: (b, l) prompts, padded on the left; or `input_ids`.
         tools: tool specs in place of the config's, for example `[{"name": "pointer_memory", "max_pointers": 3}]`.
-        tokenizer: for `answers` and `stop_strings`; by default the one beside the checkpoint.
+        tokenizer: for `answers`; by default the one beside the checkpoint.
         streamer: receives every token of the running rows, observations included (transformers' own streamers take
             one row only).
         stopping_criteria: asked after every token; a row that one of them stops is not complete.
@@ -135,14 +134,9 @@ def generate_with_tools(
     _check_prompt(model, input_ids, attention_mask)
     if "custom_generate" in kwargs:
         raise UnsupportedGenerationError("custom_generate would replace the tool loop: leave it out")
+    if "stop_strings" in kwargs:  # transformers' criterion cannot read a vocabulary of single cells
+        raise UnsupportedGenerationError("stop_strings is not supported while tools run: pass a StoppingCriteria")
     tokenizer = tokenizer if tokenizer is not None else _tokenizer_beside(model)
-    stop_strings = kwargs.pop("stop_strings", None)
-    if stop_strings is not None:
-        if tokenizer is None:
-            raise TokenizerNeededError("stop_strings are text and no tokenizer is known: call generate(tokenizer=...)")
-        stopping_criteria = StoppingCriteriaList(
-            [*(stopping_criteria or []), StopStringCriteria(tokenizer, stop_strings)]
-        )
     config = model.config
     loop = functools.partial(
         _run_tool_loop,

@@ -80,7 +80,7 @@ def _normalize(values, weight, epsilon, out):
 
 
 def _step(ids, embeddings, layers, shape, epsilon, norm, head, conv, recurrent, logits):
-    """Feeds ids (b,); conv (b, layers, k, d) and recurrent (b, layers, n, d) move on in place, logits (b, v) is set."""
+    """Feeds ids (b,); conv (b, layers, k, d) and recurrent (b, layers, n, d) move on, logits (b, v) is set."""
     e, d, n, r, k = shape
     for b in numba.prange(ids.shape[0]):
         hidden = embeddings[ids[b]].copy()

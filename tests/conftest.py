@@ -1,0 +1,62 @@
+"""Tiny real models, tokenizers and trajectories that many tests share."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face library: no test leaves the machine
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, settings
+
+from dataset_builders.task import load_task
+from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
+from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
+from hf_toolssm.protocols import build_task_tokenizer
+from hf_toolssm.tools import make_tool
+
+# The same examples on every machine; a failure is reported as found, because shrinking one takes minutes here.
+settings.register_profile(
+    "ours",
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("ours")
+
+
+@pytest.fixture(scope="session")
+def addition():
+    return load_task("addition")
+
+
+@pytest.fixture(scope="session")
+def specs(addition):
+    return addition.tools("local")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(addition, specs):
+    return build_task_tokenizer(addition.cells, [make_tool(spec) for spec in specs])
+
+
+@pytest.fixture
+def model(tokenizer, specs):
+    return random_model(tokenizer, specs)
+
+
+def random_model(tokenizer, specs, seed=0, **shape):
+    """A ToolMamba whose random weights give logits of order 10: default initialisation would hide errors."""
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8} | shape
+    model = ToolMambaForCausalLM(ToolMambaConfig(vocab_size=len(tokenizer), **shape)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
+    return model
+
+
+def relative_distance(found, expected):
+    """The largest difference, as a share of the largest value, or of 1 where all values are small."""
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()

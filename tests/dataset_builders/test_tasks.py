@@ -1,0 +1,214 @@
+"""The contract that every task keeps; a new file in dataset_builders/ is tested by being there."""
+
+import random
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset_builders.builder import TEST, TRAINING, ProblemSet, evaluation_sets, problem_at, reference_trajectories
+from dataset_builders.task import available_tasks, example_rng, load_task, split_of, task_tool
+from hf_toolssm.errors import (
+    EmptyProblemError,
+    InvalidProblemError,
+    TooFewProblemsError,
+    UnknownTaskError,
+)
+from hf_toolssm.evaluation.exactness import exactness
+from hf_toolssm.locality import locality
+from hf_toolssm.trajectory import StepKind
+
+LARGEST_K = 8
+VARIANTS = [(name, variant) for name in available_tasks() for variant in load_task(name).variants]
+TRAINED = [(name, load_task(name).variants[0]) for name in available_tasks()]
+
+both = pytest.mark.parametrize(("name", "variant"), VARIANTS)
+trained = pytest.mark.parametrize(("name", "variant"), TRAINED)
+
+
+def some_sets(name, variant):
+    """A training set, plain tests and every adversarial set, small."""
+    training = ProblemSet(name, TRAINING, 5, (("train", 60), ("validation", 20)), variant)
+    return [training, *evaluation_sets(name, variant, [1, 5, 12], [6, 17], 12)]
+
+
+def problems_of(name, variant):
+    task = load_task(name)
+    return {
+        (s.name, split, index): problem_at(task, s, split, index)
+        for s in some_sets(name, variant)
+        for split, size in s.sizes
+        for index in range(size)
+    }
+
+
+@both
+def test_problems_are_the_same_every_time(name, variant):
+    assert problems_of(name, variant) == problems_of(name, variant)
+
+
+@trained
+def test_another_seed_shares_next_to_nothing(name, variant):
+    task = load_task(name)
+
+    def drawn(seed):
+        sets = ProblemSet(name, TRAINING, 20, (("train", 200),), variant, seed)
+        return {problem_at(task, sets, "train", index) for index in range(200)}
+
+    assert len(drawn(0) & drawn(1)) <= 2
+
+
+@trained
+def test_splits_are_disjoint(name, variant):
+    by_split = {}
+    for (_, split, _), problem in problems_of(name, variant).items():
+        by_split.setdefault(split, set()).add(problem)
+    assert set(by_split) == {"train", "validation", "test"}
+    for split, problems in by_split.items():
+        for other, others in by_split.items():
+            assert split == other or not problems & others
+        assert all(split_of(load_task(name), problem) == split for problem in problems)
+
+
+@both
+def test_the_recorded_answer_is_right_by_another_way_of_solving(name, variant):
+    task = load_task(name)
+    for problem in problems_of(name, variant).values():
+        assert task.solve(problem, variant).answer == task.answer(problem), problem
+
+
+@both
+def test_the_reference_scores_one_and_a_wrong_answer_less(name, variant):
+    sets = evaluation_sets(name, variant, [3], [], 6)
+    answers = [t.answer for t in reference_trajectories(sets[0], "test")]
+    assert exactness(answers, answers)["exactness"] == 1.0
+    assert exactness(["x" + answers[0], *answers[1:]], answers)["exactness"] == pytest.approx(5 / 6)
+
+
+@both
+def test_replaying_the_commands_gives_back_the_observations(name, variant):
+    task = load_task(name)
+    for problem in list(problems_of(name, variant).values())[::7]:
+        trajectory = task.solve(problem, variant)
+        session = task_tool(task, variant).start(trajectory.problem, marker=str)
+        pending = []
+        for step in trajectory.steps:
+            if step.kind is StepKind.OBSERVATION:
+                assert pending.pop(0) == step.text
+                continue
+            assert not pending
+            if step.kind is StepKind.COMMAND:
+                pending = list(session.execute(step.text))
+            else:
+                session.write(step.text)
+        assert not pending
+
+
+@trained
+def test_the_trained_variant_is_local_at_every_length(name, variant):
+    task = load_task(name)
+    trajectories = [task.solve(problem, variant) for problem in problems_of(name, variant).values()]
+    long = [t for s in evaluation_sets(name, variant, [60], [60], 2) for t in reference_trajectories(s, "test")]
+    found = locality([*trajectories, *long])
+    assert found.k is not None, found
+    assert found.k <= LARGEST_K, found
+
+
+@trained
+def test_test_problems_have_the_length_that_their_set_names(name, variant):
+    task = load_task(name)
+    for problems in evaluation_sets(name, variant, [1, 4, 30], [4, 30], 8):
+        for index in range(8 if problems.length > 1 else 1):
+            assert task.length(problem_at(task, problems, "test", index)) == problems.length, problems.name
+
+
+@trained
+def test_training_problems_are_no_longer_than_the_maximum_and_reach_it(name, variant):
+    task = load_task(name)
+    sets = ProblemSet(name, TRAINING, 5, (("train", 300),), variant)
+    lengths = {task.length(problem_at(task, sets, "train", index)) for index in range(300)}
+    assert lengths <= {1, 2, 3, 4, 5}
+    assert 5 in lengths
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(UnknownTaskError, match="addition"):
+        load_task("subtraction of cats")
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "sizes", "variant", "message"),
+    [
+        ("hard", 5, (("test", 1),), "local", "no problem set 'hard'.*all_carries"),
+        (TEST, 5, (("test", 1),), "fast", "no variant 'fast'.*two_pointers"),
+        (TEST, 0, (("test", 1),), "local", "lengths and sizes start at 1"),
+        (TEST, 5, (("test", 0),), "local", "lengths and sizes start at 1"),
+        (TEST, 5, (("train", 1),), "local", "has the splits test"),
+        (TRAINING, 5, (("test", 1),), "local", "has the splits train, validation"),
+    ],
+)
+def test_a_problem_set_that_cannot_be_is_named(kind, length, sizes, variant, message):
+    with pytest.raises(InvalidProblemError, match=message):
+        ProblemSet("addition", kind, length, sizes, variant)
+
+
+NUMBERS = st.integers(0, 10**30).map(str)
+
+
+@given(first=NUMBERS, second=NUMBERS)
+def test_addition_adds(addition, first, second):
+    problem = f"{first}+{second}="
+    for variant in addition.variants:
+        assert addition.solve(problem, variant).answer == str(int(first) + int(second))
+
+
+def test_numbers_beyond_pythons_digit_limit_are_added(addition):
+    digits = sys.get_int_max_str_digits() + 1_000
+    problem = "9" * digits + "+1="
+    assert addition.answer(problem) == "1" + "0" * digits
+    assert addition.solve(problem, "local").answer == "1" + "0" * digits
+
+
+@pytest.mark.parametrize("problem", ["12a+5=", "1+2", "1++2=", "-1+2=", "1.5+2=", "01+2=", "1 +2=", "١+٢=", "+="])
+def test_what_is_no_addition_problem_is_named(addition, problem):
+    with pytest.raises(InvalidProblemError, match="98765\\+4321="):
+        addition.solve(problem, "local")
+
+
+def test_an_empty_problem_is_named(addition):
+    with pytest.raises(EmptyProblemError, match="at least one cell"):
+        addition.solve("", "local")
+
+
+def digits_of(problem):
+    first, second = problem.rstrip("=").split("+")
+    return [int(d) for d in first], [int(d) for d in second]
+
+
+@given(length=st.integers(1, 40), index=st.integers(0, 1_000))
+def test_adversarial_sets_are_what_their_names_say(addition, length, index):
+    def draw(name):
+        return digits_of(addition.sample_adversarial(name, example_rng(name, length, index), length, index))
+
+    assert all(a + b >= 10 for a, b in zip(*draw("all_carries"), strict=True))
+    assert all(a + b <= 9 for a, b in zip(*draw("no_carry"), strict=True))
+    for number in draw("zeros_inside"):
+        assert number[0] > 0
+        assert number[-1] > 0 or length == 1
+    assert min(map(len, draw("unequal_lengths"))) <= max(1, length // 10)
+
+
+def test_nines_plus_one_comes_first_and_never_twice(addition):
+    rng = random.Random(0)
+    drawn = [addition.sample_adversarial("nines_plus_power_of_ten", rng, 6, index) for index in range(12)]
+    assert drawn[0] == "999999+1="
+    assert len(set(drawn)) == 12
+    assert all(addition.held_out(problem) for problem in drawn)
+    with pytest.raises(TooFewProblemsError, match="12 problems"):
+        addition.sample_adversarial("nines_plus_power_of_ten", rng, 6, 12)
+
+
+def test_an_unknown_adversarial_set_is_named(addition):
+    with pytest.raises(InvalidProblemError, match="no adversarial set"):
+        addition.sample_adversarial("easy", random.Random(0), 5, 0)

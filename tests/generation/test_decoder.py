@@ -1,0 +1,80 @@
+"""The fused step computes what the model computes, and stands aside where it would not."""
+
+import pytest
+import torch
+from conftest import random_model, relative_distance
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hf_toolssm import MambaState
+from hf_toolssm.generation.decoder import FusedDecoder, ModelDecoder, make_decoder
+
+TOLERANCE = 3e-5
+
+
+@torch.no_grad()
+def after_prompt(model, batch, length):
+    return model(torch.randint(3, 20, (batch, length)), use_cache=True).cache_params
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 1_000),
+    batch=st.integers(1, 5),
+    kernel=st.integers(2, 5),
+    width=st.sampled_from([8, 24, 48]),
+    size=st.integers(1, 17),
+    bias=st.booleans(),
+)
+def test_logits_and_state_equal_the_models(tokenizer, specs, seed, batch, kernel, width, size, bias):
+    shape = {"hidden_size": width, "conv_kernel": kernel, "state_size": size, "use_bias": bias}
+    model = random_model(tokenizer, specs, seed, **shape, use_conv_bias=not bias)
+    state = after_prompt(model, batch, 6)
+    fused, plain = FusedDecoder(model, state.clone()), ModelDecoder(model, state.clone())
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _ in range(30):
+            ids = torch.randint(3, 20, (batch,), generator=generator).tolist()
+            assert relative_distance(fused.step(ids), plain.step(ids)) < TOLERANCE
+        keep = [batch - 1, 0]
+        fused.keep(keep)
+        plain.keep(keep)
+        assert relative_distance(fused.step([3, 4]), plain.step([3, 4])) < TOLERANCE
+    for row in range(2):
+        for layer in range(2):
+            for a, b in zip(fused.state(row).read(layer), plain.state(row).read(layer)):
+                assert a.shape == b.shape
+                assert relative_distance(a, b) < TOLERANCE
+
+
+def test_many_rows_share_the_threads_and_agree(tokenizer, specs):
+    model = random_model(tokenizer, specs, hidden_size=64)
+    state = after_prompt(model, 64, 3)
+    fused, plain = FusedDecoder(model, state.clone()), ModelDecoder(model, state.clone())
+    with torch.no_grad():
+        ids = list(range(3, 19)) * 4
+        assert relative_distance(fused.step(ids), plain.step(ids)) < TOLERANCE
+
+
+def test_small_models_on_a_cpu_are_fused(model):
+    assert isinstance(make_decoder(model, after_prompt(model, 1, 3)), FusedDecoder)
+
+
+def grow(model):
+    model.config.hidden_act = "gelu"
+
+
+def wrap(model):
+    model.backbone.layers[0].mixer.in_proj = nn.Sequential(model.backbone.layers[0].mixer.in_proj)
+
+
+def hook(model):
+    model.backbone.layers[1].register_forward_hook(lambda *_: None)
+
+
+@pytest.mark.parametrize("change", [grow, wrap, hook, nn.Module.bfloat16, nn.Module.train])
+def test_a_changed_model_is_asked_itself(model, change):
+    change(model)
+    state = MambaState(model.config)
+    assert isinstance(make_decoder(model, state), ModelDecoder)

@@ -1,0 +1,137 @@
+"""The compiled scan equals its definition: outputs, final state and every gradient, from any state, in any pieces."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_toolssm.models.selective_scan import selective_scan, selective_scan_reference
+from hf_toolssm.models.selective_scan_cpu import BLOCK, CHUNK, PARALLEL_UPDATES, selective_scan_cpu
+from hf_toolssm.models.selective_scan_cuda import scan_from_zero_start
+
+NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
+
+
+def inputs(batch, length, channels, size, seed=0):
+    """Random inputs; step sizes span three orders, so that some channels forget at once and others hardly."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=random)
+
+    dt = torch.exp(2 * normal(batch, length, channels) - 2)
+    decay = -torch.exp(normal(channels, size))
+    rows = (batch, length, size)
+    return [
+        normal(batch, length, channels),
+        dt,
+        decay,
+        normal(*rows),
+        normal(*rows),
+        normal(channels),
+        normal(batch, channels, size),
+    ]
+
+
+def relative_error(found, expected):
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)).item()
+
+
+def run_with_gradients(scan, tensors, lengths):
+    tensors = [t.clone().requires_grad_() for t in tensors]
+    y, state = scan(*tensors, lengths)
+    if lengths is not None:
+        y = y * (torch.arange(y.shape[1]) < lengths[:, None])[:, :, None]
+    loss = (y * torch.cos(torch.arange(y.numel())).view_as(y)).sum()
+    loss = loss + (state * torch.sin(torch.arange(state.numel())).view_as(state)).sum()
+    return y, state, torch.autograd.grad(loss, tensors)
+
+
+@pytest.mark.parametrize(
+    ("batch", "length", "channels", "size", "lengths"),
+    [
+        (1, 1, 1, 1, None),
+        (2, CHUNK, 8, 4, None),
+        (3, 2 * CHUNK + 1, BLOCK + 5, 16, [2 * CHUNK + 1, CHUNK, 1]),
+        (2, 5, 2 * BLOCK, 3, [0, 5]),
+        (8, 200, 128, 16, None),  # large enough for all threads
+    ],
+)
+def test_outputs_state_and_gradients_equal_the_definition(batch, length, channels, size, lengths):
+    assert PARALLEL_UPDATES < (8 * 200 * 128 * 16)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    tensors = inputs(batch, length, channels, size)
+    expected = run_with_gradients(selective_scan_reference, tensors, lengths)
+    found = run_with_gradients(selective_scan_cpu, tensors, lengths)
+    assert relative_error(found[0], expected[0]) < 1e-5
+    assert relative_error(found[1], expected[1]) < 1e-5
+    for name, gradient, right in zip(NAMES, found[2], expected[2]):
+        assert relative_error(gradient, right) < 1e-5, name
+
+
+def test_the_definition_is_the_recurrence():
+    """Four steps by hand, in double precision, against the reference."""
+    x, dt, A, B, C, D, h = (t.double() for t in inputs(1, 4, 2, 3))
+    y, last = selective_scan_reference(*(t.float() for t in (x, dt, A, B, C, D, h)))
+    for t in range(4):
+        for d in range(2):
+            for n in range(3):
+                h[0, d, n] = torch.exp(dt[0, t, d] * A[d, n]) * h[0, d, n] + dt[0, t, d] * B[0, t, n] * x[0, t, d]
+            assert y[0, t, d].item() == pytest.approx((C[0, t] @ h[0, d] + D[d] * x[0, t, d]).item(), abs=1e-5)
+    assert relative_error(last.double(), h) < 1e-5
+
+
+@given(pieces=st.lists(st.integers(1, 40), min_size=1, max_size=6), seed=st.integers(0, 1_000))
+def test_pieces_with_a_carried_state_equal_the_whole_gradients_included(pieces, seed):
+    def in_pieces(x, dt, A, B, C, D, state, lengths):
+        outputs = []
+        for part in zip(*(t.split(pieces, dim=1) for t in (x, dt, B, C))):
+            y, state = selective_scan_cpu(part[0], part[1], A, part[2], part[3], D, state)
+            outputs.append(y)
+        return torch.cat(outputs, dim=1), state
+
+    tensors = inputs(2, sum(pieces), 6, 4, seed)
+    expected = run_with_gradients(selective_scan_cpu, tensors, None)
+    found = run_with_gradients(in_pieces, tensors, None)
+    for a, b in zip((found[0], found[1], *found[2]), (expected[0], expected[1], *expected[2])):
+        assert relative_error(a, b) < 2e-5
+
+
+def test_superposition_starts_a_zero_start_scan_from_any_state():
+    """The CUDA path's algebra, with the reference in the place of the kernel that starts from zeros."""
+    tensors = inputs(2, 30, 5, 4)
+    expected = run_with_gradients(selective_scan_reference, tensors, None)
+
+    def scan(*arguments):
+        return scan_from_zero_start(selective_scan_reference, *arguments[:-1])
+
+    found = run_with_gradients(scan, tensors, None)
+    for a, b in zip((found[0], found[1], *found[2]), (expected[0], expected[1], *expected[2])):
+        assert relative_error(a, b) < 1e-4
+
+
+def test_bfloat16_comes_in_and_goes_out():
+    tensors = inputs(2, 20, 8, 4)
+    y, state = selective_scan(*(t.bfloat16() for t in tensors))
+    assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    assert relative_error(y.float(), selective_scan_reference(*tensors)[0]) < 0.05
+
+
+def test_extreme_steps_stay_finite():
+    x, dt, A, B, C, D, state = inputs(1, 50, 4, 3)
+    y, last = selective_scan_cpu(x, torch.full_like(dt, 1e4), A, B, C, D, state)
+    assert torch.isfinite(y).all()
+    y, last = selective_scan_cpu(x, torch.zeros_like(dt), A, B, C, D, state)
+    assert torch.equal(last, state)  # a step of size zero changes nothing
+
+
+@pytest.mark.gpu
+def test_the_cuda_kernel_equals_the_definition():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    pytest.importorskip("mamba_ssm")
+    tensors = inputs(2, 100, 64, 16)
+    y, state = selective_scan(*(t.cuda() for t in tensors))
+    expected_y, expected_state = selective_scan_reference(*tensors)
+    assert relative_error(y.cpu(), expected_y) < 1e-4
+    assert relative_error(state.cpu(), expected_state) < 1e-4
