@@ -21,6 +21,7 @@ Variants:
 import decimal
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from dataset_builders.task import task_tool
@@ -38,9 +39,15 @@ class Addition:
 
     title = "Addition of two decimal numbers with a pointer memory"
     version = "1"
-    cells = (*DIGITS, "+", "=")
-    variants = ("local", "two_pointers")
-    adversarial = ("all_carries", "no_carry", "nines_plus_power_of_ten", "zeros_inside", "unequal_lengths")
+    cells: Sequence[str] = (*DIGITS, "+", "=")
+    variants: Sequence[str] = ("local", "two_pointers")
+    adversarial: Sequence[str] = (
+        "all_carries",
+        "no_carry",
+        "nines_plus_power_of_ten",
+        "zeros_inside",
+        "unequal_lengths",
+    )
     unit = "digits"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:

@@ -62,8 +62,8 @@ def write_card(folder: Path) -> None:
 def summarize(directory: Path) -> ConfigSummary | None:
     """Reads one configuration's folder; None when a shard is missing."""
     paths = sorted(directory.glob("*.parquet"))
-    identities = [read_identity(path) for path in paths]
-    if not identities or any(identity is None for identity in identities):
+    identities = [identity for path in paths if (identity := read_identity(path)) is not None]
+    if not paths or len(identities) < len(paths):
         return None
     rows: dict[str, int] = {}
     for path, identity in zip(paths, identities):

@@ -77,5 +77,9 @@ class TokenizerNeededError(ToolSSMError):
     """Text was asked for, but no tokenizer is known."""
 
 
+class NoCheckpointError(ToolSSMError):
+    """A run was to be resumed, but its folder holds no checkpoint that was written to its end."""
+
+
 class UnsafeTrainingError(ToolSSMError):
     """A training option that would quietly train something else than what was asked."""

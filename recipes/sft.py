@@ -28,8 +28,9 @@ from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer
 from hf_toolssm.tools import make_tool
+from hf_toolssm.training.lora import add_lora
 from hf_toolssm.training.sft_config import ToolSFTConfig
-from hf_toolssm.training.trainer import ToolSFTTrainer
+from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ class RecipeArguments:
     num_proc: int = field(default=2, metadata={"help": "Processes that build and render rows."})
     model: str | None = field(
         default=None, metadata={"help": "A Mamba checkpoint to fine-tune; from scratch without."}
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train a LoRA of that rank and merge it at the end; 0 trains all weights."}
     )
     hidden_size: int = field(default=64, metadata={"help": "Width, from scratch."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Depth, from scratch."})
@@ -80,9 +84,19 @@ def main() -> None:
         rendered = rows.map(
             renderer.row, remove_columns=rows.column_names, num_proc=recipe.num_proc, desc="rendering rows"
         )
-    trainer = ToolSFTTrainer(model, config, rendered, processing_class=tokenizer)
-    trained = trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model()
+    trainer = ToolSFTTrainer(
+        add_lora(model, recipe.lora_rank) if recipe.lora_rank else model, config, rendered, processing_class=tokenizer
+    )
+    resume = config.resume_from_checkpoint
+    if resume == "true":  # the last checkpoint; anything else is a checkpoint's folder
+        resume = str(last_whole_checkpoint(output))
+    trained = trainer.train(resume_from_checkpoint=resume)
+    if recipe.lora_rank:
+        model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    else:
+        trainer.save_model()
     if not trainer.accelerator.is_main_process:
         return
     about = {
@@ -92,6 +106,7 @@ def main() -> None:
         "train_max_length": recipe.train_max_length,
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
         "base_model": recipe.model,
+        "lora_rank": recipe.lora_rank,
         "seed": config.seed,
         "num_parameters": model.num_parameters(),
         "steps": trainer.state.global_step,
@@ -102,7 +117,7 @@ def main() -> None:
         "train_minutes": round((time.perf_counter() - start) / 60, 2),
     }
     write_json(output / "training.json", {**about, "hardware": hardware()})
-    measure_and_report(trainer.accelerator.unwrap_model(model), tokenizer, recipe, about, output)
+    measure_and_report(model, tokenizer, recipe, about, output)
 
 
 def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> Dataset:

@@ -80,7 +80,7 @@ def plot_by_length(results: Sequence[LengthResult], trained_length: int | None, 
     axes.plot(lengths, [r.answer_accuracy for r in ordered], "o-", color="#1f77b4", label="answer")
     axes.plot(lengths, [r.trajectory_accuracy for r in ordered], "x--", color="#d62728", label="whole trajectory")
     if trained_length is not None:
-        axes.axvspan(min(lengths) * 0.8, trained_length, color="0.85", label=f"trained on at most {trained_length}")
+        axes.axvspan(1, trained_length, color="0.85", label=f"trained on at most {trained_length}")
     axes.set_xscale("log")
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.minorticks_off()

@@ -1,7 +1,8 @@
 """Teacher-forced accuracy: a fast check that is no proof. The model reads the reference and predicts each next token.
 
-A free run can still fail where this one succeeds, because a free run reads its own tokens; say "teacher-forced" beside
-every figure that comes from here.
+A free run can still fail where this one succeeds, because a free run reads its own tokens. An answer counts here when
+every output is predicted behind the reference's own thoughts, even if the model would have thought otherwise. Say
+"teacher-forced" beside every figure that comes from here.
 """
 
 import time

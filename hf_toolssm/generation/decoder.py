@@ -7,13 +7,13 @@ one compiled call, in float32, on a copy of the weights that one `generate` call
 from collections.abc import Sequence
 from typing import Protocol
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hf_toolssm.models.fused_step import STEP, LayerLayout
 from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM
+from hf_toolssm.models.selective_scan_cpu import share_threads
 from hf_toolssm.models.state import MambaState
 
 FUSED_PARAMETERS = 2_000_000
@@ -70,11 +70,10 @@ class FusedDecoder:
         self._embeddings = _array(model.backbone.embeddings.weight)
         self._head = _array(model.lm_head.weight)
         self._norm = _array(model.backbone.norm_f.weight)
-        pairs = [state.read(layer) for layer in range(config.num_hidden_layers)]
+        pairs = [state.tensors(layer) for layer in range(config.num_hidden_layers)]
         # (b, layers, k, d) and (b, layers, n, d): rows first, so that keeping rows is one selection.
         self._conv = np.stack([_array(conv.transpose(1, 2)) for conv, _ in pairs], axis=1)
         self._recurrent = np.stack([_array(recurrent.transpose(1, 2)) for _, recurrent in pairs], axis=1)
-        self._threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         self._parameters = model.num_parameters()
 
     def step(self, ids: Sequence[int]) -> Tensor:
@@ -82,8 +81,7 @@ class FusedDecoder:
         logits = np.empty((len(ids), self._head.shape[0]), np.float32)
         serial, parallel = STEP
         step = serial
-        if self._threads > 1 and self._parameters * len(ids) >= PARALLEL_WORK and len(ids) > 1:
-            numba.set_num_threads(self._threads)
+        if len(ids) > 1 and self._parameters * len(ids) >= PARALLEL_WORK and share_threads() > 1:
             step = parallel
         step(
             *(tokens, self._embeddings, self._layers, self._layout.shape, self._layout.epsilon, self._norm),

@@ -104,6 +104,7 @@ class ToolMambaModel(MambaModel):
         cache_params: MambaState | None = None,
         use_cache: bool | None = None,
         attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> tuple | MambaOutput:
         """Runs the layers from `cache_params`, which then holds the state after each row's last real token.
@@ -122,7 +123,14 @@ class ToolMambaModel(MambaModel):
         if cache_params is None and use_cache:
             cache_params = MambaState(self.config)
         if attention_mask is None or bool(attention_mask.all()):
-            return super().forward(input_ids, inputs_embeds, cache_params=cache_params, use_cache=use_cache, **kwargs)
+            return super().forward(
+                input_ids,
+                inputs_embeds,
+                cache_params=cache_params,
+                use_cache=use_cache,
+                return_dict=return_dict,
+                **kwargs,
+            )
 
         # Inside, every row's tokens come first: what follows them cannot reach them, and the state stops at the last.
         if inputs_embeds is None:
@@ -133,13 +141,15 @@ class ToolMambaModel(MambaModel):
             cache_params=cache_params,
             use_cache=use_cache,
             attention_mask=attention_mask.gather(1, position),
-            **{**kwargs, "return_dict": True},
+            return_dict=True,
+            **kwargs,
         )
         back = (torch.arange(attention_mask.shape[1], device=position.device) - padding[:, None]).clamp(min=0)
         output.last_hidden_state = _gather_rows(output.last_hidden_state, back)
         if output.hidden_states is not None:
             output.hidden_states = tuple(_gather_rows(h, back) for h in output.hidden_states)
-        return output if kwargs.get("return_dict", self.config.return_dict) else output.to_tuple()
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
 
 
 def _tokens_first(attention_mask: Tensor) -> tuple[Tensor, Tensor]:

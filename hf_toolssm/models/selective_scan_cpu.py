@@ -195,16 +195,18 @@ class _SelectiveScan(torch.autograd.Function):
         return dx, ddt, dA_t.sum(0).t(), dB.sum(0), dC.sum(0), dD.sum(0), dh0, None
 
 
+def share_threads() -> int:
+    """Lets numba's threads follow torch's setting, so that one knob governs both; returns how many there are."""
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    return threads
+
+
 def _call(kernels: tuple, x: Tensor, dt: Tensor, A_t: Tensor, *rest: Tensor) -> None:
     serial, parallel = kernels
-    # numba has its own threads; they follow torch's setting, so that one knob governs both.
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    arrays = (t.detach().numpy() for t in (x, dt, A_t, *rest))
-    if threads == 1 or x.numel() * A_t.shape[0] < PARALLEL_UPDATES:
-        serial(*arrays)
-    else:
-        numba.set_num_threads(threads)
-        parallel(*arrays)
+    alone = x.numel() * A_t.shape[0] < PARALLEL_UPDATES or share_threads() == 1
+    kernel = serial if alone else parallel
+    kernel(*(t.detach().numpy() for t in (x, dt, A_t, *rest)))
 
 
 def selective_scan_cpu(

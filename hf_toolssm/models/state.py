@@ -32,6 +32,13 @@ class MambaState(DynamicCache):
         """The convolution's and the scan's state of a layer."""
         return self.layers[layer].conv_states[0], self.layers[layer].recurrent_states[0]
 
+    def tensors(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Like `read`, for a state that has seen a token."""
+        conv_state, recurrent_state = self.read(layer)
+        if conv_state is None or recurrent_state is None:
+            raise ValueError("the state has seen no token yet: feed it one first")
+        return conv_state, recurrent_state
+
     def write(self, layer: int, conv_state: Tensor, recurrent_state: Tensor) -> None:
         """Replaces a layer's state. Nothing is copied in place, so gradients flow through a carried state."""
         slot = self.layers[layer]
@@ -66,7 +73,7 @@ class MambaState(DynamicCache):
         """One state whose rows are those of all the given states, in order."""
         whole = MambaState(states[0]._config)
         for layer in range(len(whole.layers)):
-            conv, recurrent = zip(*(state.read(layer) for state in states))
+            conv, recurrent = zip(*(state.tensors(layer) for state in states))
             whole.write(layer, torch.cat(conv), torch.cat(recurrent))
         return whole
 
@@ -74,7 +81,7 @@ class MambaState(DynamicCache):
         """The state as named tensors, ready for safetensors; empty before the first token."""
         if self.batch_size is None:
             return {}
-        pairs = [self.read(layer) for layer in range(len(self.layers))]
+        pairs = [self.tensors(layer) for layer in range(len(self.layers))]
         return {
             f"{name}.{layer}": tensor.detach().contiguous()
             for layer, pair in enumerate(pairs)
@@ -94,6 +101,6 @@ class MambaState(DynamicCache):
         mapped = MambaState(self._config)
         if self.batch_size is not None:
             for layer in range(len(self.layers)):
-                conv_state, recurrent_state = self.read(layer)
+                conv_state, recurrent_state = self.tensors(layer)
                 mapped.write(layer, change(conv_state), change(recurrent_state))
         return mapped

@@ -28,11 +28,14 @@ class ToolSFTConfig(SFTConfig):
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations; only without state passing."}
     )
+    data_seed: int | None = field(default=None, metadata={"help": "Seed of the order of the rows; by default `seed`."})
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 autocast; worth it on a GPU."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.data_seed is None:  # otherwise a resumed run shuffles by whatever random state it finds
+            self.data_seed = self.seed
         refused = {
             "packing": (self.packing, "a recurrent state leaks from one packed trajectory into the next"),
             "eval_packing": (self.eval_packing, "a recurrent state leaks from one packed trajectory into the next"),

@@ -5,6 +5,7 @@ share of the batches from the final states of the batch before (Ruiz & Gu, arXiv
 them.
 """
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
-from hf_toolssm.errors import UnsafeTrainingError
+from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.protocols.render import IGNORED
 from hf_toolssm.training.sft_config import ToolSFTConfig
@@ -57,10 +60,12 @@ class ToolSFTTrainer(SFTTrainer):
         return MambaState(self.model.config)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        # First, because the file that says that a checkpoint is whole comes last.
         if self._carried is not None:
-            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            folder.mkdir(parents=True, exist_ok=True)
             save_file(self._carried.to_tensors(), self._carried_file(folder), {"batches": str(self._batches)})
+        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -73,6 +78,28 @@ class ToolSFTTrainer(SFTTrainer):
 
     def _carried_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"carried_state_{self.args.process_index}.safetensors"
+
+
+def last_whole_checkpoint(folder: Path) -> Path:
+    """The latest checkpoint of a run that was written to its end; one that an interruption cut off is passed over.
+
+    Raises:
+        NoCheckpointError: there is none.
+    """
+    whole = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
+    if not whole:
+        raise NoCheckpointError(
+            f"{folder} holds no whole checkpoint to resume from: start the run without resume_from_checkpoint"
+        )
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())  # transformers writes it last
+    except (OSError, json.JSONDecodeError):
+        return False
+    return True
 
 
 def _check_rows(dataset: Dataset) -> None:

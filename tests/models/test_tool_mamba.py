@@ -107,6 +107,17 @@ def test_padding_on_either_side_changes_nothing_even_behind_a_state(tokenizer, s
             assert (padded.logits[row, keep] - solo_logits[0, 9:]).abs().max() < TOLERANCE
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_result_is_a_tuple_only_when_asked(model, padded):
+    ids, mask = tokens(model, 2, 6), torch.ones(2, 6, dtype=torch.long)
+    mask[0, :2] = int(not padded)
+    for asked in (None, True):
+        output = model.backbone(ids, attention_mask=mask, return_dict=asked, output_hidden_states=True)
+        assert len(output.hidden_states) == 3
+    as_tuple = model.backbone(ids, attention_mask=mask, return_dict=False, output_hidden_states=True)
+    assert torch.equal(as_tuple[0], output.last_hidden_state)
+
+
 def test_padding_inside_a_row_is_refused(model):
     mask = torch.tensor([[1, 1, 0, 1]])
     with pytest.raises(PaddingError, match="between its tokens"):

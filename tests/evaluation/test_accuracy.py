@@ -1,0 +1,155 @@
+"""Accuracy counts what is exact, names the first wrong token, and cannot be fooled by a wrong model."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset_builders.builder import evaluation_sets, reference_trajectories
+from hf_toolssm.evaluation import evaluate_free_running, evaluate_teacher_forced
+from hf_toolssm.evaluation.exactness import (
+    FirstError,
+    LengthResult,
+    RowOutcome,
+    exactness,
+    first_difference,
+    summarize,
+)
+from hf_toolssm.evaluation.metric import Exactness
+from hf_toolssm.evaluation.report import table, write_report
+from hf_toolssm.protocols import Renderer
+
+
+@given(one=st.lists(st.integers(0, 3)), other=st.lists(st.integers(0, 3)))
+def test_the_first_difference_is_the_first(one, other):
+    at = first_difference(one, other)
+    assert (at is None) == (one == other)
+    if at is not None:
+        assert one[:at] == other[:at]
+        assert one[at : at + 1] != other[at : at + 1]
+
+
+def test_a_missing_end_is_a_difference():
+    assert first_difference([1, 2], [1]) == first_difference([1], [1, 2]) == 1
+
+
+def test_exactness_counts_and_gives_its_denominator():
+    assert exactness(["12", "5", "7"], ["12", "6", "7"]) == {"exactness": pytest.approx(2 / 3), "num_problems": 3}
+    with pytest.raises(ValueError, match="as many predictions"):
+        exactness(["1"], [])
+
+
+def test_the_metric_is_the_function():
+    predictions, references = ["12", "5", "7"], ["12", "6", "7"]
+    found = Exactness().compute(predictions=predictions, references=references)
+    assert found == exactness(predictions, references)
+
+
+def test_a_summary_shows_the_earliest_error():
+    def error(problem, position):
+        return FirstError(problem, position, "1", "2", ())
+
+    rows = [
+        RowOutcome(True, True, None, 5),
+        RowOutcome(True, False, error(1, 9), 5),
+        RowOutcome(False, False, error(2, 4), 5),
+    ]
+    result = summarize("length_5", 5, "free-running", rows, 1.0)
+    assert result.first_error.problem == 2
+    assert (result.answer_accuracy, result.trajectory_accuracy) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
+    assert (result.num_problems, result.tokens) == (3, 15)
+
+
+@pytest.fixture(scope="module")
+def memorised(tokenizer, specs):
+    """A model that knows two problems by heart, and their references."""
+    from conftest import random_model
+
+    (problems,) = evaluation_sets("addition", "local", [1], [], 2)
+    references = reference_trajectories(problems, "test")
+    renderer = Renderer(tokenizer)
+    torch.manual_seed(0)
+    model = random_model(tokenizer, specs, hidden_size=48, state_size=16).train()
+    rows = [{k: torch.tensor([v]) for k, v in renderer.render(reference).items()} for reference in references]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(400):
+        loss = sum(model(**row).loss for row in rows)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.02:
+            break
+    return model.eval(), references
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_free_running, evaluate_teacher_forced])
+def test_a_model_that_knows_the_problems_scores_one(memorised, tokenizer, evaluate):
+    model, references = memorised
+    result = evaluate(model, tokenizer, "length_1", 1, references)
+    assert (result.answer_accuracy, result.trajectory_accuracy, result.first_error) == (1.0, 1.0, None)
+    assert result.tokens == sum(len(reference.steps) + 1 for reference in references)
+    assert result.mode == {evaluate_free_running: "free-running", evaluate_teacher_forced: "teacher-forced"}[evaluate]
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_free_running, evaluate_teacher_forced])
+def test_a_wrong_reference_is_found_out_at_its_token(memorised, tokenizer, addition, evaluate):
+    """The model is right and the reference is of another problem: the first wrong token is where they part."""
+    model, references = memorised
+    problem = "".join(references[1].problem)
+    last = str((int(problem[-2]) + 1) % 10)
+    other = addition.solve(problem[:-2] + last + "=", "local")
+    swapped = type(other)(references[1].problem, other.steps, other.answer)
+    result = evaluate(model, tokenizer, "length_1", 1, [references[0], swapped])
+    assert result.trajectory_accuracy == 0.5
+    if evaluate is evaluate_free_running:  # with teacher forcing the outputs are copied from the reference's thoughts
+        assert result.answer_accuracy == 0.5
+    assert result.first_error.problem == 1
+    assert result.first_error.expected != result.first_error.found
+
+
+def test_results_do_not_depend_on_batch_or_piece(memorised, tokenizer):
+    model, references = memorised
+    references = [*references, *reference_trajectories(evaluation_sets("addition", "local", [2], [], 3)[0], "test")]
+    free = [evaluate_free_running(model, tokenizer, "x", 2, references, batch_size=size) for size in (1, 2, 5)]
+    forced = [evaluate_teacher_forced(model, tokenizer, "x", 2, references, piece=piece) for piece in (1, 7, 1_000)]
+    for results in (free, forced):
+        assert len({(r.answer_accuracy, r.trajectory_accuracy, r.first_error, r.tokens) for r in results}) == 1
+
+
+def test_an_untrained_model_scores_zero_and_ends(model, tokenizer):
+    references = reference_trajectories(evaluation_sets("addition", "local", [3], [], 4)[0], "test")
+    result = evaluate_free_running(model, tokenizer, "length_3", 3, references)
+    assert (result.answer_accuracy, result.trajectory_accuracy, result.num_problems) == (0.0, 0.0, 4)
+    assert result.first_error is not None
+
+
+@pytest.mark.parametrize("evaluate", [evaluate_free_running, evaluate_teacher_forced])
+def test_nothing_to_measure_is_an_error(model, tokenizer, evaluate):
+    with pytest.raises(ValueError, match="no problem"):
+        evaluate(model, tokenizer, "length_3", 3, [])
+
+
+def result(length, accuracy, name="length"):
+    error = None if accuracy == 1 else FirstError(0, 17, "1", "2", ("7", "8"))
+    return LengthResult(f"{name}_{length}", length, "free-running", 8, accuracy, accuracy, error, 1_000, 0.5)
+
+
+def test_the_report_has_the_figures_the_picture_and_the_machine(tmp_path):
+    about = {"task": "addition", "unit": "digits", "train_max_length": 5}
+    plain, adversarial = [result(5, 1.0), result(100, 0.5)], [result(100, 0.25, "all_carries")]
+    write_report(tmp_path, plain, adversarial, about)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert [(r["length"], r["num_problems"], r["answer_accuracy"]) for r in content["by_length"]] == [
+        (5, 8, 1.0),
+        (100, 8, 0.5),
+    ]
+    assert content["by_length"][1]["first_error"]["position"] == 17
+    assert content["adversarial"][0]["trajectory_accuracy"] == 0.25
+    assert content["hardware"]["cores"] >= 1
+    assert content["task"] == "addition"
+    assert (tmp_path / "length_generalization.png").read_bytes().startswith(b"\x89PNG")
+    text = table([*plain, *adversarial])
+    assert "token 17: 2 for 1 after 7 8" in text
+    assert "free-running" in text

@@ -1,0 +1,72 @@
+"""A card shows what was measured, and nothing else."""
+
+import json
+import re
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from hf_toolssm.evaluation.exactness import LengthResult
+from hf_toolssm.evaluation.report import write_report
+from hf_toolssm.hub.model_card import write_model_card
+
+TEMPLATE = Path(__file__).parents[2] / "model_cards" / "template.md"
+ABOUT = {
+    "task": "addition",
+    "variant": "local",
+    "unit": "digits",
+    "train_max_length": 5,
+    "dataset": "built: 123 rows, seed 4",
+    "base_model": None,
+    "seed": 3,
+    "num_parameters": 67_264,
+    "steps": 600,
+    "batch_size": 64,
+    "learning_rate": 0.003,
+    "state_passing_share": 0.5,
+    "train_minutes": 2.71,
+}
+
+
+def finished_folder(folder, model, about=ABOUT):
+    model.save_pretrained(folder)
+    row = LengthResult("length_77", 77, "free-running", 16, 0.9375, 0.875, None, 1_000, 0.5)
+    write_report(folder, [row], [], about)
+
+
+def test_the_card_shows_the_results_and_every_figure_on_it_is_in_the_folder(model, tmp_path):
+    finished_folder(tmp_path, model)
+    card = write_model_card(tmp_path, TEMPLATE).read_text()
+    assert "| length_77 | 77 | 0.938 | 0.875 | 16 |" in card
+    assert "free-running" in card
+    assert "seed 3" in card
+    measured = (tmp_path / "results.json").read_text() + (tmp_path / "config.json").read_text() + "67,264 0.938 50 2.0"
+    body = card.split("---", 2)[2]
+    for figure in re.findall(r"\d[\d,.]*\d|\d", body):
+        assert figure in measured, figure
+
+
+def test_the_picture_on_the_card_is_in_the_folder(model, tmp_path):
+    finished_folder(tmp_path, model)
+    card = write_model_card(tmp_path, TEMPLATE).read_text()
+    for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card):
+        assert (tmp_path / link).exists()
+
+
+def test_a_figure_that_was_not_recorded_stops_the_card(model, tmp_path):
+    finished_folder(tmp_path, model, {key: value for key, value in ABOUT.items() if key != "seed"})
+    with pytest.raises(jinja2.UndefinedError, match="seed"):
+        write_model_card(tmp_path, TEMPLATE)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_a_model_that_was_not_measured_gets_no_card(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        write_model_card(tmp_path, TEMPLATE)
+
+
+def test_results_are_valid_json(model, tmp_path):
+    finished_folder(tmp_path, model)
+    assert json.loads((tmp_path / "results.json").read_text())["by_length"][0]["first_error"] is None

@@ -1,0 +1,160 @@
+"""The README's commands run, the recipe goes on after an interruption, and every config loads."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import load_dataset
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CONFIG = "recipes/configs/addition_cpu.yaml"
+# The README's training commands, made small.
+SMALL = {"max_steps": "4", "num_examples": "96", "eval_num_problems": "2", "save_steps": "2", "logging_steps": "1"}
+SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name}", value)] + ["--eval_lengths", "2", "3"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def run(command, **options):
+    """Runs a command of the README with this interpreter."""
+    program, *arguments = command
+    launcher = {"python": [], "accelerate": ["-m", "accelerate.commands.launch"]}[program]
+    arguments = arguments[1:] if program == "accelerate" else arguments  # after `launch`
+    port = ["--main_process_port", "0"] if program == "accelerate" else []
+    done = subprocess.run(
+        [sys.executable, *launcher, *port, *arguments], capture_output=True, text=True, cwd=ROOT, **options
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The README's main command, made small, in a folder of its own."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    (command,) = [line for line in commands() if line.endswith(CONFIG) and "--model" not in line]
+    return outputs, run(shlex_small(command, outputs))
+
+
+def commands():
+    return [line for block in blocks("bash") for line in block.strip().splitlines()]
+
+
+def shlex_small(command, outputs):
+    """A README command with its outputs moved and its work made small."""
+    words = command.replace("outputs/", f"{outputs}/").split()
+    if "recipes/sft.py" in words:
+        if "--output_dir" not in words:
+            words += ["--output_dir", f"{outputs}/addition"]
+        words += [*SMALL_OPTIONS, "--per_device_train_batch_size", "8"]
+    return words
+
+
+def test_the_main_command_writes_what_the_readme_says(trained):
+    outputs, printed = trained
+    folder = outputs / "addition"
+    content = json.loads((folder / "results.json").read_text())
+    assert [(r["length"], r["num_problems"], r["mode"]) for r in content["by_length"]] == [
+        (2, 2, "free-running"),
+        (3, 2, "free-running"),
+    ]
+    assert {"answer_accuracy", "trajectory_accuracy", "first_error"} <= set(content["by_length"][0])
+    assert content["num_parameters"] < 100_000
+    assert content["steps"] == 4
+    assert "length_2" in printed
+    for name in ("model.safetensors", "tokenizer.json", "README.md", "length_generalization.png", "training.json"):
+        assert (folder / name).exists(), name
+    rows = load_dataset(str(folder / "dataset"), "max_length_5")
+    assert rows["train"].num_rows == 96
+    assert load_dataset(str(folder / "dataset"), "length_3")["test"].num_rows == 2
+
+
+def test_the_python_example_runs(trained, capsys):
+    outputs, _ = trained
+    code = blocks("python")[0].replace("outputs/", f"{outputs}/")
+    code = code.replace("return_dict_in_generate=True", "return_dict_in_generate=True, max_new_tokens=20")
+    assert len(code.strip().splitlines()) <= 10
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_every_other_command_of_the_readme_runs(trained):
+    outputs, _ = trained
+    seen = []
+    for command in commands():
+        if command.startswith(("pip ", "pytest")) or (command.endswith(CONFIG) and "--model" not in command):
+            continue  # installing and testing are what .ci/run does
+        words = shlex_small(command, outputs)
+        shorter = {"100_000": "64", "10000": "12", "1000": "12", "100": "6", "10": "3"}
+        words = [shorter.get(word, word) for word in words]
+        if words[0] == "accelerate" and "--output_dir" not in command:
+            words += ["--output_dir", f"{outputs}/two"]
+            words[words.index("--per_device_train_batch_size") + 1] = "4"
+        run(words)
+        seen.append(words)
+    assert len(seen) == 4
+    assert (outputs / "tool-addition" / "README.md").exists()
+    assert json.loads((outputs / "addition" / "evaluation" / "results.json").read_text())["teacher_forced"]
+    tuned = json.loads((outputs / "addition-lora" / "results.json").read_text())
+    assert (tuned["lora_rank"], tuned["base_model"]) == (8, f"{outputs}/addition")
+
+
+def test_the_readme_is_short_and_its_links_resolve():
+    assert len(README.splitlines()) <= 150
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
+    words = ["recipes/sft.py", "--config", CONFIG, "--output_dir", str(tmp_path), "--per_device_train_batch_size", "8"]
+    words += ["--num_examples", "400", "--eval_lengths", "2", "--eval_num_problems", "1"]
+    words += ["--max_steps", "40", "--save_steps", "2", "--logging_steps", "1"]
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "checkpoint-4").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "results.json").exists()
+    run(["python", *words, "--resume_from_checkpoint", "true"])
+    state = json.loads((tmp_path / "checkpoint-40" / "trainer_state.json").read_text())
+    steps = [entry["step"] for entry in state["log_history"]]
+    assert steps == list(range(1, 41))
+    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 40
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_a_config_has_only_options_that_exist_and_says_how_it_was_run(path):
+    sys.path.insert(0, str(ROOT / "recipes"))
+    try:
+        import sft
+    finally:
+        sys.path.pop(0)
+    from trl import TrlParser
+
+    parser = TrlParser((sft.RecipeArguments, sft.ToolSFTConfig))
+    recipe, config = parser.parse_args_and_config(["--config", str(path)])
+    for name, value in yaml.safe_load(path.read_text()).items():
+        assert getattr(recipe, name, None) == value or getattr(config, name, None) == value, name
+    header = path.read_text().split("\n\n")[0]
+    assert "accelerate launch" in header
+    assert "minutes" in header
+
+
+def test_ci_runs_what_contributing_says():
+    script = (ROOT / ".ci" / "run").read_text()
+    for command in ("ruff check .", "ruff format --check .", "mypy", "pytest"):
+        assert command in script
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -1,0 +1,61 @@
+"""A small training run as its own program, so that tests can launch it with one process or two, and interrupt it.
+
+small_run.py OUTPUT ROWS_PER_PROCESS STEPS [--resume]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import set_seed
+
+from dataset_builders.builder import TRAINING, ProblemSet, generate_rows
+from dataset_builders.task import load_task
+from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
+from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
+from hf_toolssm.protocols import Renderer, build_task_tokenizer
+from hf_toolssm.tools import make_tool
+from hf_toolssm.training.lora import add_lora
+from hf_toolssm.training.sft_config import ToolSFTConfig
+from hf_toolssm.training.trainer import ToolSFTTrainer
+
+
+def make_trainer(output, batch_size, steps, lora_rank=0, **options):
+    task = load_task("addition")
+    specs = task.tools("local")
+    tokenizer = build_task_tokenizer(task.cells, [make_tool(spec) for spec in specs])
+    renderer = Renderer(tokenizer)
+    problems = ProblemSet("addition", TRAINING, 3, (("train", 64),), "local")
+    rows = Dataset.from_list([renderer.row(row) for row in generate_rows(problems, "train", 0, 64)])
+    set_seed(0)
+    config = ToolMambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
+    model = ToolMambaForCausalLM(config)
+    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
+    defaults = {
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    config = ToolSFTConfig(
+        output_dir=str(output), per_device_train_batch_size=batch_size, max_steps=steps, **{**defaults, **options}
+    )
+    if lora_rank:
+        model = add_lora(model, lora_rank)
+    return ToolSFTTrainer(model, config, rows, processing_class=tokenizer)
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+if __name__ == "__main__":
+    output, batch_size, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    trainer = make_trainer(output, batch_size, steps)
+    trainer.train(resume_from_checkpoint="--resume" in sys.argv)
+    if trainer.accelerator.is_main_process:
+        report = {"losses": losses(trainer), "processes": trainer.accelerator.num_processes}
+        (output / "report.json").write_text(json.dumps(report))

@@ -1,0 +1,167 @@
+"""Training learns what the labels say, passes states on, resumes exactly, and is the same on two processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from small_run import losses, make_trainer
+from transformers import set_seed
+
+from hf_toolssm import MambaState
+from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
+from hf_toolssm.training.sft_config import ToolSFTConfig
+from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).parent / "small_run.py"
+
+
+def states_given_to_the_model(trainer):
+    """Runs the trainer and returns, batch by batch, the scan state that the first layer started from and ended in."""
+    seen = []
+    backbone = trainer.model.backbone
+    forward = type(backbone).forward
+
+    def recording(*args, **kwargs):
+        state = kwargs["cache_params"]
+        before = state.clone()
+        output = forward(backbone, *args, **kwargs)
+        seen.append((before, state.clone()))
+        return output
+
+    backbone.forward = recording
+    trainer.train()
+    return seen
+
+
+def test_training_learns(tmp_path):
+    trainer = make_trainer(tmp_path, 16, 30)
+    trainer.train()
+    assert losses(trainer)[-1] < 0.5 * losses(trainer)[0]
+
+
+def test_the_loss_is_the_mean_over_labelled_tokens_only(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1, state_passing_share=0.0)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        logits = trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        loss = trainer.compute_loss(trainer.model, dict(batch)).item()
+    labels = batch["labels"][:, 1:]
+    assert (labels == -100).sum() > (labels != -100).sum() * 0.2
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1][labels != -100], labels[labels != -100])
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_given_share_of_batches_starts_from_the_states_before(tmp_path, share):
+    trainer = make_trainer(tmp_path, 8, 24, state_passing_share=share)
+    if share == 0:
+        trainer.model.backbone.register_forward_pre_hook(
+            lambda module, args, kwargs: pytest.fail("a state was passed") if kwargs.get("cache_params") else None,
+            with_kwargs=True,
+        )
+        trainer.train()
+        return
+    seen = states_given_to_the_model(trainer)
+    carried = 0
+    for (_, after), (before, _) in zip(seen, seen[1:]):
+        if before.batch_size is not None:
+            carried += 1
+            for layer in range(2):
+                for a, b in zip(before.read(layer), after.read(layer)):
+                    assert torch.equal(a, b)  # row i goes on from row i
+                    assert not a.requires_grad
+    assert carried == 23 if share == 1 else 6 <= carried <= 18
+
+
+def test_a_padded_rows_carried_state_is_that_of_its_last_token(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert not batch["attention_mask"].all()
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, dict(batch))
+    for row in range(4):
+        ids = batch["input_ids"][row, batch["attention_mask"][row].bool()][None]
+        solo = MambaState(trainer.model.config)
+        with torch.no_grad():
+            trainer.model(ids, cache_params=solo)
+        for layer in range(2):
+            for a, b in zip(trainer._carried.select([row]).read(layer), solo.read(layer)):
+                assert (a - b).abs().max() < 1e-4
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole = make_trainer(tmp_path / "whole", 8, 6)
+    whole.train()
+    make_trainer(tmp_path / "parts", 8, 6, save_steps=3).train()
+    resumed = make_trainer(tmp_path / "parts", 8, 6)
+    set_seed(123)  # whatever random state the new process is in
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
+    assert losses(resumed)[-3:] == pytest.approx(losses(whole)[-3:], rel=1e-6)
+    for a, b in zip(whole.model.parameters(), resumed.model.parameters()):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_cut_off_checkpoint_is_passed_over(tmp_path):
+    make_trainer(tmp_path, 8, 6, save_steps=2).train()
+    assert last_whole_checkpoint(tmp_path).name == "checkpoint-6"
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": ')
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
+    assert last_whole_checkpoint(tmp_path).name == "checkpoint-2"
+    with pytest.raises(NoCheckpointError, match="without resume_from_checkpoint"):
+        last_whole_checkpoint(tmp_path / "checkpoint-2")
+
+
+def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path):
+    def run(config, rows_per_process):
+        output = tmp_path / config
+        command = [sys.executable, "-m", "accelerate.commands.launch"]
+        command += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
+        command += ["--main_process_port", "0", str(SCRIPT), str(output), str(rows_per_process), "5"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads((output / "report.json").read_text())
+
+    one, two = run("cpu", 8), run("cpu_two_processes", 4)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"packing": True, "max_length": 64}, "packing=True is refused.*leaks"),
+        ({"eval_packing": True}, "eval_packing=True is refused"),
+        ({"padding_free": True}, "padding_free=True is refused.*leaks"),
+        ({"max_length": 1024}, "max_length=1024 is refused.*loses its answer"),
+        ({"completion_only_loss": True}, "completion_only_loss=True is refused.*labels"),
+        ({"assistant_only_loss": True}, "assistant_only_loss=True is refused.*labels"),
+        ({"gradient_checkpointing": True}, "gradient_checkpointing=True is refused.*state_passing_share: 0"),
+        ({"state_passing_share": 1.5}, "share from 0 to 1"),
+    ],
+)
+def test_options_that_would_quietly_train_something_else_are_refused(tmp_path, option, message):
+    with pytest.raises(UnsafeTrainingError, match=message):
+        ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, **option)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"input_ids": [1, 2]}], "no labels.*Renderer"),
+        ([{"input_ids": [1, 2], "labels": [-100, -100]}], "no token of row 0 carries loss"),
+        (
+            [{"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": [1, 2], "labels": [1, 2]}],
+            "every token of row 1",
+        ),
+        ([{"input_ids": [1, 2], "labels": [2]}], "2 tokens and 1 labels"),
+    ],
+)
+def test_rows_without_proper_labels_are_refused(model, tokenizer, tmp_path, rows, message):
+    config = ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(UnsafeTrainingError, match=message):
+        ToolSFTTrainer(model, config, Dataset.from_list(rows), processing_class=tokenizer)
