@@ -65,6 +65,7 @@ def build_folder(problem_sets: Sequence[ProblemSet], folder: Path | str, num_pro
 
     folder = Path(folder)
     shards = [shard for problems in problem_sets for shard in plan_shards(problems, folder)]
+    _check_one_task(folder, {problems.task for problems in problem_sets})
     for directory in {shard.path.parent for shard in shards}:
         _check_directory(directory, {shard.path: shard for shard in shards})
     missing = [shard for shard in shards if not shard.path.exists()]
@@ -82,7 +83,12 @@ def build_folder(problem_sets: Sequence[ProblemSet], folder: Path | str, num_pro
             with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
                 for count in pool.imap_unordered(_write_shard, missing):
                     progress.update(count)
-    write_card(folder)
+    try:
+        write_card(folder)
+    except OSError as error:
+        raise DatasetWriteError(
+            f"the card of {folder} could not be written ({error}): run the command again"
+        ) from error
     return folder
 
 
@@ -97,19 +103,32 @@ def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
     return shards
 
 
-def read_identity(path: Path) -> dict[str, Any] | None:
-    """What a shard's metadata says of it; None for a file that this module did not write whole."""
+def read_identity(path: Path, verify: bool = False) -> dict[str, Any] | None:
+    """What a shard's metadata says of it; None for a file that this module did not write whole.
+
+    With `verify` every page is read against its checksum, so that a flipped bit is found as well.
+    """
     try:
-        metadata = pyarrow.parquet.read_schema(path).metadata
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            metadata = file.schema_arrow.metadata
+            if verify:
+                for _ in file.iter_batches():
+                    pass
     except (OSError, pyarrow.ArrowInvalid):
         return None
     return json.loads(metadata[METADATA_KEY]) if metadata and METADATA_KEY in metadata else None
 
 
+def _check_one_task(folder: Path, tasks: set[str]) -> None:
+    found = tasks | {identity["task"] for path in folder.glob("*/*.parquet") if (identity := read_identity(path))}
+    if len(found) > 1:
+        raise DatasetMismatchError(f"{folder} would hold {' and '.join(sorted(found))}: choose another --output")
+
+
 def _check_directory(directory: Path, expected: dict[Path, Shard]) -> None:
     for path in sorted(directory.glob("*.parquet")):
         shard = expected.get(path)
-        if shard is None or read_identity(path) != shard.identity():
+        if shard is None or read_identity(path, verify=True) != shard.identity():
             raise DatasetMismatchError(
                 f"{path} was built with other settings, by another version, or is damaged: "
                 "choose another --output, or delete that configuration's folder"
@@ -124,7 +143,7 @@ def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as sink:
-            with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
+            with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
                 for rows in _row_groups(generate_rows(shard.problems, shard.split, shard.start, shard.stop)):
                     writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
                     if progress is not None:
@@ -133,11 +152,13 @@ def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
             os.fsync(sink.fileno())
         os.replace(temporary, shard.path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DatasetWriteError(
             f"{shard.path} could not be written ({error}): free some space or choose another --output and run the "
             "same command again; finished shards are kept"
         ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
     return shard.stop - shard.start
 
 

@@ -48,7 +48,7 @@ def write_card(folder: Path) -> None:
     text = template.render(
         task_name=first["task"],
         task=task,
-        tools=describe_tools(task.tools(first["variant"])),
+        tools={s.identity["variant"]: describe_tools(task.tools(s.identity["variant"])) for s in summaries},
         summaries=summaries,
         rebuild_commands=list(dict.fromkeys(map(rebuild_command, summaries))),
         example=_example(folder, summaries),

@@ -26,7 +26,7 @@ class DatasetMismatchError(ToolSSMError):
 
 
 class TooFewProblemsError(ToolSSMError):
-    """More distinct problems were asked for than exist."""
+    """A problem set has no problem of the number that was asked for."""
 
 
 class UnknownTaskError(ToolSSMError):
@@ -67,6 +67,10 @@ class ArchitectureMismatchError(ToolSSMError):
 
 class PaddingError(ToolSSMError):
     """Padding where it would change the recurrent state: on the right of a prompt, or inside a row."""
+
+
+class StateMismatchError(ToolSSMError):
+    """A recurrent state that does not fit the model or the batch."""
 
 
 class UnsupportedGenerationError(ToolSSMError):

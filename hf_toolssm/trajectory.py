@@ -62,19 +62,29 @@ class Trajectory:
 
         Raises:
             EmptyProblemError: the problem has no cell.
-            CorruptRowError: the answer marker is missing, repeated or out of place, or the outputs are not the answer.
+            CorruptRowError: a cell is no text, the answer marker is missing or repeated, a step stands where it
+                cannot, or the outputs are not the answer.
         """
-        if not self.problem or any(not cell for cell in self.problem):
-            raise EmptyProblemError("the problem has no cell, or an empty one: state a problem of at least one cell")
-        markers = [at for at, s in enumerate(self.steps) if s.text == ANSWER and s.kind is StepKind.THOUGHT]
-        if len(markers) != 1:
+        cells = [*self.problem, *(s.text for s in self.steps)]
+        if not self.problem:
+            raise EmptyProblemError("the problem has no cell: state a problem of at least one cell")
+        if not all(isinstance(cell, str) and cell for cell in cells) or not isinstance(self.answer, str):
+            raise CorruptRowError("every cell and the answer are texts, and no cell is empty: rebuild the row")
+        markers = [at for at, s in enumerate(self.steps) if s.text == ANSWER and s.kind is not StepKind.OBSERVATION]
+        if len(markers) != 1 or self.steps[markers[0]].kind is not StepKind.THOUGHT:
             raise CorruptRowError(
                 f"a trajectory has exactly one thought {ANSWER!r}; this one has {len(markers)}: rebuild the row"
             )
-        outputs = [at for at, s in enumerate(self.steps) if s.kind is StepKind.OUTPUT]
-        if outputs and outputs[0] < markers[0]:
-            raise CorruptRowError(f"an output stands before the answer marker (step {outputs[0]}): rebuild the row")
-        if "".join(self.steps[at].text for at in outputs) != self.answer:
+        before: StepKind | None = None
+        for at, s in enumerate(self.steps):
+            if s.kind is StepKind.OUTPUT and at < markers[0]:
+                raise CorruptRowError(f"an output stands before the answer marker (step {at}): rebuild the row")
+            if s.kind is StepKind.THOUGHT and at > markers[0]:
+                raise CorruptRowError(f"a thought stands behind the answer marker (step {at}): rebuild the row")
+            if s.kind is StepKind.OBSERVATION and before not in (StepKind.COMMAND, StepKind.OBSERVATION):
+                raise CorruptRowError(f"an observation follows no command (step {at}): rebuild the row")
+            before = s.kind
+        if "".join(s.text for s in self.steps if s.kind is StepKind.OUTPUT) != self.answer:
             raise CorruptRowError(f"the outputs are not the answer {self.answer[:40]!r}: rebuild the row")
         return self
 
@@ -96,12 +106,13 @@ class Trajectory:
         """
         name = row.get("id", "without id")
         try:
+            if isinstance(row["problem"], str):
+                raise CorruptRowError("problem is a list of cells, not one text: rebuild the row")
             steps = _steps_from_row(row["steps"])
-            trajectory = cls(tuple(row["problem"]), steps, row["answer"])
-            return trajectory.check()
+            return cls(tuple(row["problem"]), steps, row["answer"]).check()
         except KeyError as error:
             raise CorruptRowError(
-                f"row {name}: column {error} is missing; rows need problem, steps and answer"
+                f"row {name}: {error} is missing; rows need problem, answer and steps of kind and text"
             ) from error
         except (TypeError, ValueError) as error:
             raise CorruptRowError(f"row {name}: {error}") from error

@@ -2,8 +2,8 @@
 
     python recipes/evaluate.py --model outputs/addition --lengths 5 10 100 1000 --num_problems 32
 
-prints a table and writes `results.json` and `length_generalization.png` to `--output`, by default the model's folder
-under `evaluation/`.
+prints a table and writes `results.json` and `length_generalization.png` to `--output`: by default `evaluation/` in the
+model's folder, or `outputs/` for a model on the Hub.
 """
 
 import json
@@ -17,15 +17,14 @@ from dataset_builders.task import load_task
 from hf_toolssm import ToolMambaForCausalLM
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
 from hf_toolssm.evaluation.report import table, write_report
+from hf_toolssm.trajectory import Trajectory
 
 
 @dataclass
 class EvaluationArguments:
     model: str = field(metadata={"help": "A folder or a Hub id with model and tokenizer."})
-    task: str = field(default="addition", metadata={"help": "A file of dataset_builders/."})
-    variant: str | None = field(
-        default=None, metadata={"help": "Which of the task's algorithms; by default its first."}
-    )
+    task: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
+    variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     lengths: list[int] = field(default_factory=list, metadata={"help": "Lengths of the plain sets, free-running."})
     adversarial_lengths: list[int] = field(
         default_factory=list, metadata={"help": "Lengths of the adversarial sets, free-running."}
@@ -40,33 +39,55 @@ class EvaluationArguments:
 
 
 def main() -> None:
-    (options,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
+    parser = HfArgumentParser(EvaluationArguments)
+    (options,) = parser.parse_args_into_dataclasses()
+    if not (options.lengths or options.adversarial_lengths or options.teacher_forced_lengths):
+        parser.error("nothing to measure: give --lengths, --adversarial_lengths or --teacher_forced_lengths")
+    about = training_facts(options.model)
+    task_name = options.task or about.get("task", "addition")
+    task = load_task(task_name)
+    variant = options.variant or about.get("variant", task.variants[0])
+
+    def solved(lengths: list[int], adversarial_lengths: list[int]) -> list[tuple[ProblemSet, list[Trajectory]]]:
+        size = options.num_problems
+        sets = evaluation_sets(task_name, variant, lengths, adversarial_lengths, size, options.seed)
+        return [(problems, reference_trajectories(problems, "test")) for problems in sets]
+
+    # All problems before the first run: a set that does not exist is said at once.
+    plain, adversarial = solved(options.lengths, []), solved([], options.adversarial_lengths)
+    forced = solved(options.teacher_forced_lengths, [])
+
     model = ToolMambaForCausalLM.from_pretrained(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    task = load_task(options.task)
-    variant = options.variant or task.variants[0]
 
-    def sets(lengths: list[int], adversarial_lengths: list[int]) -> list[ProblemSet]:
-        return evaluation_sets(options.task, variant, lengths, adversarial_lengths, options.num_problems, options.seed)
+    def free_running(problems: ProblemSet, references: list[Trajectory]) -> LengthResult:
+        name, size = problems.name, options.batch_size
+        return evaluate_free_running(model, tokenizer, name, problems.length, references, size)
 
-    def free_running(problems: ProblemSet) -> LengthResult:
-        references = reference_trajectories(problems, "test")
-        return evaluate_free_running(model, tokenizer, problems.name, problems.length, references, options.batch_size)
-
-    def teacher_forced(problems: ProblemSet) -> LengthResult:
-        references = reference_trajectories(problems, "test")
+    def teacher_forced(problems: ProblemSet, references: list[Trajectory]) -> LengthResult:
         return evaluate_teacher_forced(model, tokenizer, problems.name, problems.length, references)
 
-    by_length = [free_running(s) for s in sets(options.lengths, [])]
-    adversarial = [free_running(s) for s in sets([], options.adversarial_lengths)]
-    forced = [teacher_forced(s) for s in sets(options.teacher_forced_lengths, [])]
-    training = Path(options.model) / "training.json"
-    about = json.loads(training.read_text()) if training.exists() else {"task": options.task, "unit": task.unit}
-    about["teacher_forced"] = [result.to_dict() for result in forced]
-    output = Path(options.output) if options.output else Path(options.model) / "evaluation"
-    write_report(output, by_length, adversarial, about)
-    print(table([*by_length, *adversarial, *forced]))
+    plain_results = [free_running(*pair) for pair in plain]
+    adversarial_results = [free_running(*pair) for pair in adversarial]
+    forced_results = [teacher_forced(*pair) for pair in forced]
+    measured = {
+        "task": task_name,
+        "variant": variant,
+        "unit": task.unit,
+        "problem_seed": options.seed,
+        "teacher_forced": [result.to_dict() for result in forced_results],
+    }
+    folder = Path(options.model)
+    output = Path(options.output or (folder / "evaluation" if folder.is_dir() else f"outputs/{folder.name}"))
+    write_report(output, plain_results, adversarial_results, {**about, **measured})
+    print(table([*plain_results, *adversarial_results, *forced_results]))
     print(f"results are in {output}")
+
+
+def training_facts(model: str) -> dict:
+    """What `recipes/sft.py` wrote beside a model in a folder; nothing for any other."""
+    path = Path(model) / "training.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

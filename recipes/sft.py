@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
@@ -28,7 +29,6 @@ from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer
 from hf_toolssm.tools import make_tool
-from hf_toolssm.training.lora import add_lora
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
 
@@ -84,21 +84,24 @@ def main() -> None:
         rendered = rows.map(
             renderer.row, remove_columns=rows.column_names, num_proc=recipe.num_proc, desc="rendering rows"
         )
-    trainer = ToolSFTTrainer(
-        add_lora(model, recipe.lora_rank) if recipe.lora_rank else model, config, rendered, processing_class=tokenizer
-    )
+    if recipe.lora_rank:
+        from hf_toolssm.training.lora import add_lora  # needs the extra `peft`
+
+        model = add_lora(model, recipe.lora_rank)
+    trainer = ToolSFTTrainer(model, config, rendered, processing_class=tokenizer)
     resume = config.resume_from_checkpoint
-    if resume == "true":  # the last checkpoint; anything else is a checkpoint's folder
+    if str(resume).lower() == "true":  # the last checkpoint; anything else is a checkpoint's folder
         resume = str(last_whole_checkpoint(output))
     trained = trainer.train(resume_from_checkpoint=resume)
-    if recipe.lora_rank:
-        model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-    else:
+    if not recipe.lora_rank:
         trainer.save_model()
     if not trainer.accelerator.is_main_process:
         return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if recipe.lora_rank:
+        model = model.merge_and_unload()
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
     about = {
         "task": recipe.task,
         "variant": variant,
@@ -157,7 +160,8 @@ def make_model(
         trained_vocabulary = len(tokenizer)
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         add_tool_tokens(tokenizer, tools)
-        model = ToolMambaForCausalLM.from_pretrained(recipe.model)
+        # Full precision: in bfloat16 small updates of the weights would be rounded away.
+        model = ToolMambaForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
     add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary)
     # Long enough for thousands of digits; a longer problem says max_new_tokens itself.
     model.generation_config.max_new_tokens = 200_000

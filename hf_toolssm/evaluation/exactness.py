@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hf_toolssm.trajectory import Trajectory
+
 CONTEXT = 8
 """Tokens shown before a first error."""
 
@@ -46,6 +48,7 @@ class LengthResult:
         length: of its problems.
         mode: "free-running" (tools executed) or "teacher-forced".
         num_problems: the denominator of both accuracies.
+        distinct_problems: how many of them differ; short problems repeat.
         answer_accuracy: share of problems whose answer is exact and complete.
         trajectory_accuracy: share of problems whose every token is exact, the end included.
         first_error: of the failed problem that failed earliest; None if none failed.
@@ -57,6 +60,7 @@ class LengthResult:
     length: int
     mode: str
     num_problems: int
+    distinct_problems: int
     answer_accuracy: float
     trajectory_accuracy: float
     first_error: FirstError | None
@@ -87,7 +91,14 @@ def exactness(predictions: Sequence[Sequence[Any]], references: Sequence[Sequenc
     return {"exactness": exact / len(references), "num_problems": len(references)}
 
 
-def summarize(problem_set: str, length: int, mode: str, rows: Sequence[RowOutcome], seconds: float) -> LengthResult:
+def summarize(
+    problem_set: str,
+    length: int,
+    mode: str,
+    references: Sequence[Trajectory],
+    rows: Sequence[RowOutcome],
+    seconds: float,
+) -> LengthResult:
     """Puts the rows of one problem set together."""
     errors = [row.first_error for row in rows if row.first_error is not None]
     return LengthResult(
@@ -95,6 +106,7 @@ def summarize(problem_set: str, length: int, mode: str, rows: Sequence[RowOutcom
         length=length,
         mode=mode,
         num_problems=len(rows),
+        distinct_problems=len({tuple(reference.problem) for reference in references}),
         answer_accuracy=sum(row.answer_exact for row in rows) / len(rows),
         trajectory_accuracy=sum(row.trajectory_exact for row in rows) / len(rows),
         first_error=min(errors, key=lambda e: e.position, default=None),

@@ -18,7 +18,7 @@ from hf_toolssm.evaluation.exactness import (
     summarize,
 )
 from hf_toolssm.protocols.render import Renderer
-from hf_toolssm.trajectory import Trajectory
+from hf_toolssm.trajectory import StepKind, Trajectory
 
 SLACK = 1.1
 """How much longer than its reference a trajectory may get before it is cut: a lost model must not run for ever."""
@@ -52,10 +52,9 @@ def evaluate_free_running(
     was_training = model.training
     model.eval()
     for part in batches(references, batch_size):
-        rendered = [renderer.render(reference)["input_ids"] for reference in part]
-        prompts = [ids[: len(reference.problem)] for ids, reference in zip(rendered, part)]
-        inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-        longest = max(len(ids) - len(prompt) for ids, prompt in zip(rendered, prompts))
+        written = [renderer.render(r)["input_ids"][len(r.problem) :] for r in part]
+        inputs = renderer.prompts(r.problem for r in part).to(model.device)
+        longest = max(map(len, written))
         with tqdm(total=longest, desc=f"{problem_set}, free-running", unit="step", disable=None) as bar:
             result = model.generate(
                 **inputs,
@@ -66,13 +65,14 @@ def evaluate_free_running(
                 streamer=_ProgressStreamer(bar),
             )
         width = inputs["input_ids"].shape[1]
-        for row, (reference, ids, prompt) in enumerate(zip(part, rendered, prompts)):
-            found = _without_padding(result.sequences[row, width:], tokenizer.pad_token_id)
-            error = _first_error(len(outcomes), ids[len(prompt) :], found, tokenizer)
-            exact = result.complete[row] and result.answers[row] == reference.answer
+        for row, (reference, expected) in enumerate(zip(part, written)):
+            found = result.sequences[row, width : result.lengths[row]].tolist()
+            error = _first_error(len(outcomes), expected, found, tokenizer)
+            outputs = [renderer.token(s.text) for s in reference.steps if s.kind is StepKind.OUTPUT]
+            exact = result.complete[row] and result.answer_ids[row] == outputs
             outcomes.append(RowOutcome(exact, error is None, error, len(found)))
     model.train(was_training)
-    return summarize(problem_set, length, "free-running", outcomes, time.perf_counter() - start)
+    return summarize(problem_set, length, "free-running", references, outcomes, time.perf_counter() - start)
 
 
 class _ProgressStreamer(BaseStreamer):
@@ -89,15 +89,6 @@ class _ProgressStreamer(BaseStreamer):
 
     def end(self) -> None:
         self._bar.refresh()
-
-
-def _without_padding(ids: torch.Tensor, pad_token_id: int) -> list[int]:
-    """The tokens of a row up to its end; padding stands only after it."""
-    tokens = ids.tolist()
-    stop = len(tokens)
-    while stop and tokens[stop - 1] == pad_token_id:
-        stop -= 1
-    return tokens[:stop]
 
 
 def _first_error(

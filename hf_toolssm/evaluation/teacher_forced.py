@@ -17,6 +17,8 @@ from hf_toolssm.models.state import MambaState
 from hf_toolssm.protocols.render import IGNORED, Renderer
 from hf_toolssm.trajectory import StepKind, Trajectory
 
+LOGITS_PER_PIECE = 2**27
+
 
 def evaluate_teacher_forced(
     model,
@@ -24,7 +26,7 @@ def evaluate_teacher_forced(
     problem_set: str,
     length: int,
     references: Sequence[Trajectory],
-    piece: int = 16_384,
+    piece: int | None = None,
 ) -> LengthResult:
     """Streams each reference through the model in pieces, with the state carried, and compares every prediction.
 
@@ -33,7 +35,8 @@ def evaluate_teacher_forced(
         tokenizer: its tokenizer.
         problem_set, length: for the report.
         references: the problems with their reference trajectories; at least one.
-        piece: tokens of one forward; memory depends on it, results do not.
+        piece: tokens of one forward; memory depends on it, results do not. By default so many that their logits take
+            at most half a GiB.
 
     Raises:
         ValueError: there is no reference.
@@ -41,6 +44,7 @@ def evaluate_teacher_forced(
     if not references:
         raise ValueError(f"{problem_set} has no problem: nothing can be measured")
     renderer = Renderer(tokenizer)
+    piece = piece or min(16_384, LOGITS_PER_PIECE // model.config.vocab_size)
     start = time.perf_counter()
     was_training = model.training
     model.eval()
@@ -49,7 +53,7 @@ def evaluate_teacher_forced(
         for index, reference in enumerate(tqdm(references, desc=f"{problem_set}, teacher-forced", disable=None))
     ]
     model.train(was_training)
-    return summarize(problem_set, length, "teacher-forced", outcomes, time.perf_counter() - start)
+    return summarize(problem_set, length, "teacher-forced", references, outcomes, time.perf_counter() - start)
 
 
 @torch.no_grad()

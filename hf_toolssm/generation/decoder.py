@@ -10,9 +10,16 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+from transformers.models.mamba.modeling_mamba import MambaRMSNorm
 
 from hf_toolssm.models.fused_step import STEP, LayerLayout
-from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM
+from hf_toolssm.models.modeling_tool_mamba import (
+    ToolMambaBlock,
+    ToolMambaForCausalLM,
+    ToolMambaMixer,
+    ToolMambaModel,
+)
 from hf_toolssm.models.selective_scan_cpu import share_threads
 from hf_toolssm.models.state import MambaState
 
@@ -21,6 +28,13 @@ FUSED_PARAMETERS = 2_000_000
 
 PARALLEL_WORK = 1_000_000
 """Parameters times rows from which waking the other threads pays."""
+
+
+_KNOWN = {
+    *(ToolMambaForCausalLM, ToolMambaModel, ToolMambaBlock, ToolMambaMixer),
+    *(MambaRMSNorm, nn.Embedding, nn.Linear, nn.Conv1d, nn.ModuleList, SiLUActivation),
+}
+"""The modules that the fused step computes."""
 
 
 class Decoder(Protocol):
@@ -113,7 +127,6 @@ def _can_fuse(model) -> bool:
         return False
     if model.num_parameters() > FUSED_PARAMETERS or model.config.hidden_act != "silu" or model.training:
         return False
-    mixers = [block.mixer for block in model.backbone.layers]
-    linears = [m for mixer in mixers for m in (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)]
-    plain = all(type(m) is nn.Linear for m in [*linears, model.lm_head])
+    # Anything else among the modules (an adapter, a quantized layer) computes something that the step does not know.
+    plain = all(type(m) in _KNOWN for m in model.modules())
     return plain and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

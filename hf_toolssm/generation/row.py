@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hf_toolssm.errors import MissingToolTokensError, ToolError
+from hf_toolssm.errors import MissingToolTokensError, ToolError, UnknownToolError
 from hf_toolssm.protocols.special_tokens import tool_tokens
 from hf_toolssm.tools import Tool, ToolSession
 from hf_toolssm.trajectory import ANSWER
@@ -20,6 +20,7 @@ class TokenProtocol:
 
     Raises:
         MissingToolTokensError: a token of the tools has no id.
+        UnknownToolError: two tools share a command.
     """
 
     def __init__(self, tools: Sequence[Tool], ids: Mapping[str, int], end_ids: Sequence[int]) -> None:
@@ -31,6 +32,8 @@ class TokenProtocol:
         self.tools = tools
         self.ids = ids
         self.commands = {ids[text]: (index, text) for index, tool in enumerate(tools) for text in tool.commands}
+        if len(self.commands) < sum(len(tool.commands) for tool in tools):
+            raise UnknownToolError("two of the tools share a command: give each tool once")
         self.answer = ids[ANSWER]
         self.ends = frozenset(end_ids)
 
@@ -45,6 +48,7 @@ class Row:
         forced: observation tokens that are still to be fed, in order.
         answer: the output tokens so far.
         tool_calls: how many commands were carried out.
+        length: tokens of the row, padding before it included, once it has ended.
         finished: nothing more is generated.
         complete: the model wrote an answer and the end token.
         error: the command that a tool refused, and why.
@@ -57,6 +61,7 @@ class Row:
     answer: list[int] = field(default_factory=list)
     answering: bool = False
     tool_calls: int = 0
+    length: int = 0
     finished: bool = False
     complete: bool = False
     error: str | None = None

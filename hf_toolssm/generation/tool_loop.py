@@ -9,12 +9,11 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoTokenizer,
     EosTokenCriteria,
@@ -31,6 +30,7 @@ from hf_toolssm.errors import (
     EmptyProblemError,
     InvalidProblemError,
     PaddingError,
+    StateMismatchError,
     TokenizerNeededError,
     UnsupportedGenerationError,
 )
@@ -45,31 +45,25 @@ PREFILL_PIECE = 8_192
 """Prompt tokens that one forward takes; a longer prompt goes in pieces, so that memory does not grow with it."""
 
 
-class FinishedRow(NamedTuple):
-    """A row that has ended, its tokens (l,), which of them a tool wrote (l,), and its state."""
-
-    row: Row
-    ids: Tensor
-    observed: Tensor
-    state: MambaState
-
-
 @dataclass
 class ToolGenerateOutput(ModelOutput):
     """What `generate(..., return_dict_in_generate=True)` returns when tools run.
 
     Attributes:
         sequences: (b, l) prompt, what the model wrote and what the tools answered; padded after a row's end.
+        lengths: per row, how many tokens of `sequences` are not padding behind its end.
         observation_mask: (b, l) true where a tool wrote the token.
         answer_ids: per row, the tokens after the answer marker.
         tool_calls: per row, how many commands were carried out.
         complete: per row, whether the model wrote an answer and then the end token. False when `max_new_tokens`, a
             stopping criterion or a tool error ended the row: its answer may be cut off.
         errors: per row, the command that a tool refused and why; None where there was none.
-        cache_params: the state after every row's last token; feed it only the tokens that follow.
+        cache_params: the state after every row's last token; feed it only the tokens that follow. It is the model's
+            memory, not the tools': a later `generate` starts its tools on its own prompt.
     """
 
     sequences: Tensor | None = None
+    lengths: list[int] | None = None
     observation_mask: Tensor | None = None
     answer_ids: list[list[int]] | None = None
     tool_calls: list[int] | None = None
@@ -79,18 +73,18 @@ class ToolGenerateOutput(ModelOutput):
 
     @property
     def answers(self) -> list[str]:
-        """The text of every row's answer.
+        """The text of every row's answer, special tokens included.
 
         Raises:
-            TokenizerNeededError: `generate` had no tokenizer.
+            TokenizerNeededError: no tokenizer is known.
         """
-        tokenizer: PreTrainedTokenizerBase | None = getattr(self, "tokenizer", None)
+        tokenizer = self.find_tokenizer()
         if tokenizer is None:
             raise TokenizerNeededError(
                 "answers are text and no tokenizer is known: call generate(tokenizer=...), load the model from a "
                 "folder that holds its tokenizer, or read answer_ids"
             )
-        return tokenizer.batch_decode(self.answer_ids, skip_special_tokens=True)
+        return tokenizer.batch_decode(self.answer_ids)
 
 
 def generate_with_tools(
@@ -103,10 +97,9 @@ def generate_with_tools(
     tools: Sequence[Mapping[str, Any]] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
-    stopping_criteria: StoppingCriteriaList | None = None,
     **kwargs: Any,
 ) -> Tensor | ToolGenerateOutput:
-    """Checks the prompt and hands the loop to transformers as its `custom_generate`.
+    """`generate` of a ToolMamba: checks the prompt and hands the loop to transformers as its `custom_generate`.
 
     Args:
         model: a ToolMamba.
@@ -116,8 +109,9 @@ def generate_with_tools(
         tokenizer: for `answers`; by default the one beside the checkpoint.
         streamer: receives every token of the running rows, observations included (transformers' own streamers take
             one row only).
-        stopping_criteria: asked after every token; a row that one of them stops is not complete.
-        kwargs: everything that `generate` takes: greedy or sampling options, `cache_params` to go on from a state, ...
+        kwargs: everything else that `generate` takes: greedy or sampling options, logits processors, stopping criteria
+            (a row that one of them stops is not complete), `cache_params` to start from a state (with tools that
+            start on this call's prompt), ...
 
     Returns:
         The sequences, or a `ToolGenerateOutput` with `return_dict_in_generate=True`.
@@ -125,22 +119,24 @@ def generate_with_tools(
     Raises:
         EmptyProblemError: a prompt has no token.
         InvalidProblemError: a prompt holds a symbol that the tokenizer does not know.
-        PaddingError: a prompt is padded on the right.
+        PaddingError: a prompt is padded on the right, or on the left without an attention mask.
+        StateMismatchError: `cache_params` is no `MambaState`, or has not one row per prompt.
         UnsupportedGenerationError: an option that has no meaning while tools run.
         UnknownToolError: a tool's name or option does not exist.
         MissingToolTokensError: the model has no tokens for these tools.
     """
     input_ids = inputs if input_ids is None else input_ids
+    if input_ids is None:
+        raise EmptyProblemError("generate needs input_ids: the problem that the tools will work on")
     _check_prompt(model, input_ids, attention_mask)
-    if "custom_generate" in kwargs:
+    _check_state(kwargs.get("cache_params"), input_ids.shape[0])
+    if kwargs.pop("custom_generate", None) is not None:
         raise UnsupportedGenerationError("custom_generate would replace the tool loop: leave it out")
-    if "stop_strings" in kwargs:  # transformers' criterion cannot read a vocabulary of single cells
+    if kwargs.pop("stop_strings", None) is not None:  # transformers' criterion cannot read a vocabulary of cells
         raise UnsupportedGenerationError("stop_strings is not supported while tools run: pass a StoppingCriteria")
-    tokenizer = tokenizer if tokenizer is not None else _tokenizer_beside(model)
-    config = model.config
     loop = functools.partial(
         _run_tool_loop,
-        tools=config.make_tools() if tools is None else [make_tool(spec) for spec in tools],
+        tools=model.config.make_tools() if tools is None else [make_tool(spec) for spec in tools],
         tokenizer=tokenizer,
         streamer=streamer,
     )
@@ -148,19 +144,18 @@ def generate_with_tools(
         input_ids,
         *args,
         attention_mask=attention_mask,
-        stopping_criteria=stopping_criteria,
         streamer=streamer,
         custom_generate=loop,
         **kwargs,
     )
 
 
-def _check_prompt(model, input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
-    if input_ids is None:
-        raise EmptyProblemError("generate needs input_ids: the problem that the tools will work on")
+def _check_prompt(model, input_ids: Tensor, attention_mask: Tensor | None) -> None:
     if input_ids.shape[1] == 0 or (attention_mask is not None and bool((attention_mask.sum(1) == 0).any())):
         raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
     pad = model.config.pad_token_id
+    if attention_mask is None and pad is not None and bool((input_ids[:, 0] == pad).any()):
+        raise PaddingError("a prompt begins with padding: pass the tokenizer's attention_mask as well")
     padded = input_ids[:, -1] == (-1 if pad is None else pad) if attention_mask is None else attention_mask[:, -1] == 0
     if bool(padded.any()):
         raise PaddingError(
@@ -176,15 +171,24 @@ def _check_prompt(model, input_ids: Tensor | None, attention_mask: Tensor | None
         )
 
 
+def _check_state(state: Any, batch: int) -> None:
+    if state is not None and not isinstance(state, MambaState):
+        raise StateMismatchError(f"cache_params is a {type(state).__name__}: pass a MambaState, as forward returns it")
+    if state is not None and state.batch_size not in (None, batch):
+        raise StateMismatchError(
+            f"cache_params has {state.batch_size} rows and there are {batch} prompts: use its select(rows)"
+        )
+
+
 def _tokenizer_beside(model) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of the checkpoint that the model was loaded from, read once."""
-    if not hasattr(model, "_tool_tokenizer"):
-        try:
-            found = AutoTokenizer.from_pretrained(model.name_or_path) if model.name_or_path else None
-        except (OSError, ValueError):  # no tokenizer there: `answers` says so by name when it is asked for
-            found = None
-        model._tool_tokenizer = found
-    return model._tool_tokenizer
+    """The tokenizer of the checkpoint that the model was loaded from, if it knows the model's tool tokens."""
+    try:
+        found = AutoTokenizer.from_pretrained(model.name_or_path) if model.name_or_path else None
+    except (OSError, ValueError):  # no tokenizer there: `answers` says so by name
+        return None
+    ids = model.config.tool_token_ids or {}
+    same = found is not None and all(found.convert_tokens_to_ids(text) == ids[text] for text in ids)
+    return found if same else None
 
 
 def _run_tool_loop(
@@ -209,36 +213,60 @@ def _run_tool_loop(
 
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     rows = [Row.start(i, ids[keep.bool()].tolist(), protocol) for i, (ids, keep) in enumerate(zip(input_ids, mask))]
-    state: MambaState = model_kwargs["cache_params"].clone()  # the caller's state stays as it was
+    state = _state_of_rows(model_kwargs["cache_params"], len(rows))
     logits = _prefill(model, input_ids, mask, state)
     decoder = make_decoder(model, state)
-    tokens = _TokenBuffer(input_ids)
-    done: list[FinishedRow] = []
+    tokens = _TokenBuffer(input_ids, int(generation_config._pad_token_tensor))
+    running = list(range(len(rows)))
+    final_states: dict[int, MambaState] = {}
 
-    while rows:
-        scores = logits_processor(tokens.ids(), logits.float()) if logits_processor else logits
+    while running:
+        if logits_processor:
+            logits = tokens.of_running(logits_processor, running, logits.float())
         if generation_config.do_sample:
-            sampled = torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[:, 0]
+            sampled = torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1)[:, 0]
         else:
-            sampled = scores.argmax(-1)
-        advanced = [row.advance(token) for row, token in zip(rows, sampled.tolist())]
+            sampled = logits.argmax(-1)
+        advanced = [rows[i].advance(token) for i, token in zip(running, sampled.tolist())]
         next_ids = [token for token, _ in advanced]
-        tokens.append(next_ids, [observed for _, observed in advanced])
+        tokens.append(running, next_ids, [observed for _, observed in advanced])
         if streamer is not None:
             streamer.put(torch.tensor(next_ids))
-        stop = [row.finished or tokens.length >= generation_config.max_length for row in rows]
+        stop = [rows[i].finished or tokens.length >= generation_config.max_length for i in running]
         for criterion in criteria:
-            stop = [a or bool(b) for a, b in zip(stop, criterion(tokens.ids(), scores))]
+            stop = [a or bool(b) for a, b in zip(stop, tokens.of_running(criterion, running, logits))]
         logits = decoder.step(next_ids)
         if any(stop):
-            done += [FinishedRow(rows[i], *tokens.row(i), decoder.state(i)) for i, ended in enumerate(stop) if ended]
-            keep = [i for i, ended in enumerate(stop) if not ended]
-            rows, logits = [rows[i] for i in keep], logits[keep]
+            for at, i in enumerate(running):
+                if stop[at]:
+                    rows[i].length, final_states[i] = tokens.length, decoder.state(at)
+            keep = [at for at, ended in enumerate(stop) if not ended]
+            running, logits = [running[at] for at in keep], logits[keep]
             decoder.keep(keep)
-            tokens.keep(keep)
     if streamer is not None:
         streamer.end()
-    return _collect(done, generation_config, tokenizer)
+    if not generation_config.return_dict_in_generate:
+        _warn_of_cut_rows(rows, generation_config)
+        return tokens.ids()
+    output = ToolGenerateOutput(
+        sequences=tokens.ids(),
+        lengths=[row.length for row in rows],
+        observation_mask=tokens.observed(),
+        answer_ids=[row.answer for row in rows],
+        tool_calls=[row.tool_calls for row in rows],
+        complete=[row.complete for row in rows],
+        errors=[row.error for row in rows],
+        cache_params=MambaState.concatenate([final_states[i] for i in range(len(rows))]),
+    )
+    output.find_tokenizer = (lambda: tokenizer) if tokenizer is not None else lambda: _tokenizer_beside(model)
+    return output
+
+
+def _state_of_rows(state: MambaState, rows: int) -> MambaState:
+    """A copy to work on, so that the caller's state stays as it was, with one row for every sample of a prompt."""
+    if state.batch_size in (None, rows):
+        return state.clone()
+    return state.select(torch.arange(state.batch_size).repeat_interleave(rows // state.batch_size))
 
 
 def _refuse_unsupported(config: GenerationConfig) -> None:
@@ -263,55 +291,42 @@ def _prefill(model, input_ids: Tensor, mask: Tensor, state: MambaState) -> Tenso
 
 
 class _TokenBuffer:
-    """Tokens of the running rows and who wrote them. It grows by doubling: a step costs the same at any length."""
+    """The tokens of all rows and who wrote them, padded after a row's end. It grows by doubling."""
 
-    def __init__(self, prompt: Tensor) -> None:
+    def __init__(self, prompt: Tensor, pad_id: int) -> None:
         self.length = prompt.shape[1]
         self._device = prompt.device
-        self._ids = np.pad(prompt.cpu().numpy(), ((0, 0), (0, self.length + 256)))
+        self._pad_id = pad_id
+        self._ids = prompt.cpu().numpy()
         self._observed = np.zeros(self._ids.shape, np.bool_)
 
     def ids(self) -> Tensor:
         """(b, l) on the prompt's device; without a copy on a CPU."""
         return torch.from_numpy(self._ids[:, : self.length]).to(self._device)
 
-    def row(self, index: int) -> tuple[Tensor, Tensor]:
-        """The tokens of one row, and which of them a tool wrote."""
-        ids, observed = (values[index, : self.length].copy() for values in (self._ids, self._observed))
-        return torch.from_numpy(ids).to(self._device), torch.from_numpy(observed).to(self._device)
+    def observed(self) -> Tensor:
+        """(b, l), true where a tool wrote the token."""
+        return torch.from_numpy(self._observed[:, : self.length]).to(self._device)
 
-    def append(self, ids: list[int], observed: list[bool]) -> None:
+    def append(self, rows: list[int], ids: list[int], observed: list[bool]) -> None:
         if self.length == self._ids.shape[1]:
-            self._ids, self._observed = (np.pad(v, ((0, 0), (0, self.length))) for v in (self._ids, self._observed))
-        self._ids[:, self.length] = ids
-        self._observed[:, self.length] = observed
+            room = ((0, 0), (0, self.length + 256))
+            self._ids = np.pad(self._ids, room, constant_values=self._pad_id)
+            self._observed = np.pad(self._observed, room)
+        self._ids[rows, self.length] = ids
+        self._observed[rows, self.length] = observed
         self.length += 1
 
-    def keep(self, rows: list[int]) -> None:
-        self._ids, self._observed = self._ids[rows], self._observed[rows]
+    def of_running(self, function: Callable[[Tensor, Tensor], Any], running: list[int], scores: Tensor) -> Tensor:
+        """A processor's scores (r, v) or a criterion's verdicts (r,) on the running rows.
 
-
-def _collect(
-    done: list[FinishedRow], config: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None
-) -> Tensor | ToolGenerateOutput:
-    done = sorted(done, key=lambda finished: finished.row.index)
-    rows = [finished.row for finished in done]
-    pad_id = int(config._pad_token_tensor)
-    sequences = pad_sequence([finished.ids for finished in done], batch_first=True, padding_value=pad_id)
-    if not config.return_dict_in_generate:
-        _warn_of_cut_rows(rows, config)
-        return sequences
-    output = ToolGenerateOutput(
-        sequences=sequences,
-        observation_mask=pad_sequence([finished.observed for finished in done], batch_first=True),
-        answer_ids=[row.answer for row in rows],
-        tool_calls=[row.tool_calls for row in rows],
-        complete=[row.complete for row in rows],
-        errors=[row.error for row in rows],
-        cache_params=MambaState.concatenate([finished.state for finished in done]),
-    )
-    output.tokenizer = tokenizer
-    return output
+        Such a function sees the whole batch in its own order, as in transformers, because it may know something of
+        each row; rows that have ended have scores of zero, and what it says of them is dropped.
+        """
+        whole = scores.new_zeros(len(self._ids), scores.shape[1])
+        whole[running] = scores
+        result = torch.as_tensor(function(self.ids(), whole))
+        return result.expand(len(whole))[running] if result.dim() < 2 else result[running]
 
 
 def _warn_of_cut_rows(rows: Sequence[Row], config: GenerationConfig) -> None:

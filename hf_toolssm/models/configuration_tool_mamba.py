@@ -54,10 +54,10 @@ class ToolMambaConfig(MambaConfig):
             ArchitectureMismatchError: the checkpoint is of another architecture.
         """
         config_dict, remaining = super().get_config_dict(*args, **kwargs)
-        found = config_dict.get("model_type", cls.model_type)
+        found = config_dict.get("model_type")
         if found not in _LOADABLE:
             raise ArchitectureMismatchError(
-                f"this checkpoint is a {found!r} model, and ToolMamba loads only Mamba checkpoints "
-                f"({' or '.join(_LOADABLE)}): choose such a checkpoint, or load this one with its own class"
+                f"this checkpoint's model_type is {found!r}, and ToolMamba loads only Mamba checkpoints in "
+                f"transformers' format ({' or '.join(_LOADABLE)}): choose such a one, or load this with its own class"
             )
         return {**config_dict, "model_type": cls.model_type}, remaining

@@ -5,7 +5,6 @@ any pieces or singly, with the same result; padding on either side leaves the st
 length on a CPU, forwards and backwards.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -18,6 +17,9 @@ from hf_toolssm.errors import PaddingError
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.selective_scan import selective_scan
 from hf_toolssm.models.state import MambaState
+
+ADAPTER_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+"""The layers that a LoRA can train and merge: the mixer calls them as modules, unlike its convolution."""
 
 
 class ToolMambaMixer(MambaMixer):
@@ -191,13 +193,16 @@ class ToolMambaForCausalLM(MambaForCausalLM):
             model_kwargs["cache_params"] = MambaState(self.config)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
-    @functools.wraps(MambaForCausalLM.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Generates with tools executed; see `hf_toolssm.generation.tool_loop.generate_with_tools`.
+
+        A model whose config names no tools, called without `tools=`, generates as any Mamba does.
+        """
         if self.config.tools is None and kwargs.get("tools") is None:
-            return super().generate(*args, **kwargs)
+            return super().generate(inputs, *args, **kwargs)
         from hf_toolssm.generation.tool_loop import generate_with_tools
 
-        return generate_with_tools(self, super().generate, *args, **kwargs)
+        return generate_with_tools(self, super().generate, inputs, *args, **kwargs)
 
 
 AutoConfig.register(ToolMambaConfig.model_type, ToolMambaConfig)

@@ -12,6 +12,7 @@ import torch
 from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = 16
 """Steps between stored states: small enough that a chunk's states stay in the CPU's cache during the backward."""
@@ -178,6 +179,7 @@ class _SelectiveScan(torch.autograd.Function):
         return y, h_last
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy, dh_last):
         x, dt, A_t, B, C, D, lengths, checkpoints = ctx.saved_tensors
         batch, length, channels = x.shape

@@ -31,15 +31,18 @@ def selective_scan_cuda(
     initial_state: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `selective_scan`. The final state carries no gradient: a backward through it raises RuntimeError."""
+    """See `selective_scan`. No gradient goes through a state that the kernel returns, the one between two pieces
+    included: a backward that needs it raises RuntimeError, so training takes at most `MAX_PIECE` tokens a row.
+    """
     if lengths is not None:
         dt = dt * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, :, None]
     state, outputs = initial_state, []
     for pieces in zip(*(t.split(MAX_PIECE, dim=1) for t in (x, dt, B, C))):
         piece_x, piece_dt, piece_B, piece_C = pieces
         y, state = scan_from_zero_start(_mamba_ssm_scan, piece_x, piece_dt, A, piece_B, piece_C, D, state)
+        state = _WithoutGradient.apply(state)
         outputs.append(y)
-    return torch.cat(outputs, dim=1), _WithoutGradient.apply(state)
+    return torch.cat(outputs, dim=1), state
 
 
 def scan_from_zero_start(
@@ -60,7 +63,7 @@ def scan_from_zero_start(
     if initial_state is None:
         return y, last
     elapsed = dt.float().cumsum(1)  # (b, l, d)
-    # One state index at a time: (b, l, d) at once, never (b, l, d, n).
+    # One state index at a time: without gradients this holds (b, l, d), never (b, l, d, n).
     for n in range(A.shape[1]):
         decayed = torch.exp(elapsed * A[:, n]) * initial_state[:, None, :, n]
         y = y + (decayed * C[:, :, n, None].float()).to(y.dtype)
@@ -85,5 +88,6 @@ class _WithoutGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         raise RuntimeError(
-            "the CUDA scan gives no gradient for its final state: detach the state between pieces, or run on the CPU"
+            "the CUDA scan gives no gradient for the state that it returns: detach the state between forwards, and "
+            f"train on at most {MAX_PIECE} tokens a row"
         )

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
+from hf_toolssm.errors import StateMismatchError
+
 
 class MambaState(DynamicCache):
     """The state of every layer, in the layout of transformers' own Mamba cache.
@@ -90,9 +92,18 @@ class MambaState(DynamicCache):
 
     @classmethod
     def from_tensors(cls, config: PreTrainedConfig, tensors: dict[str, Tensor]) -> "MambaState":
-        """The state that `to_tensors` gave."""
+        """The state that `to_tensors` gave.
+
+        Raises:
+            StateMismatchError: the tensors are of a model with another number of layers.
+        """
         state = cls(config)
         if tensors:
+            layers = len(tensors) // 2
+            if layers != len(state.layers):
+                raise StateMismatchError(
+                    f"the state has {layers} layers and the model {len(state.layers)}: use the model that it came from"
+                )
             for layer in range(len(state.layers)):
                 state.write(layer, tensors[f"conv.{layer}"], tensors[f"recurrent.{layer}"])
         return state

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from hf_toolssm.errors import CellNotOneTokenError, EmptyProblemError
 from hf_toolssm.trajectory import StepKind, Trajectory
@@ -52,6 +52,18 @@ class Renderer:
         if not ids:
             raise EmptyProblemError("the problem is empty: state a problem of at least one cell")
         return ids
+
+    def prompts(self, problems: Iterable[Iterable[str]]) -> BatchEncoding:
+        """Problems as a batch for `generate`: `input_ids` and `attention_mask` (b, l), padded on the left.
+
+        A tokenizer of single characters gives the same when it is called on the texts. A large one would merge digits
+        into cells that the model has never seen: prompt a fine-tuned model this way.
+
+        Raises:
+            EmptyProblemError, CellNotOneTokenError: see `problem`.
+        """
+        ids = [self.problem(cells) for cells in problems]
+        return self._tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
 
     def render(self, trajectory: Trajectory) -> dict[str, list[int]]:
         """The whole trajectory with its end token.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hf_toolssm.errors import CellNotOneTokenError
 from hf_toolssm.protocols.special_tokens import add_tool_tokens
 from hf_toolssm.tools import Tool
 
@@ -20,10 +21,16 @@ def build_task_tokenizer(cells: Sequence[str], tools: Sequence[Tool]) -> PreTrai
     Args:
         cells: the task's cells, each one character.
         tools: the tools whose tokens are added.
+
+    Raises:
+        CellNotOneTokenError: a cell is not one character.
     """
+    for cell in cells:
+        if len(cell) != 1:
+            raise CellNotOneTokenError(f"a cell of the task tokenizer is one character, and {cell!r} is not")
     vocabulary = {text: index for index, text in enumerate(dict.fromkeys([PAD, END, UNKNOWN, *cells]))}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     # Without a decoder the library joins tokens with spaces; fusing gives the text back as it was.
     backend.decoder = decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(

@@ -35,8 +35,8 @@ def make_tool(spec: Mapping[str, Any]) -> Tool:
     Raises:
         UnknownToolError: no file in hf_toolssm/tools/ has that name, or the tool does not take those options.
     """
-    name = spec.get("name")
-    if name not in available_tools():
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if not isinstance(spec, Mapping) or name not in available_tools():
         raise UnknownToolError(f"no tool is named {name!r}; the tools are {', '.join(available_tools())}")
     tool_class = getattr(import_module(f"{__name__}.{name}"), "".join(part.title() for part in name.split("_")))
     options = {key: value for key, value in spec.items() if key != "name"}

@@ -8,9 +8,7 @@ both: those are never targets. The rows of the tool tokens train in full, as PEF
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM
-
-TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
+from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS, ToolMambaForCausalLM
 
 
 def add_lora(model: ToolMambaForCausalLM, rank: int) -> PeftModel:
@@ -21,7 +19,7 @@ def add_lora(model: ToolMambaForCausalLM, rank: int) -> PeftModel:
         rank: of the adapters; their scale is 2.
 
     Raises:
-        UnsafeTrainingError: the rank is not positive, or the model knows no tool tokens.
+        UnsafeTrainingError: the rank is not positive, the model knows no tool tokens, or its head is not tied.
     """
     if rank < 1:
         raise UnsafeTrainingError(f"a LoRA has a rank of at least 1, not {rank}")
@@ -29,10 +27,15 @@ def add_lora(model: ToolMambaForCausalLM, rank: int) -> PeftModel:
         raise UnsafeTrainingError(
             "the model has no tool tokens, whose new embeddings must be trained: call add_tool_tokens_to_model first"
         )
+    if not model.config.tie_word_embeddings:
+        raise UnsafeTrainingError(
+            "the head of this model is not tied to its embeddings, so its new rows would stay untrained: "
+            "train all weights instead"
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=2 * rank,
-        target_modules=list(TARGETS),
+        target_modules=list(ADAPTER_TARGETS),
         trainable_token_indices={"embeddings": sorted(model.config.tool_token_ids.values())},
         task_type="CAUSAL_LM",
     )

@@ -30,7 +30,6 @@ class ToolSFTConfig(SFTConfig):
     )
     data_seed: int | None = field(default=None, metadata={"help": "Seed of the order of the rows; by default `seed`."})
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 autocast; worth it on a GPU."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,6 +6,7 @@ them.
 """
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
+from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS, ToolMambaModel
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.protocols.render import IGNORED
 from hf_toolssm.training.sft_config import ToolSFTConfig
+
+logger = logging.getLogger(__name__)
 
 
 class ToolSFTTrainer(SFTTrainer):
@@ -33,14 +37,18 @@ class ToolSFTTrainer(SFTTrainer):
     carried states are saved with every checkpoint.
 
     Raises:
-        UnsafeTrainingError: rows without labels, or with none that carries loss.
+        UnsafeTrainingError: the model is no ToolMamba or has a LoRA where it cannot train, or among the first 100 rows
+            one has no labels, no label that carries loss, or nothing but such labels.
     """
 
     args: ToolSFTConfig
 
     def __init__(self, model: Any, args: ToolSFTConfig, train_dataset: Dataset, **kwargs: Any) -> None:
         _check_rows(train_dataset)
+        if isinstance(kwargs.get("eval_dataset"), Dataset):
+            _check_rows(kwargs["eval_dataset"])
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
+        _check_model(self.model)
         self._batches = 0
         self._carried: MambaState | None = None
 
@@ -49,7 +57,9 @@ class ToolSFTTrainer(SFTTrainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
         state = self._initial_state(inputs["input_ids"].shape[0])
         loss = super().compute_loss(model, {**inputs, "cache_params": state}, *args, **kwargs)
-        self._carried = state.detach()
+        # The short last batch of an epoch does not replace the states of a whole one.
+        if self._carried is None or (state.batch_size or 0) >= (self._carried.batch_size or 0):
+            self._carried = state.detach()
         self._batches += 1
         return loss
 
@@ -75,6 +85,8 @@ class ToolSFTTrainer(SFTTrainer):
                 self._batches = int(opened.metadata()["batches"])
             device = str(self.args.device)
             self._carried = MambaState.from_tensors(self.model.config, load_file(path, device=device))
+        elif self.args.state_passing_share > 0:
+            logger.warning("%s is missing: the first batch starts from zeros, unlike in an uninterrupted run", path)
 
     def _carried_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"carried_state_{self.args.process_index}.safetensors"
@@ -100,6 +112,19 @@ def _is_whole(checkpoint: Path) -> bool:
     except (OSError, json.JSONDecodeError):
         return False
     return True
+
+
+def _check_model(model: Any) -> None:
+    if not any(isinstance(module, ToolMambaModel) for module in model.modules()):
+        raise UnsafeTrainingError(
+            f"{type(model).__name__} is no ToolMamba, whose state this trainer passes on: "
+            "load the checkpoint with ToolMambaForCausalLM"
+        )
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and name.rpartition(".")[2] not in ADAPTER_TARGETS:
+            raise UnsafeTrainingError(
+                f"a LoRA on {name} would not train or not merge: target only {', '.join(ADAPTER_TARGETS)}"
+            )
 
 
 def _check_rows(dataset: Dataset) -> None:

@@ -15,7 +15,7 @@ from datasets import load_dataset
 
 from dataset_builders import build
 from dataset_builders.builder import TRAINING, ProblemSet, TrajectoryBuilder, evaluation_sets, generate_rows
-from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
+from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError, TooFewProblemsError
 from hf_toolssm.locality import locality
 from hf_toolssm.trajectory import Trajectory
 
@@ -140,6 +140,33 @@ def test_a_truncated_shard_is_not_taken_for_a_whole_one(tmp_path):
     os.truncate(shard, shard.stat().st_size // 2)
     with pytest.raises(DatasetMismatchError, match="damaged.*delete that configuration"):
         build.build_folder([training_set()], tmp_path / "data")
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    folder = build.build_folder([training_set()], tmp_path / "data")
+    shard = folder / "max_length_3" / "train-00000-of-00001.parquet"
+    good = shard.read_bytes()
+    rows = pyarrow.parquet.read_table(shard).to_pylist()
+    for at in range(100, len(good) - 100, len(good) // 40):
+        shard.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
+        try:
+            build.build_folder([training_set()], folder)
+        except DatasetMismatchError:
+            continue
+        assert pyarrow.parquet.read_table(shard).to_pylist() == rows  # a bit that no reader looks at
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DatasetWriteError, match="choose another --output"):
+        build.build_folder([training_set()], tmp_path / "file")
+
+
+def test_a_set_that_runs_out_of_problems_leaves_nothing_behind(tmp_path):
+    sets = evaluation_sets("addition", "local", [], [2], 30)
+    with pytest.raises(TooFewProblemsError, match="nines_plus_power_of_ten has 4"):
+        build.build_folder(sets, tmp_path / "data")
+    assert all(name.endswith(".parquet") for name in all_files(tmp_path / "data"))
 
 
 @pytest.mark.parametrize("changed", [training_set(seed=1), training_set(train=50)])

@@ -20,6 +20,7 @@ from hf_toolssm.evaluation.exactness import (
 from hf_toolssm.evaluation.metric import Exactness
 from hf_toolssm.evaluation.report import table, write_report
 from hf_toolssm.protocols import Renderer
+from hf_toolssm.trajectory import Trajectory
 
 
 @given(one=st.lists(st.integers(0, 3)), other=st.lists(st.integers(0, 3)))
@@ -56,10 +57,11 @@ def test_a_summary_shows_the_earliest_error():
         RowOutcome(True, False, error(1, 9), 5),
         RowOutcome(False, False, error(2, 4), 5),
     ]
-    result = summarize("length_5", 5, "free-running", rows, 1.0)
+    problems = [Trajectory((str(number),), (), "") for number in (1, 2, 2)]
+    result = summarize("length_5", 5, "free-running", problems, rows, 1.0)
     assert result.first_error.problem == 2
     assert (result.answer_accuracy, result.trajectory_accuracy) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
-    assert (result.num_problems, result.tokens) == (3, 15)
+    assert (result.num_problems, result.distinct_problems, result.tokens) == (3, 2, 15)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +135,7 @@ def test_nothing_to_measure_is_an_error(model, tokenizer, evaluate):
 
 def result(length, accuracy, name="length"):
     error = None if accuracy == 1 else FirstError(0, 17, "1", "2", ("7", "8"))
-    return LengthResult(f"{name}_{length}", length, "free-running", 8, accuracy, accuracy, error, 1_000, 0.5)
+    return LengthResult(f"{name}_{length}", length, "free-running", 8, 8, accuracy, accuracy, error, 1_000, 0.5)
 
 
 def test_the_report_has_the_figures_the_picture_and_the_machine(tmp_path):

@@ -5,6 +5,7 @@ import torch
 from conftest import random_model, relative_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from torch import nn
 
 from hf_toolssm import MambaState
@@ -71,6 +72,25 @@ def wrap(model):
 
 def hook(model):
     model.backbone.layers[1].register_forward_hook(lambda *_: None)
+
+
+def adapt(*targets):
+    def change(model):
+        get_peft_model(model, LoraConfig(target_modules=list(targets)))
+
+    return change
+
+
+def tune_tokens(model):
+    get_peft_model(model, TrainableTokensConfig(target_modules=["embeddings"], token_indices=[5, 6]))
+
+
+@pytest.mark.parametrize("change", [tune_tokens, adapt("embeddings"), adapt("in_proj"), adapt("x_proj", "out_proj")])
+def test_an_adapted_model_is_asked_itself(model, change):
+    change(model)
+    model.eval()
+    state = after_prompt(model, 1, 3)
+    assert isinstance(make_decoder(model, state), ModelDecoder)
 
 
 @pytest.mark.parametrize("change", [grow, wrap, hook, nn.Module.bfloat16, nn.Module.train])

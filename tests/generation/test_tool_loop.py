@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import (
+    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
@@ -17,6 +18,7 @@ from hf_toolssm.errors import (
     InvalidProblemError,
     MissingToolTokensError,
     PaddingError,
+    StateMismatchError,
     TokenizerNeededError,
     UnknownToolError,
     UnsupportedGenerationError,
@@ -282,6 +284,45 @@ def test_tools_can_come_from_the_argument(model, tokenizer):
         run(model, tokenizer, ["1+2="], tools=[{"name": "pointer_memory", "max_pointers": 9}])
 
 
+def test_what_knows_the_rows_of_a_batch_goes_on_knowing_them(model, tokenizer):
+    """Row 0 ends at once; what may follow in row 1 is still decided as for row 1."""
+    allowed = {0: ["<|end|>"], 1: ["1"]}
+    ids = {row: tokenizer.convert_tokens_to_ids(texts) for row, texts in allowed.items()}
+    options = {"prefix_allowed_tokens_fn": lambda row, _: ids[row], "max_new_tokens": 4}
+    result = run(model, tokenizer, ["1+1=", "2+2="], **options)
+    assert result.lengths == [5, 8]
+    assert tokenizer.convert_ids_to_tokens(result.sequences[1, 4:].tolist()) == ["1"] * 4
+
+
+def test_padding_that_is_also_the_end_token_hides_nothing(model, tokenizer, addition):
+    """Large tokenizers often pad with their end token; lengths then say where a row ended."""
+    _, references, script = scripted(tokenizer, addition, PROBLEMS)
+    end = tokenizer.eos_token_id
+    result = run(model, tokenizer, PROBLEMS, logits_processor=script, max_new_tokens=999, pad_token_id=end)
+    for row, reference in enumerate(references):
+        assert result.sequences[row, : result.lengths[row]].tolist()[-len(reference) :] == reference
+        assert (result.sequences[row, result.lengths[row] :] == end).all()
+
+
+def test_special_tokens_in_an_answer_are_shown(model, tokenizer):
+    script = script_of(tokenizer, "1+2=", ANSWER, "3", "<|memory_begin|>", "<|end|>")
+    result = run(model, tokenizer, ["1+2="], logits_processor=script, max_new_tokens=9)
+    assert result.answers == ["3<|memory_begin|>"]
+
+
+def test_a_state_that_does_not_fit_is_named(model, tokenizer):
+    with torch.no_grad():
+        state = model(tokenizer("1+2=", return_tensors="pt")["input_ids"], use_cache=True).cache_params
+    with pytest.raises(StateMismatchError, match="1 rows and there are 2 prompts"):
+        run(model, tokenizer, ["1+2=", "3+4="], cache_params=state)
+    with pytest.raises(StateMismatchError, match="DynamicCache: pass a MambaState"):
+        run(model, tokenizer, ["1+2="], cache_params=DynamicCache(config=model.config))
+    sampled = run(
+        model, tokenizer, ["1+2="], cache_params=state, do_sample=True, num_return_sequences=3, max_new_tokens=5
+    )
+    assert sampled.cache_params.batch_size == 3
+
+
 @pytest.mark.parametrize(
     ("problems", "options", "error", "message"),
     [
@@ -310,6 +351,12 @@ def test_right_padding_is_refused_with_and_without_a_mask(model, tokenizer):
     with pytest.raises(PaddingError, match="padding_side = 'left'"):
         model.generate(**inputs)
     with pytest.raises(PaddingError, match="padding_side = 'left'"):
+        model.generate(inputs["input_ids"])
+
+
+def test_left_padding_without_a_mask_is_refused(model, tokenizer):
+    inputs = tokenizer(["1+2=", "10+20="], padding=True, return_tensors="pt")
+    with pytest.raises(PaddingError, match="attention_mask"):
         model.generate(inputs["input_ids"])
 
 

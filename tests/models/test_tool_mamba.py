@@ -12,6 +12,7 @@ from hf_toolssm.errors import (
     ArchitectureMismatchError,
     MissingToolTokensError,
     PaddingError,
+    StateMismatchError,
     UnknownToolError,
 )
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
@@ -152,6 +153,13 @@ def test_a_state_goes_through_named_tensors(model):
     assert MambaState(model.config).to_tensors() == {}
 
 
+def test_a_state_of_another_model_is_refused(model, tokenizer, specs):
+    _, state = feed(model, tokens(model, 1, 5))
+    deeper = random_model(tokenizer, specs, num_hidden_layers=3)
+    with pytest.raises(StateMismatchError, match="2 layers and the model 3"):
+        MambaState.from_tensors(deeper.config, state.to_tensors())
+
+
 def test_gradients_flow_through_a_carried_state(model):
     ids = tokens(model, 2, 30)
 
@@ -175,7 +183,13 @@ def test_a_detached_state_stops_gradients(model):
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=20)).save_pretrained(tmp_path)
-    with pytest.raises(ArchitectureMismatchError, match="'gpt2' model.*only Mamba"):
+    with pytest.raises(ArchitectureMismatchError, match="model_type is 'gpt2'.*only Mamba"):
+        ToolMambaForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"d_model": 768, "n_layer": 24, "vocab_size": 50277}')
+    with pytest.raises(ArchitectureMismatchError, match="transformers' format"):
         ToolMambaForCausalLM.from_pretrained(tmp_path)
 
 

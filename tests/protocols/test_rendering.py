@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_toolssm.errors import CellNotOneTokenError, EmptyProblemError, MissingToolTokensError
-from hf_toolssm.protocols import Renderer, add_tool_tokens, tool_token_ids, tool_tokens
+from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer, tool_token_ids, tool_tokens
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, PointerMemory
 from hf_toolssm.trajectory import ANSWER, StepKind
@@ -76,6 +76,29 @@ def test_any_tokenizer_takes_the_tool_tokens_and_writes_one_cell_as_one_token(ad
     ids = Renderer(byte_tokenizer).render(trajectory)["input_ids"]
     assert len(ids) == 12 + len(trajectory.steps) + 1
     assert byte_tokenizer.decode(ids[:12]) == "12345+98765="
+
+
+def test_prompts_are_what_training_saw_for_any_tokenizer(addition, specs, tokenizer, byte_tokenizer):
+    add_tool_tokens(byte_tokenizer, [make_tool(spec) for spec in specs])
+    problems = ["12345+98765=", "7+5="]
+    for each in (tokenizer, byte_tokenizer):
+        batch = Renderer(each).prompts(problems)
+        for row, problem in enumerate(problems):
+            ids = Renderer(each).render(addition.solve(problem, "local"))["input_ids"][: len(problem)]
+            assert batch["input_ids"][row, batch["attention_mask"][row].bool()].tolist() == ids
+        assert batch["attention_mask"][1].tolist() == [0] * 8 + [1] * 4
+    together = tokenizer(problems, padding=True, return_tensors="pt")
+    assert together["input_ids"].equal(Renderer(tokenizer).prompts(problems)["input_ids"])
+
+
+def test_line_breaks_are_characters_too(specs):
+    lines = build_task_tokenizer(["a", "\n"], [make_tool(spec) for spec in specs])
+    assert lines.convert_ids_to_tokens(lines("a\n\na")["input_ids"]) == ["a", "\n", "\n", "a"]
+
+
+def test_a_cell_of_two_characters_is_refused(specs):
+    with pytest.raises(CellNotOneTokenError, match="one character"):
+        build_task_tokenizer(["a", "bc"], [make_tool(spec) for spec in specs])
 
 
 def test_a_tokenizer_without_an_end_token_is_refused():

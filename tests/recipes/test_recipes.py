@@ -153,6 +153,13 @@ def test_a_config_has_only_options_that_exist_and_says_how_it_was_run(path):
     assert "minutes" in header
 
 
+def test_the_main_recipe_needs_no_extra():
+    """Without the extras `peft` and `test`: a bare install must train."""
+    code = "import sys; sys.modules.update(peft=None, pytest=None, hypothesis=None); sys.path.insert(0, 'recipes')"
+    code += "; import sft"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+
+
 def test_ci_runs_what_contributing_says():
     script = (ROOT / ".ci" / "run").read_text()
     for command in ("ruff check .", "ruff format --check .", "mypy", "pytest"):

@@ -147,6 +147,7 @@ def test_a_config_names_a_tool_by_its_file():
         ({"name": "recorder"}, "no tool is named"),
         ({"name": "../errors"}, "no tool is named"),
         ({}, "no tool is named None"),
+        ("pointer_memory", "no tool is named 'pointer_memory'.*"),
         ({"name": "pointer_memory", "colour": "red"}, "no option 'colour'.*max_pointers"),
         ({"name": "pointer_memory", "max_pointers": 0}, "at least 1"),
         ({"name": "pointer_memory", "max_pointers": "three"}, "whole number"),

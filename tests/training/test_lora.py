@@ -6,7 +6,8 @@ from small_run import losses, make_trainer
 
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.training.lora import TARGETS, add_lora
+from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS
+from hf_toolssm.training.lora import add_lora
 
 
 def test_a_lora_trains_merges_exactly_and_leaves_the_rest(tmp_path):
@@ -39,7 +40,7 @@ def test_a_lora_trains_merges_exactly_and_leaves_the_rest(tmp_path):
 
 def test_every_target_exists(model):
     names = {name.rsplit(".")[-1] for name, _ in model.named_modules()}
-    assert set(TARGETS) <= names
+    assert set(ADAPTER_TARGETS) <= names
 
 
 def test_a_lora_without_tool_tokens_or_rank_is_refused(model):

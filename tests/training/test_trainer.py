@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from small_run import losses, make_trainer
-from transformers import set_seed
+from transformers import MambaConfig, MambaForCausalLM, set_seed
 
 from hf_toolssm import MambaState
 from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
@@ -106,6 +107,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_a_short_last_batch_does_not_end_the_passing_of_states(tmp_path):
+    trainer = make_trainer(tmp_path, 12, 12, state_passing_share=1.0)  # 64 rows: five batches of 12, one of 4
+    seen = states_given_to_the_model(trainer)
+    assert [before.batch_size for before, _ in seen[1:]] == [12, 12, 12, 12, 4, 12, 12, 12, 12, 12, 4]
+
+
 def test_a_cut_off_checkpoint_is_passed_over(tmp_path):
     make_trainer(tmp_path, 8, 6, save_steps=2).train()
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-6"
@@ -147,6 +154,17 @@ def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path):
 def test_options_that_would_quietly_train_something_else_are_refused(tmp_path, option, message):
     with pytest.raises(UnsafeTrainingError, match=message):
         ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, **option)
+
+
+def test_a_model_that_this_trainer_cannot_train_is_refused(model, tokenizer, tmp_path):
+    rows = Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, 2]}])
+    config = ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True)
+    stock = MambaForCausalLM(MambaConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1))
+    with pytest.raises(UnsafeTrainingError, match="MambaForCausalLM is no ToolMamba"):
+        ToolSFTTrainer(stock, config, rows, processing_class=tokenizer)
+    lora = LoraConfig(r=32, target_modules=["in_proj", "conv1d"])
+    with pytest.raises(UnsafeTrainingError, match="conv1d would not train.*in_proj"):
+        ToolSFTTrainer(model, config, rows, processing_class=tokenizer, peft_config=lora)
 
 
 @pytest.mark.parametrize(
