@@ -59,6 +59,14 @@ class RecipeArguments:
     hidden_size: int = field(default=64, metadata={"help": "Width, from scratch."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Depth, from scratch."})
     state_size: int = field(default=16, metadata={"help": "State per channel, from scratch."})
+    time_step_min: float = field(
+        default=0.05,
+        metadata={
+            "help": "Smallest initial step size, from scratch. A trajectory of small k needs a state that forgets: "
+            "with steps from 0.001, as Mamba starts, old tokens pile up in long phases that training never shows."
+        },
+    )
+    time_step_max: float = field(default=0.5, metadata={"help": "Largest initial step size, from scratch."})
     eval_lengths: list[int] = field(
         default_factory=lambda: [5, 10, 100, 1000], metadata={"help": "Lengths measured after training."}
     )
@@ -153,6 +161,8 @@ def make_model(
                 hidden_size=recipe.hidden_size,
                 num_hidden_layers=recipe.num_hidden_layers,
                 state_size=recipe.state_size,
+                time_step_min=recipe.time_step_min,
+                time_step_max=recipe.time_step_max,
             )
         )
     else:
