@@ -21,7 +21,7 @@ from trl import TrlParser
 
 from dataset_builders.build import build_folder
 from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
-from dataset_builders.task import Task, load_task
+from dataset_builders.task import Task, example_rng, load_task
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.evaluation import evaluate_free_running
 from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
@@ -114,6 +114,7 @@ def main() -> None:
         "task": recipe.task,
         "variant": variant,
         "unit": task.unit,
+        "example_problem": task.sample_test(example_rng("model card"), recipe.train_max_length),
         "train_max_length": recipe.train_max_length,
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
         "base_model": recipe.model,

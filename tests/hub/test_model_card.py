@@ -17,6 +17,7 @@ ABOUT = {
     "variant": "local",
     "unit": "digits",
     "train_max_length": 5,
+    "example_problem": "12345+678=",
     "dataset": "built: 123 rows, seed 4",
     "base_model": None,
     "seed": 3,

@@ -162,7 +162,7 @@ def test_a_model_that_this_trainer_cannot_train_is_refused(model, tokenizer, tmp
     stock = MambaForCausalLM(MambaConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(UnsafeTrainingError, match="MambaForCausalLM is no ToolMamba"):
         ToolSFTTrainer(stock, config, rows, processing_class=tokenizer)
-    lora = LoraConfig(r=32, target_modules=["in_proj", "conv1d"])
+    lora = LoraConfig(r=64, target_modules=["in_proj", "conv1d"])
     with pytest.raises(UnsafeTrainingError, match="conv1d would not train.*in_proj"):
         ToolSFTTrainer(model, config, rows, processing_class=tokenizer, peft_config=lora)
 
