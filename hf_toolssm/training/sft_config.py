@@ -25,8 +25,8 @@ class ToolSFTConfig(SFTConfig):
     max_length: int | None = field(
         default=None, metadata={"help": "Must stay None: a cut trajectory has lost its answer."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations; only without state passing."}
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing; either only without state passing."}
     )
     data_seed: int | None = field(default=None, metadata={"help": "Seed of the order of the rows; by default `seed`."})
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 autocast; worth it on a GPU."})
@@ -42,6 +42,10 @@ class ToolSFTConfig(SFTConfig):
             "max_length": (self.max_length is not None, "a cut trajectory loses its answer without a word"),
             "assistant_only_loss": (self.assistant_only_loss, "the labels of the rows already say what is learned"),
             "completion_only_loss": (self.completion_only_loss, "the labels of the rows already say what is learned"),
+            "train_sampling_strategy": (
+                self.train_sampling_strategy == "group_by_length" and self.state_passing_share > 0,
+                "states would be passed on only between rows of one length; set state_passing_share: 0 to use it",
+            ),
             "gradient_checkpointing": (
                 self.gradient_checkpointing and self.state_passing_share > 0,
                 "the recomputation would start from the final state; set state_passing_share: 0 to use it",

@@ -128,7 +128,11 @@ def _check_model(model: Any) -> None:
 
 
 def _check_rows(dataset: Dataset) -> None:
-    missing = {"input_ids", "labels"} - set(dataset.column_names or [])
+    if not isinstance(dataset, Dataset):
+        raise UnsafeTrainingError(
+            f"the rows are a {type(dataset).__name__}, whose labels cannot be checked: pass a datasets.Dataset"
+        )
+    missing = {"input_ids", "labels"} - set(dataset.column_names)
     if missing:
         raise UnsafeTrainingError(
             f"the training rows have no {' and '.join(sorted(missing))}: render them with "

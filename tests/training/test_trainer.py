@@ -148,6 +148,8 @@ def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path):
         ({"completion_only_loss": True}, "completion_only_loss=True is refused.*labels"),
         ({"assistant_only_loss": True}, "assistant_only_loss=True is refused.*labels"),
         ({"gradient_checkpointing": True}, "gradient_checkpointing=True is refused.*state_passing_share: 0"),
+        ({"activation_checkpointing": True}, "gradient_checkpointing=True is refused.*state_passing_share: 0"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy=group_by_length is refused"),
         ({"state_passing_share": 1.5}, "share from 0 to 1"),
     ],
 )
@@ -162,6 +164,8 @@ def test_a_model_that_this_trainer_cannot_train_is_refused(model, tokenizer, tmp
     stock = MambaForCausalLM(MambaConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(UnsafeTrainingError, match="MambaForCausalLM is no ToolMamba"):
         ToolSFTTrainer(stock, config, rows, processing_class=tokenizer)
+    with pytest.raises(UnsafeTrainingError, match="IterableDataset, whose labels cannot be checked"):
+        ToolSFTTrainer(model, config, rows.to_iterable_dataset(), processing_class=tokenizer)
     lora = LoraConfig(r=64, target_modules=["in_proj", "conv1d"])
     with pytest.raises(UnsafeTrainingError, match="conv1d would not train.*in_proj"):
         ToolSFTTrainer(model, config, rows, processing_class=tokenizer, peft_config=lora)
