@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builders.builder import evaluation_sets, reference_trajectories
-from hf_toolssm.evaluation import evaluate_free_running, evaluate_teacher_forced
+from hf_toolssm.evaluation import evaluate_free_running, evaluate_teacher_forced, free_running
 from hf_toolssm.evaluation.exactness import (
     FirstError,
     LengthResult,
@@ -109,6 +109,17 @@ def test_a_wrong_reference_is_found_out_at_its_token(memorised, tokenizer, addit
         assert result.answer_accuracy == 0.5
     assert result.first_error.problem == 1
     assert result.first_error.expected != result.first_error.found
+
+
+def test_an_answer_that_was_cut_before_its_end_does_not_count(memorised, tokenizer, monkeypatch):
+    """All outputs are there and right, but the model was stopped one token before it said that it was done."""
+    model, references = memorised
+    tokens = len(references[0].steps) + 1
+    monkeypatch.setattr(free_running, "SLACK", (tokens - 1 - free_running.CONTEXT) / tokens + 1e-9)
+    result = evaluate_free_running(model, tokenizer, "length_1", 1, references[:1])
+    assert result.tokens == tokens - 1
+    assert (result.answer_accuracy, result.trajectory_accuracy) == (0.0, 0.0)
+    assert (result.first_error.expected, result.first_error.found) == ("<|end|>", None)
 
 
 def test_results_do_not_depend_on_batch_or_piece(memorised, tokenizer):
