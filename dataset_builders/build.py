@@ -114,9 +114,9 @@ def read_identity(path: Path, verify: bool = False) -> dict[str, Any] | None:
             if verify:
                 for _ in file.iter_batches():
                     pass
-    except (OSError, pyarrow.ArrowInvalid):
+        return json.loads(metadata[METADATA_KEY]) if metadata and METADATA_KEY in metadata else None
+    except (OSError, ValueError):  # what Arrow and a damaged description raise
         return None
-    return json.loads(metadata[METADATA_KEY]) if metadata and METADATA_KEY in metadata else None
 
 
 def _check_one_task(folder: Path, tasks: set[str]) -> None:
