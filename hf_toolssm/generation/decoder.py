@@ -20,14 +20,10 @@ from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaMixer,
     ToolMambaModel,
 )
-from hf_toolssm.models.selective_scan_cpu import share_threads
 from hf_toolssm.models.state import MambaState
 
 FUSED_PARAMETERS = 2_000_000
 """The largest model for the fused step: its weights are read once per row, so they must stay in the CPU's cache."""
-
-PARALLEL_WORK = 1_000_000
-"""Parameters times rows from which waking the other threads pays."""
 
 
 _KNOWN = {
@@ -82,7 +78,7 @@ class FusedDecoder:
         self._layout = LayerLayout(config)
         self._layers = np.stack([self._layout.pack(block) for block in model.backbone.layers])
         self._embeddings = _array(model.backbone.embeddings.weight)
-        self._head = _array(model.lm_head.weight)
+        self._head = _array(model.lm_head.weight).ravel()
         self._norm = _array(model.backbone.norm_f.weight)
         pairs = [state.tensors(layer) for layer in range(config.num_hidden_layers)]
         # (b, layers, k, d) and (b, layers, n, d): rows first, so that keeping rows is one selection.
@@ -92,13 +88,10 @@ class FusedDecoder:
 
     def step(self, ids: Sequence[int]) -> Tensor:
         tokens = np.array(ids, np.int64)
-        logits = np.empty((len(ids), self._head.shape[0]), np.float32)
-        serial, parallel = STEP
-        step = serial
-        if len(ids) > 1 and self._parameters * len(ids) >= PARALLEL_WORK and share_threads() > 1:
-            step = parallel
-        step(
-            *(tokens, self._embeddings, self._layers, self._layout.shape, self._layout.epsilon, self._norm),
+        logits = np.empty((len(ids), len(self._embeddings)), np.float32)
+        work = self._parameters * len(ids) if len(ids) > 1 else 0  # the rows are what can be shared out
+        STEP(
+            *(work, tokens, self._embeddings, self._layers, self._layout.shape, self._layout.epsilon, self._norm),
             *(self._head, self._conv, self._recurrent, logits),
         )
         return torch.from_numpy(logits)

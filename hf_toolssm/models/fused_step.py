@@ -3,9 +3,10 @@
 import numba
 import numpy as np
 
-from hf_toolssm.models.selective_scan_cpu import exp_of_nonpositive
+from hf_toolssm.models.cpu_kernels import CpuKernel, exp_of_nonpositive, inlined
 
-_OPTIONS = {"cache": True, "fastmath": True, "error_model": "numpy", "nogil": True}
+PARALLEL_WORK = 1_000_000
+"""Parameters times rows from which waking the other threads pays."""
 
 
 class LayerLayout:
@@ -52,13 +53,13 @@ class LayerLayout:
         return np.concatenate([a.astype(np.float32).ravel() for a in arrays])
 
 
-@numba.njit(inline="always", fastmath=True, error_model="numpy")
+@inlined
 def _sigmoid(value):
     small = exp_of_nonpositive(-abs(value))  # never overflows
     return (np.float32(1.0) if value >= 0 else small) / (np.float32(1.0) + small)
 
 
-@numba.njit(inline="always", fastmath=True, error_model="numpy")
+@inlined
 def _multiply(matrix, vector, out, rows, columns):
     """out = matrix (rows x columns, flat) times vector; out already holds the bias."""
     for i in range(rows):
@@ -69,7 +70,7 @@ def _multiply(matrix, vector, out, rows, columns):
         out[i] += total
 
 
-@numba.njit(inline="always", fastmath=True, error_model="numpy")
+@inlined
 def _normalize(values, weight, epsilon, out):
     total = np.float32(0.0)
     for i in range(values.shape[0]):
@@ -80,7 +81,10 @@ def _normalize(values, weight, epsilon, out):
 
 
 def _step(ids, embeddings, layers, shape, epsilon, norm, head, conv, recurrent, logits):
-    """Feeds ids (b,); conv (b, layers, k, d) and recurrent (b, layers, n, d) move on, logits (b, v) is set."""
+    """Feeds ids (b,); conv (b, layers, k, d) and recurrent (b, layers, n, d) move on, logits (b, v) is set.
+
+    embeddings is (v, e), layers is (layers, weights) as `LayerLayout.pack` gives them, head is (v * e,).
+    """
     e, d, n, r, k = shape
     for b in numba.prange(ids.shape[0]):
         hidden = embeddings[ids[b]].copy()
@@ -141,14 +145,8 @@ def _step(ids, embeddings, layers, shape, epsilon, norm, head, conv, recurrent, 
                 hidden[i] += bias[i]
             _multiply(w[at : at + e * d], y, hidden, e, d)
         _normalize(hidden, norm, epsilon, normed)
-        out = logits[b]
-        for v in range(head.shape[0]):
-            total = np.float32(0.0)
-            row = head[v]
-            for i in range(e):
-                total += row[i] * normed[i]
-            out[v] = total
+        logits[b] = np.float32(0.0)
+        _multiply(head, normed, logits[b], logits.shape[1], e)
 
 
-STEP = (numba.njit(**_OPTIONS)(_step), numba.njit(**_OPTIONS, parallel=True)(_step))
-"""The step in one thread, and with the rows shared out among all."""
+STEP = CpuKernel(_step, PARALLEL_WORK)

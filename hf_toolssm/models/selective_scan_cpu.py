@@ -5,14 +5,13 @@ the states inside a chunk from it, so that it never stores a (b, l, d, n) tensor
 are contiguous, and use an exponential that the compiler can vectorize.
 """
 
-import llvmlite.ir
 import numba
 import numpy as np
 import torch
-from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from hf_toolssm.models.cpu_kernels import CpuKernel, exp_of_nonpositive
 
 CHUNK = 16
 """Steps between stored states: small enough that a chunk's states stay in the CPU's cache during the backward."""
@@ -22,38 +21,6 @@ BLOCK = 128
 
 PARALLEL_UPDATES = 1_000_000
 """State updates from which waking the other threads pays; a decode step is far below it."""
-
-_LOG2E = np.float32(1.4426950408889634)
-_serial_jit = numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True)
-_parallel_jit = numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True, parallel=True)
-
-
-@intrinsic
-def _float_of_bits(typing_context, bits):
-    """The float32 whose bit pattern is an int32."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], llvmlite.ir.FloatType())
-
-    return types.float32(types.int32), generate
-
-
-@numba.njit(inline="always", fastmath=True, error_model="numpy")
-def exp_of_nonpositive(value):
-    """exp for values of at most 0, in float32, relative error about 2e-7; below -87 it stays at exp(-87)."""
-    scaled = max(value, np.float32(-87.0)) * _LOG2E
-    whole = np.floor(scaled + np.float32(0.5))
-    f = scaled - whole
-    # The Taylor series of 2**f on [-0.5, 0.5], to the seventh order.
-    p = np.float32(1.5252733804059838e-05)
-    p = p * f + np.float32(0.00015403530393381606)
-    p = p * f + np.float32(0.0013333558146428443)
-    p = p * f + np.float32(0.009618129107628477)
-    p = p * f + np.float32(0.05550410866482158)
-    p = p * f + np.float32(0.2402265069591007)
-    p = p * f + np.float32(0.6931471805599453)
-    p = p * f + np.float32(1.0)
-    return p * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
 
 
 def _forward(x, dt, A_t, B, C, D, h0, lengths, y, h_last, checkpoints):
@@ -158,8 +125,8 @@ def _backward(x, dt, A_t, B, C, D, lengths, checkpoints, dy, dh_last, dx, ddt, d
                 dh0[b, start + d, n] = dh[n, d]
 
 
-_FORWARD = (_serial_jit(_forward), _parallel_jit(_forward))
-_BACKWARD = (_serial_jit(_backward), _parallel_jit(_backward))
+_FORWARD = CpuKernel(_forward, PARALLEL_UPDATES)
+_BACKWARD = CpuKernel(_backward, PARALLEL_UPDATES)
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -197,18 +164,9 @@ class _SelectiveScan(torch.autograd.Function):
         return dx, ddt, dA_t.sum(0).t(), dB.sum(0), dC.sum(0), dD.sum(0), dh0, None
 
 
-def share_threads() -> int:
-    """Lets numba's threads follow torch's setting, so that one knob governs both; returns how many there are."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    return threads
-
-
-def _call(kernels: tuple, x: Tensor, dt: Tensor, A_t: Tensor, *rest: Tensor) -> None:
-    serial, parallel = kernels
-    alone = x.numel() * A_t.shape[0] < PARALLEL_UPDATES or share_threads() == 1
-    kernel = serial if alone else parallel
-    kernel(*(t.detach().numpy() for t in (x, dt, A_t, *rest)))
+def _call(kernel: CpuKernel, x: Tensor, dt: Tensor, A_t: Tensor, *rest: Tensor) -> None:
+    updates = x.numel() * A_t.shape[0]
+    kernel(updates, *(t.detach().numpy() for t in (x, dt, A_t, *rest)))
 
 
 def selective_scan_cpu(

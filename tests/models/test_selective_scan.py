@@ -1,5 +1,9 @@
 """The compiled scan equals its definition: outputs, final state and every gradient, from any state, in any pieces."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -108,6 +112,27 @@ def test_superposition_starts_a_zero_start_scan_from_any_state():
     found = run_with_gradients(scan, tensors, None)
     for a, b in zip((found[0], found[1], *found[2]), (expected[0], expected[1], *expected[2])):
         assert relative_error(a, b) < 1e-4
+
+
+def test_the_two_compilations_of_a_kernel_never_load_each_others_code(tmp_path):
+    """numba caches by name: were the names equal, a decode step would wake threads, or training use only one."""
+    code = """
+import torch
+from hf_toolssm.models.selective_scan_cpu import _FORWARD, selective_scan_cpu
+for length in (2, 400):  # below and above the size from which threads pay
+    rows = torch.rand(4, length, 64)
+    selective_scan_cpu(rows, rows, -torch.rand(64, 16), rows[..., :16], rows[..., :16], torch.rand(64))
+print(sum(_FORWARD._serial.stats.cache_hits.values()), sum(_FORWARD._parallel.stats.cache_hits.values()))
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
+
+    def run():
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+
+    assert run() == ["0", "0"]
+    assert len({path.name.split("-")[0] for path in tmp_path.rglob("*_forward*.nbi")}) == 2
+    assert run() == ["1", "1"]
 
 
 def test_bfloat16_comes_in_and_goes_out():
