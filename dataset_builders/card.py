@@ -12,6 +12,7 @@ import pyarrow.parquet
 from dataset_builders.build import read_identity
 from dataset_builders.builder import TRAINING
 from dataset_builders.task import describe_tools, load_task
+from hf_toolssm.files import write_whole
 from hf_toolssm.locality import Locality, locality
 from hf_toolssm.trajectory import StepKind, Trajectory
 
@@ -54,9 +55,7 @@ def write_card(folder: Path) -> None:
         example=_example(folder, summaries),
         locality_rows=LOCALITY_ROWS,
     )
-    temporary = folder / "README.md.incomplete"
-    temporary.write_text(text)
-    temporary.replace(folder / "README.md")
+    write_whole(folder / "README.md", text)
 
 
 def summarize(directory: Path) -> ConfigSummary | None:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 # room -> the rooms of this project that it may import
 ALLOWED = {
     "hf_toolssm/errors.py": set(),
+    "hf_toolssm/files.py": set(),
     "hf_toolssm/trajectory.py": {"errors"},
     "hf_toolssm/locality.py": {"trajectory"},
     "hf_toolssm/tools": {"errors", "trajectory", "tools"},
@@ -19,9 +20,9 @@ ALLOWED = {
     "hf_toolssm/models": {"errors", "trajectory", "tools", "protocols", "models", "generation"},
     "hf_toolssm/generation": {"errors", "trajectory", "tools", "protocols", "models", "generation"},
     "hf_toolssm/training": {"errors", "trajectory", "tools", "protocols", "models", "training"},
-    "hf_toolssm/evaluation": {"errors", "trajectory", "protocols", "models", "generation", "evaluation"},
-    "hf_toolssm/hub": {"errors", "evaluation", "hub"},
-    "dataset_builders": {"errors", "trajectory", "locality", "tools", "dataset_builders"},
+    "hf_toolssm/evaluation": {"errors", "trajectory", "protocols", "models", "generation", "evaluation", "files"},
+    "hf_toolssm/hub": {"errors", "evaluation", "files", "hub"},
+    "dataset_builders": {"errors", "files", "trajectory", "locality", "tools", "dataset_builders"},
 }
 
 

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from hf_toolssm.evaluation.exactness import LengthResult
+from hf_toolssm.files import write_whole
 
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "numba")
 
@@ -39,9 +40,7 @@ def _cpu_name() -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file that is there whole or not at all."""
-    temporary = path.with_suffix(".incomplete")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def table(results: Sequence[LengthResult]) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import jinja2
 
+from hf_toolssm.files import write_whole
+
 
 def write_model_card(folder: Path, template: Path) -> Path:
     """Writes `README.md` into a trained model's folder.
@@ -24,7 +26,5 @@ def write_model_card(folder: Path, template: Path) -> Path:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(template.read_text()).render(results=results, config=config)
     path = folder / "README.md"
-    temporary = folder / "README.md.incomplete"
-    temporary.write_text(text)
-    temporary.replace(path)
+    write_whole(path, text)
     return path
