@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_toolssm.generation.session import Session
     from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
     from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM, ToolMambaModel
     from hf_toolssm.models.state import MambaState
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "MambaState": "hf_toolssm.models.state",
+    "Session": "hf_toolssm.generation.session",
     "Step": "hf_toolssm.trajectory",
     "StepKind": "hf_toolssm.trajectory",
     "ToolMambaConfig": "hf_toolssm.models.configuration_tool_mamba",
@@ -26,6 +28,7 @@ _HOME_OF = {
 
 __all__ = [
     "MambaState",
+    "Session",
     "Step",
     "StepKind",
     "ToolMambaConfig",

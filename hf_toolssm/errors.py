@@ -53,6 +53,18 @@ class TooManyPointersError(ToolError):
     """One more pointer than the pointer memory was made for."""
 
 
+class ToolFaultError(ToolError):
+    """A tool that failed, or answered with something that is no observation. It ends the row that called it."""
+
+
+class ToolTimeoutError(ToolFaultError):
+    """A tool that took longer than its time limit."""
+
+
+class ObservationTooLongError(ToolFaultError):
+    """A tool's answer of more cells, or more characters of text, than one observation may have."""
+
+
 class MissingToolTokensError(ToolSSMError):
     """A tokenizer or a model without the tokens that its tools need."""
 
@@ -65,12 +77,20 @@ class ArchitectureMismatchError(ToolSSMError):
     """A checkpoint of another architecture than Mamba."""
 
 
+class UnsupportedArchitectureError(ToolSSMError):
+    """A model whose memory cannot be carried, copied or fed exactly."""
+
+
 class PaddingError(ToolSSMError):
     """Padding where it would change the recurrent state: on the right of a prompt, or inside a row."""
 
 
 class StateMismatchError(ToolSSMError):
     """A recurrent state that does not fit the model or the batch."""
+
+
+class SnapshotError(ToolSSMError):
+    """A file that holds no saved session."""
 
 
 class UnsupportedGenerationError(ToolSSMError):

@@ -1,7 +1,7 @@
 """One token per row and step: the model as it is, or a fused step for small models on a CPU.
 
 A tiny model spends nearly all of a step in Python and in dispatch. The fused step computes all layers of all rows in
-one compiled call, in float32, on a copy of the weights that one `generate` call makes for itself.
+one compiled call, in float32, on a copy of the weights that the decoder makes for itself.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.models.mamba.modeling_mamba import MambaRMSNorm
 
+from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.models.fused_step import STEP, LayerLayout
+from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaBlock,
     ToolMambaForCausalLM,
@@ -34,80 +36,104 @@ _KNOWN = {
 
 
 class Decoder(Protocol):
-    """Running rows, each with its state."""
+    """Rows that each take one token a step. A shallow copy shares the weights; `load` gives it rows of its own.
 
-    def step(self, ids: Sequence[int]) -> Tensor:
-        """Feeds one token per row; returns the logits (b, v) of the next."""
+    Attributes:
+        piece_from: tokens of one row from which a forward over all of them is faster than a step for each.
+    """
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops all other rows."""
+    piece_from: int
 
-    def state(self, row: int) -> MambaState:
-        """The state of one row, (1, ...); it does not change when the others go on."""
+    def load(self, state: ModelState) -> None:
+        """Takes these rows in place of those it has."""
+
+    def state(self) -> ModelState:
+        """A copy of what the rows remember."""
+
+    def step(self, ids: Sequence[int]) -> None:
+        """Feeds one token per row."""
+
+    def greedy(self) -> list[int]:
+        """Each row's most likely next token."""
+
+    def logits(self) -> Tensor:
+        """(b, v), of each row's next token."""
 
 
-def make_decoder(model, state: MambaState) -> Decoder:
+def make_decoder(runner: ModelRunner) -> Decoder:
     """The fused step where it applies, the model itself everywhere else."""
-    return FusedDecoder(model, state) if _can_fuse(model) else ModelDecoder(model, state)
+    return FusedDecoder(runner.model) if _can_fuse(runner.model) else ModelDecoder(runner)
 
 
 class ModelDecoder:
     """Steps through the model's own forward."""
 
-    def __init__(self, model, state: MambaState) -> None:
-        self._model = model
-        self._state = state
+    piece_from = 8
 
-    def step(self, ids: Sequence[int]) -> Tensor:
-        tokens = torch.tensor(ids, device=self._model.device)[:, None]
-        return self._model(tokens, cache_params=self._state, use_cache=True, logits_to_keep=1).logits[:, -1]
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
 
-    def keep(self, rows: Sequence[int]) -> None:
-        self._state = self._state.select(rows)
+    def load(self, state: ModelState) -> None:
+        self._state = state.clone()  # a model may write into its cache
 
-    def state(self, row: int) -> MambaState:
-        return self._state.select([row])
+    def state(self) -> ModelState:
+        return self._state.clone()
+
+    def step(self, ids: Sequence[int]) -> None:
+        self._runner.step(self._state, ids)
+
+    def greedy(self) -> list[int]:
+        return self._state.logits.argmax(-1).tolist()
+
+    def logits(self) -> Tensor:
+        return self._state.logits
 
 
 class FusedDecoder:
     """Steps through one compiled call."""
 
-    def __init__(self, model: ToolMambaForCausalLM, state: MambaState) -> None:
-        config = model.config
-        self._config = config
-        self._layout = LayerLayout(config)
+    piece_from = 64
+
+    def __init__(self, model: ToolMambaForCausalLM) -> None:
+        self._config = model.config
+        self._layout = LayerLayout(model.config)
         self._layers = np.stack([self._layout.pack(block) for block in model.backbone.layers])
         self._embeddings = _array(model.backbone.embeddings.weight)
         self._head = _array(model.lm_head.weight).ravel()
         self._norm = _array(model.backbone.norm_f.weight)
-        pairs = [state.tensors(layer) for layer in range(config.num_hidden_layers)]
-        # (b, layers, k, d) and (b, layers, n, d): rows first, so that keeping rows is one selection.
-        self._conv = np.stack([_array(conv.transpose(1, 2)) for conv, _ in pairs], axis=1)
-        self._recurrent = np.stack([_array(recurrent.transpose(1, 2)) for _, recurrent in pairs], axis=1)
         self._parameters = model.num_parameters()
 
-    def step(self, ids: Sequence[int]) -> Tensor:
-        tokens = np.array(ids, np.int64)
-        logits = np.empty((len(ids), len(self._embeddings)), np.float32)
-        work = self._parameters * len(ids) if len(ids) > 1 else 0  # the rows are what can be shared out
-        STEP(
-            *(work, tokens, self._embeddings, self._layers, self._layout.shape, self._layout.epsilon, self._norm),
-            *(self._head, self._conv, self._recurrent, logits),
-        )
-        return torch.from_numpy(logits)
+    def load(self, state: ModelState) -> None:
+        pairs = [state.cache.tensors(layer) for layer in range(self._config.num_hidden_layers)]
+        # (b, layers, k, d) and (b, layers, n, d)
+        self._conv = np.stack([_array(conv.transpose(1, 2)) for conv, _ in pairs], axis=1)
+        self._recurrent = np.stack([_array(recurrent.transpose(1, 2)) for _, recurrent in pairs], axis=1)
+        self._lengths = np.array(state.lengths, np.int64)
+        self._logits = state.logits.numpy().copy()
 
-    def keep(self, rows: Sequence[int]) -> None:
-        self._conv, self._recurrent = self._conv[list(rows)], self._recurrent[list(rows)]
-
-    def state(self, row: int) -> MambaState:
-        state = MambaState(self._config)
+    def state(self) -> ModelState:
+        cache = MambaState(self._config)
         for layer in range(self._config.num_hidden_layers):
             conv, recurrent = (
-                torch.from_numpy(values[row, layer].copy()).t().contiguous()[None]
+                torch.from_numpy(np.ascontiguousarray(values[:, layer].transpose(0, 2, 1)))
                 for values in (self._conv, self._recurrent)
             )
-            state.write(layer, conv, recurrent)
-        return state
+            cache.write(layer, conv, recurrent)
+        return ModelState(cache, self._lengths.tolist(), torch.from_numpy(self._logits.copy()))
+
+    def step(self, ids: Sequence[int]) -> None:
+        work = self._parameters * len(ids) if len(ids) > 1 else 0  # the rows are what can be shared out
+        STEP(
+            *(work, np.array(ids, np.int64), self._embeddings, self._layers, self._layout.shape),
+            *(self._layout.epsilon, self._norm, self._head, self._conv, self._recurrent, self._logits),
+        )
+        self._lengths += 1
+
+    def greedy(self) -> list[int]:
+        return self._logits.argmax(-1).tolist()
+
+    def logits(self) -> Tensor:
+        return torch.from_numpy(self._logits)
 
 
 def _array(tensor: Tensor) -> np.ndarray:

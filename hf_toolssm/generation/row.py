@@ -3,27 +3,32 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-from hf_toolssm.errors import MissingToolTokensError, ToolError, UnknownToolError
+from hf_toolssm.errors import MissingToolTokensError, ToolError, ToolFaultError, UnknownToolError
+from hf_toolssm.generation.tool_calls import ObservationReader, WaitingCall, time_limit
 from hf_toolssm.protocols.special_tokens import tool_tokens
 from hf_toolssm.tools import Tool, ToolSession
 from hf_toolssm.trajectory import ANSWER
 
 
 class TokenProtocol:
-    """The meaning of token ids for the rows of one `generate` call.
+    """The meaning of token ids for the rows of one session.
 
     Args:
         tools: the tools in use; no two share a command.
         ids: the token id of every command, marker and of the answer marker.
         end_ids: the tokens that end a trajectory.
+        reader: turns what the tools return into tokens.
 
     Raises:
         MissingToolTokensError: a token of the tools has no id.
         UnknownToolError: two tools share a command.
     """
 
-    def __init__(self, tools: Sequence[Tool], ids: Mapping[str, int], end_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tools: Sequence[Tool], ids: Mapping[str, int], end_ids: Sequence[int], reader: ObservationReader
+    ) -> None:
         missing = [text for text in tool_tokens(tools) if text not in ids]
         if missing:
             raise MissingToolTokensError(
@@ -31,11 +36,20 @@ class TokenProtocol:
             )
         self.tools = tools
         self.ids = ids
+        self.reader = reader
+        self.limits = [time_limit(tool) for tool in tools]
         self.commands = {ids[text]: (index, text) for index, tool in enumerate(tools) for text in tool.commands}
         if len(self.commands) < sum(len(tool.commands) for tool in tools):
             raise UnknownToolError("two of the tools share a command: give each tool once")
         self.answer = ids[ANSWER]
         self.ends = frozenset(end_ids)
+
+    def drafts(self, token: int) -> bool:
+        """Whether a row may go on from this token before the model has confirmed it: it ends nothing, and calls at
+        most a tool that answers at once and touches nothing but its session."""
+        if token in self.commands:
+            return self.limits[self.commands[token][0]] is None
+        return token not in self.ends
 
 
 @dataclass(slots=True)
@@ -43,56 +57,117 @@ class Row:
     """A trajectory in the making.
 
     Attributes:
-        index: the row's place in the batch that `generate` was given.
         sessions: one session per tool.
-        forced: observation tokens that are still to be fed, in order.
+        pending: observation tokens that are still to be fed, in order.
         answer: the output tokens so far.
         tool_calls: how many commands were carried out.
-        length: tokens of the row, padding before it included, once it has ended.
         finished: nothing more is generated.
         complete: the model wrote an answer and the end token.
         error: the command that a tool refused, and why.
+        call: a tool call that has not returned yet.
     """
 
-    index: int
     protocol: TokenProtocol
     sessions: list[ToolSession[int]]
-    forced: deque[int] = field(default_factory=deque)
+    pending: deque[int] = field(default_factory=deque)
     answer: list[int] = field(default_factory=list)
     answering: bool = False
     tool_calls: int = 0
-    length: int = 0
     finished: bool = False
     complete: bool = False
     error: str | None = None
+    call: WaitingCall | None = None
 
     @classmethod
-    def start(cls, index: int, problem: Sequence[int], protocol: TokenProtocol) -> "Row":
-        return cls(index, protocol, [tool.start(problem, protocol.ids.__getitem__) for tool in protocol.tools])
+    def start(cls, problem: Sequence[int], protocol: TokenProtocol) -> "Row":
+        return cls(protocol, [tool.start(problem, protocol.ids.__getitem__) for tool in protocol.tools])
 
-    def advance(self, sampled: int) -> tuple[int, bool]:
-        """The row's next token, and whether a tool wrote it; `sampled` is used only if no observation is pending.
+    def clone(self) -> "Row":
+        """An independent row in the same state; no call may be under way."""
+        clone = self.draft()
+        clone.answer = self.answer.copy()
+        return clone
+
+    def draft(self) -> "Row":
+        """A clone whose `answer` begins empty, so that it costs the same however long the answer is."""
+        return Row(
+            self.protocol,
+            [session.clone() for session in self.sessions],
+            self.pending.copy(),
+            [],
+            self.answering,
+            self.tool_calls,
+            self.finished,
+            self.complete,
+            self.error,
+        )
+
+    def adopt(self, draft: "Row") -> None:
+        """Becomes what a draft of this row has become."""
+        self.sessions, self.pending, self.answering = draft.sessions, draft.pending, draft.answering
+        self.answer.extend(draft.answer)
+        self.tool_calls, self.finished, self.complete = draft.tool_calls, draft.finished, draft.complete
+        self.error = draft.error
+
+    def advance(self, choice: int) -> tuple[int, bool]:
+        """The row's next token, and whether a tool wrote it; `choice` is used only if no observation is pending.
 
         Only a token that the model wrote is ever read as a command or as the end: an observation cannot act.
         """
-        if self.forced:
-            return self.forced.popleft(), True
+        if self.pending:
+            return self.pending.popleft(), True
         protocol = self.protocol
-        if sampled in protocol.commands:
-            self._call(*protocol.commands[sampled])
-        elif sampled in protocol.ends:
+        if choice in protocol.commands:
+            self._call(*protocol.commands[choice])
+        elif choice in protocol.ends:
             self.finished, self.complete = True, self.answering
         else:
-            for session in self.sessions:
-                session.write(sampled)
+            self._write(choice)
             if self.answering:
-                self.answer.append(sampled)
-            self.answering = self.answering or sampled == protocol.answer
-        return sampled, False
+                self.answer.append(choice)
+            self.answering = self.answering or choice == protocol.answer
+        return choice, False
+
+    def tell(self, tokens: Sequence[int]) -> None:
+        """Takes what the user adds: it enters the tools' memory as the problem did, and is fed before the model goes
+        on, also in a row that had finished."""
+        for token in tokens:
+            self._write(token)
+        self.pending.extend(tokens)
+        self.finished = self.complete = self.answering = False
+        self.answer, self.error = [], None
+
+    def receive(self) -> None:
+        """Takes the result of the call that is over."""
+        call, self.call = self.call, None
+        if call is not None:
+            try:
+                self._observe(call.result())
+            except ToolError as error:
+                self._fail(error)
 
     def _call(self, tool: int, command: str) -> None:
+        reader, session, limit = self.protocol.reader, self.sessions[tool], self.protocol.limits[tool]
+        if limit is not None:
+            self.call = WaitingCall(partial(reader.call, session, command), limit)
+            return
         try:
-            self.forced.extend(self.sessions[tool].execute(command))
-            self.tool_calls += 1
+            self._observe(reader.call(session, command))
         except ToolError as error:
-            self.finished, self.error = True, f"{type(error).__name__}: {error}"
+            self._fail(error)
+
+    def _observe(self, tokens: Sequence[int]) -> None:
+        self.pending.extend(tokens)
+        self.tool_calls += 1
+
+    def _write(self, token: int) -> None:
+        try:
+            for session in self.sessions:
+                session.write(token)
+        except ToolError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(ToolFaultError(f"the tool raised {type(error).__name__} when the model wrote: {error}"))
+
+    def _fail(self, error: ToolError) -> None:
+        self.finished, self.error = True, f"{type(error).__name__}: {error}"

@@ -1,12 +1,8 @@
-"""`generate` with tools executed: the model writes commands, the tools answer, the recurrent state goes on.
-
-Every step feeds each row one token: the next one of a pending observation, or else the one that the model chose.
-Rows of a batch are therefore free to be in different phases, and no row is ever padded in the middle. A row that ends
-leaves the batch with its state as it is after its last token.
-"""
+"""`generate` with tools executed, for any causal language model: transformers' interface to a `Session`."""
 
 import functools
 import logging
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     EosTokenCriteria,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     MaxLengthCriteria,
     PreTrainedTokenizerBase,
@@ -28,21 +25,18 @@ from transformers.utils import ModelOutput
 
 from hf_toolssm.errors import (
     EmptyProblemError,
-    InvalidProblemError,
     PaddingError,
     StateMismatchError,
     TokenizerNeededError,
     UnsupportedGenerationError,
 )
-from hf_toolssm.generation.decoder import make_decoder
-from hf_toolssm.generation.row import Row, TokenProtocol
+from hf_toolssm.generation.row import Row
+from hf_toolssm.generation.session import Session, check_prompts
+from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.state import MambaState
-from hf_toolssm.tools import make_tool
+from hf_toolssm.tools import Tool, make_tool
 
 logger = logging.getLogger(__name__)
-
-PREFILL_PIECE = 8_192
-"""Prompt tokens that one forward takes; a longer prompt goes in pieces, so that memory does not grow with it."""
 
 
 @dataclass
@@ -58,8 +52,7 @@ class ToolGenerateOutput(ModelOutput):
         complete: per row, whether the model wrote an answer and then the end token. False when `max_new_tokens`, a
             stopping criterion or a tool error ended the row: its answer may be cut off.
         errors: per row, the command that a tool refused and why; None where there was none.
-        cache_params: the state after every row's last token; feed it only the tokens that follow. It is the model's
-            memory, not the tools': a later `generate` starts its tools on its own prompt.
+        session: the rows after their last token, tools included: `session.run()` goes on with those that were cut.
     """
 
     sequences: Tensor | None = None
@@ -69,7 +62,7 @@ class ToolGenerateOutput(ModelOutput):
     tool_calls: list[int] | None = None
     complete: list[bool] | None = None
     errors: list[str | None] | None = None
-    cache_params: MambaState | None = None
+    session: Session | None = None
 
     @property
     def answers(self) -> list[str]:
@@ -88,30 +81,31 @@ class ToolGenerateOutput(ModelOutput):
 
 
 def generate_with_tools(
-    model,
-    stock_generate: Callable[..., Any],
+    model: Any,
     inputs: Tensor | None = None,
     *args: Any,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Mapping[str, Any] | Tool] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
+    cache_params: MambaState | None = None,
     **kwargs: Any,
 ) -> Tensor | ToolGenerateOutput:
-    """`generate` of a ToolMamba: checks the prompt and hands the loop to transformers as its `custom_generate`.
+    """`generate` with tools executed: checks the prompt and hands the loop to transformers as its `custom_generate`.
 
     Args:
-        model: a ToolMamba.
-        stock_generate: transformers' `generate` of that model.
+        model: a ToolMamba, or any causal language model of transformers with a dynamic cache.
         inputs: (b, l) prompts, padded on the left; or `input_ids`.
-        tools: tool specs in place of the config's, for example `[{"name": "pointer_memory", "max_pointers": 3}]`.
-        tokenizer: for `answers`; by default the one beside the checkpoint.
+        tools: tools, or their specs, in place of the config's: `[{"name": "pointer_memory", "max_pointers": 3}]`.
+        tokenizer: for `answers`, for tools that return text, and for a model whose config knows no tool tokens; by
+            default, for the first of these, the one beside the checkpoint.
         streamer: receives every token of the running rows, observations included (transformers' own streamers take
             one row only).
+        cache_params: what a ToolMamba remembers before the prompts; the tools start on the prompts alone. It stays as
+            it is.
         kwargs: everything else that `generate` takes: greedy or sampling options, logits processors, stopping criteria
-            (a row that one of them stops is not complete), `cache_params` to start from a state (with tools that
-            start on this call's prompt), ...
+            (a row that one of them stops is not complete), ...
 
     Returns:
         The sequences, or a `ToolGenerateOutput` with `return_dict_in_generate=True`.
@@ -121,6 +115,7 @@ def generate_with_tools(
         InvalidProblemError: a prompt holds a symbol that the tokenizer does not know.
         PaddingError: a prompt is padded on the right, or on the left without an attention mask.
         StateMismatchError: `cache_params` is no `MambaState`, or has not one row per prompt.
+        UnsupportedArchitectureError: the model's memory cannot be carried exactly.
         UnsupportedGenerationError: an option that has no meaning while tools run.
         UnknownToolError: a tool's name or option does not exist.
         MissingToolTokensError: the model has no tokens for these tools.
@@ -128,46 +123,38 @@ def generate_with_tools(
     input_ids = inputs if input_ids is None else input_ids
     if input_ids is None:
         raise EmptyProblemError("generate needs input_ids: the problem that the tools will work on")
-    _check_prompt(model, input_ids, attention_mask)
-    _check_state(kwargs.get("cache_params"), input_ids.shape[0])
+    _check_padding(model, input_ids, attention_mask)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    check_prompts(model, _prompts(input_ids, mask))
+    _check_state(cache_params, input_ids.shape[0])
     if kwargs.pop("custom_generate", None) is not None:
         raise UnsupportedGenerationError("custom_generate would replace the tool loop: leave it out")
     if kwargs.pop("stop_strings", None) is not None:  # transformers' criterion cannot read a vocabulary of cells
         raise UnsupportedGenerationError("stop_strings is not supported while tools run: pass a StoppingCriteria")
+    made = None if tools is None else [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in tools]
     loop = functools.partial(
-        _run_tool_loop,
-        tools=model.config.make_tools() if tools is None else [make_tool(spec) for spec in tools],
-        tokenizer=tokenizer,
-        streamer=streamer,
+        _run_tool_loop, tools=made, tokenizer=tokenizer, streamer=streamer, start_state=cache_params
     )
-    return stock_generate(
-        input_ids,
-        *args,
-        attention_mask=attention_mask,
-        streamer=streamer,
-        custom_generate=loop,
-        **kwargs,
+    return GenerationMixin.generate(
+        model, input_ids, *args, attention_mask=attention_mask, streamer=streamer, custom_generate=loop, **kwargs
     )
 
 
-def _check_prompt(model, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-    if input_ids.shape[1] == 0 or (attention_mask is not None and bool((attention_mask.sum(1) == 0).any())):
+def _prompts(input_ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [ids[keep.bool()].tolist() for ids, keep in zip(input_ids, mask)]
+
+
+def _check_padding(model: Any, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    if input_ids.shape[1] == 0:
         raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
     pad = model.config.pad_token_id
     if attention_mask is None and pad is not None and bool((input_ids[:, 0] == pad).any()):
         raise PaddingError("a prompt begins with padding: pass the tokenizer's attention_mask as well")
     padded = input_ids[:, -1] == (-1 if pad is None else pad) if attention_mask is None else attention_mask[:, -1] == 0
-    if bool(padded.any()):
+    if bool(padded.any()) and (attention_mask is None or bool(attention_mask.any(1).all())):
         raise PaddingError(
             "a prompt is padded on the right, which would be read as part of the problem: "
             "set tokenizer.padding_side = 'left' and tokenize again"
-        )
-    unknown = model.config.unknown_token_id
-    if unknown is not None and bool((input_ids == unknown).any()):
-        row = int((input_ids == unknown).any(1).nonzero()[0])
-        raise InvalidProblemError(
-            f"the prompt of row {row} holds a symbol that the tokenizer does not know: write the problem with the "
-            "symbols that the model was trained on"
         )
 
 
@@ -180,93 +167,75 @@ def _check_state(state: Any, batch: int) -> None:
         )
 
 
-def _tokenizer_beside(model) -> PreTrainedTokenizerBase | None:
+def _tokenizer_beside(model: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer of the checkpoint that the model was loaded from, if it knows the model's tool tokens."""
     try:
         found = AutoTokenizer.from_pretrained(model.name_or_path) if model.name_or_path else None
     except (OSError, ValueError):  # no tokenizer there: `answers` says so by name
         return None
-    ids = model.config.tool_token_ids or {}
+    ids = getattr(model.config, "tool_token_ids", None) or {}
     same = found is not None and all(found.convert_tokens_to_ids(text) == ids[text] for text in ids)
     return found if same else None
 
 
 def _run_tool_loop(
-    model,
+    model: Any,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     *,
-    tools: Sequence[Any],
+    tools: Sequence[Tool] | None,
     tokenizer: PreTrainedTokenizerBase | None,
     streamer: BaseStreamer | None,
+    start_state: MambaState | None,
     **model_kwargs: Any,  # transformers would take away what the signature names
 ) -> Tensor | ToolGenerateOutput:
     _refuse_unsupported(generation_config)
-    attention_mask: Tensor | None = model_kwargs.get("attention_mask")
+    mask = model_kwargs.get("attention_mask")
+    prompts = _prompts(input_ids, torch.ones_like(input_ids) if mask is None else mask)
     end = generation_config.eos_token_id
-    end_ids = end if isinstance(end, list) else [end]
-    protocol = TokenProtocol(tools, model.config.tool_token_ids or {}, end_ids)
-    # The end of a row is decided where observations are known, and the length where the buffer is.
+    session = Session.start(
+        model,
+        prompts,
+        tools=tools,
+        tokenizer=tokenizer,
+        end_ids=end if isinstance(end, list) else [end],
+        state=_state_of_rows(start_state, len(prompts)),
+    )
+    pad = generation_config._pad_token_tensor
+    tokens = _TokenBuffer(input_ids, 0 if pad is None else int(pad), streamer)
+    # The end of a row is decided where observations are known, and the length by the session.
     criteria = [c for c in stopping_criteria if not isinstance(c, (EosTokenCriteria, MaxLengthCriteria))]
-
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    rows = [Row.start(i, ids[keep.bool()].tolist(), protocol) for i, (ids, keep) in enumerate(zip(input_ids, mask))]
-    state = _state_of_rows(model_kwargs["cache_params"], len(rows))
-    logits = _prefill(model, input_ids, mask, state)
-    decoder = make_decoder(model, state)
-    tokens = _TokenBuffer(input_ids, int(generation_config._pad_token_tensor))
-    running = list(range(len(rows)))
-    final_states: dict[int, MambaState] = {}
-
-    while running:
-        if logits_processor:
-            logits = tokens.of_running(logits_processor, running, logits.float())
-        if generation_config.do_sample:
-            sampled = torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1)[:, 0]
-        else:
-            sampled = logits.argmax(-1)
-        advanced = [rows[i].advance(token) for i, token in zip(running, sampled.tolist())]
-        next_ids = [token for token, _ in advanced]
-        tokens.append(running, next_ids, [observed for _, observed in advanced])
-        if streamer is not None:
-            streamer.put(torch.tensor(next_ids))
-        stop = [rows[i].finished or tokens.length >= generation_config.max_length for i in running]
-        for criterion in criteria:
-            stop = [a or bool(b) for a, b in zip(stop, tokens.of_running(criterion, running, logits))]
-        logits = decoder.step(next_ids)
-        if any(stop):
-            for at, i in enumerate(running):
-                if stop[at]:
-                    rows[i].length, final_states[i] = tokens.length, decoder.state(at)
-            keep = [at for at, ended in enumerate(stop) if not ended]
-            running, logits = [running[at] for at in keep], logits[keep]
-            decoder.keep(keep)
+    steering = None
+    if logits_processor or criteria or generation_config.do_sample:
+        steering = _TransformersSteering(tokens, logits_processor, criteria, bool(generation_config.do_sample))
+    session.run(generation_config.max_length - input_ids.shape[1], listener=tokens, steering=steering)
     if streamer is not None:
         streamer.end()
     if not generation_config.return_dict_in_generate:
-        _warn_of_cut_rows(rows, generation_config)
-        return tokens.ids()
+        _warn_of_cut_rows(session.rows, generation_config)
+        return tokens.padded()
     output = ToolGenerateOutput(
-        sequences=tokens.ids(),
-        lengths=[row.length for row in rows],
+        sequences=tokens.padded(),
+        lengths=tokens.lengths(),
         observation_mask=tokens.observed(),
-        answer_ids=[row.answer for row in rows],
-        tool_calls=[row.tool_calls for row in rows],
-        complete=[row.complete for row in rows],
-        errors=[row.error for row in rows],
-        cache_params=MambaState.concatenate([final_states[i] for i in range(len(rows))]),
+        answer_ids=[row.answer for row in session.rows],
+        tool_calls=[row.tool_calls for row in session.rows],
+        complete=[row.complete for row in session.rows],
+        errors=[row.error for row in session.rows],
+        session=session,
     )
     output.find_tokenizer = (lambda: tokenizer) if tokenizer is not None else lambda: _tokenizer_beside(model)
     return output
 
 
-def _state_of_rows(state: MambaState, rows: int) -> MambaState:
-    """A copy to work on, so that the caller's state stays as it was, with one row for every sample of a prompt."""
-    if state.batch_size in (None, rows):
-        return state.clone()
-    return state.select(torch.arange(state.batch_size).repeat_interleave(rows // state.batch_size))
+def _state_of_rows(state: MambaState | None, rows: int) -> ModelState | None:
+    """The caller's state with one row for every sample of a prompt; it has no logits that anything would follow."""
+    if state is None or state.batch_size is None:
+        return None
+    copies = torch.arange(state.batch_size).repeat_interleave(rows // state.batch_size)
+    return ModelState(state.select(copies), [0] * rows, torch.empty(rows, 0))
 
 
 def _refuse_unsupported(config: GenerationConfig) -> None:
@@ -283,50 +252,86 @@ def _refuse_unsupported(config: GenerationConfig) -> None:
             raise UnsupportedGenerationError(f"{name} is not supported while tools run: leave it out")
 
 
-def _prefill(model, input_ids: Tensor, mask: Tensor, state: MambaState) -> Tensor:
-    """Feeds the prompts and returns the logits (b, v) of the token that follows."""
-    for ids, part in zip(input_ids.split(PREFILL_PIECE, dim=1), mask.split(PREFILL_PIECE, dim=1)):
-        output = model(ids, attention_mask=part, cache_params=state, use_cache=True, logits_to_keep=1)
-    return output.logits[:, -1]
-
-
 class _TokenBuffer:
-    """The tokens of all rows and who wrote them, padded after a row's end. It grows by doubling."""
+    """Listens to a session: the tokens of all rows and who wrote them."""
 
-    def __init__(self, prompt: Tensor, pad_id: int) -> None:
-        self.length = prompt.shape[1]
-        self._device = prompt.device
+    def __init__(self, prompts: Tensor, pad_id: int, streamer: BaseStreamer | None) -> None:
+        self._device = prompts.device
         self._pad_id = pad_id
-        self._ids = prompt.cpu().numpy()
-        self._observed = np.zeros(self._ids.shape, np.bool_)
+        self._streamer = streamer
+        self._ids = [array("q", prompt) for prompt in prompts.tolist()]
+        self._observed = [bytearray(prompts.shape[1]) for _ in self._ids]
 
-    def ids(self) -> Tensor:
-        """(b, l) on the prompt's device; without a copy on a CPU."""
-        return torch.from_numpy(self._ids[:, : self.length]).to(self._device)
+    def fed(self, rows: Sequence[int], tokens: Sequence[int], observed: Sequence[bool]) -> None:
+        for row, token, by_tool in zip(rows, tokens, observed):
+            self._ids[row].append(token)
+            self._observed[row].append(by_tool)
+        if self._streamer is not None:
+            self._streamer.put(torch.tensor(tokens))
+
+    def fed_run(self, row: int, tokens: Sequence[int], observed: Sequence[bool]) -> None:
+        self._ids[row].extend(tokens)
+        self._observed[row].extend(observed)
+        if self._streamer is not None:
+            for token in tokens:
+                self._streamer.put(torch.tensor([token]))
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row, the padding of its prompt included."""
+        return [len(ids) for ids in self._ids]
+
+    def padded(self, running: Sequence[int] = ()) -> Tensor:
+        """(b, l) on the prompts' device, padded behind a row's last token, or before its first if the row goes on."""
+        return self._matrix(self._ids, np.int64, self._pad_id, running)
 
     def observed(self) -> Tensor:
         """(b, l), true where a tool wrote the token."""
-        return torch.from_numpy(self._observed[:, : self.length]).to(self._device)
+        return self._matrix(self._observed, np.uint8, 0).bool()
 
-    def append(self, rows: list[int], ids: list[int], observed: list[bool]) -> None:
-        if self.length == self._ids.shape[1]:
-            room = ((0, 0), (0, self.length + 256))
-            self._ids = np.pad(self._ids, room, constant_values=self._pad_id)
-            self._observed = np.pad(self._observed, room)
-        self._ids[rows, self.length] = ids
-        self._observed[rows, self.length] = observed
-        self.length += 1
+    def _matrix(self, rows: Sequence[Any], dtype: Any, filling: int, running: Sequence[int] = ()) -> Tensor:
+        width = max(map(len, rows))
+        matrix = np.full((len(rows), width), filling, dtype)
+        for index, row in enumerate(rows):
+            start = width - len(row) if index in running else 0
+            matrix[index, start : start + len(row)] = np.frombuffer(row, dtype)
+        return torch.from_numpy(matrix).to(self._device)
 
-    def of_running(self, function: Callable[[Tensor, Tensor], Any], running: list[int], scores: Tensor) -> Tensor:
-        """A processor's scores (r, v) or a criterion's verdicts (r,) on the running rows.
 
-        Such a function sees the whole batch in its own order, as in transformers, because it may know something of
-        each row; rows that have ended have scores of zero, and what it says of them is dropped.
-        """
-        whole = scores.new_zeros(len(self._ids), scores.shape[1])
-        whole[running] = scores
-        result = torch.as_tensor(function(self.ids(), whole))
-        return result.expand(len(whole))[running] if result.dim() < 2 else result[running]
+class _TransformersSteering:
+    """Logits processors, sampling and stopping criteria of transformers.
+
+    They see the whole batch in its own order, because one may know something of each row; rows that have ended have
+    scores of zero, and what is said of them is dropped. A row that has read less than others is padded on the left.
+    """
+
+    def __init__(
+        self, tokens: _TokenBuffer, processors: LogitsProcessorList, criteria: Sequence[Any], do_sample: bool
+    ) -> None:
+        self._tokens = tokens
+        self._processors = processors
+        self._criteria = criteria
+        self._do_sample = do_sample
+
+    def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
+        if self._processors:
+            logits = self._ask(self._processors, rows, logits)
+        if self._do_sample:
+            return torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1)[:, 0].tolist()
+        return logits.argmax(-1).tolist()
+
+    def stop(self, rows: Sequence[int], logits: Tensor) -> list[bool]:
+        stop = [False] * len(rows)
+        for criterion in self._criteria:
+            stop = [a or bool(b) for a, b in zip(stop, self._ask(criterion, rows, logits))]
+        return stop
+
+    def _ask(self, function: Callable[[Tensor, Tensor], Any], rows: Sequence[int], scores: Tensor) -> Tensor:
+        """A processor's scores (r, v) or a criterion's verdicts (r,) on these rows."""
+        ids = self._tokens.padded(rows)
+        whole = scores.new_zeros(len(ids), scores.shape[1])
+        whole[list(rows)] = scores
+        result = torch.as_tensor(function(ids, whole))
+        return result.expand(len(whole))[list(rows)] if result.dim() < 2 else result[list(rows)]
 
 
 def _warn_of_cut_rows(rows: Sequence[Row], config: GenerationConfig) -> None:

@@ -182,6 +182,8 @@ class ToolMambaForCausalLM(MambaForCausalLM):
 
     config_class = ToolMambaConfig
     _no_split_modules = ["ToolMambaBlock"]
+    rows_run_side_by_side = True
+    """Rows of unequal length may follow any state in one forward, padded on either side; see `ModelRunner`."""
 
     def __init__(self, config: ToolMambaConfig) -> None:
         super().__init__(config)
@@ -202,7 +204,7 @@ class ToolMambaForCausalLM(MambaForCausalLM):
             return super().generate(inputs, *args, **kwargs)
         from hf_toolssm.generation.tool_loop import generate_with_tools
 
-        return generate_with_tools(self, super().generate, inputs, *args, **kwargs)
+        return generate_with_tools(self, inputs, *args, **kwargs)
 
 
 AutoConfig.register(ToolMambaConfig.model_type, ToolMambaConfig)

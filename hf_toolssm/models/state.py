@@ -1,12 +1,13 @@
 """The recurrent state as a value: all that a Mamba remembers, of the same size at any length."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from hf_toolssm.errors import StateMismatchError
+from hf_toolssm.models.cache_tensors import cache_tensors, join_rows, map_tensors
 
 
 class MambaState(DynamicCache):
@@ -22,7 +23,6 @@ class MambaState(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
-        self._config = config
 
     @property
     def batch_size(self) -> int | None:
@@ -54,11 +54,11 @@ class MambaState(DynamicCache):
 
     def clone(self) -> "MambaState":
         """An independent copy: what is fed to one does not change the other."""
-        return self._map(Tensor.clone)
+        return map_tensors(self, Tensor.clone)
 
     def detach(self) -> "MambaState":
         """The same values, cut off from the graph that computed them."""
-        return self._map(Tensor.detach)
+        return map_tensors(self, Tensor.detach)
 
     def select(self, rows: Sequence[int] | Tensor) -> "MambaState":
         """A new state of the given rows, in that order; a row may be taken several times, which forks it.
@@ -68,30 +68,19 @@ class MambaState(DynamicCache):
         """
         index = torch.as_tensor(rows)
         index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
-        return self._map(lambda t: t.index_select(0, index.to(t.device)))
+        return map_tensors(self, lambda t: t.index_select(0, index.to(t.device)))
 
     @staticmethod
     def concatenate(states: Sequence["MambaState"]) -> "MambaState":
         """One state whose rows are those of all the given states, in order."""
-        whole = MambaState(states[0]._config)
-        for layer in range(len(whole.layers)):
-            conv, recurrent = zip(*(state.tensors(layer) for state in states))
-            whole.write(layer, torch.cat(conv), torch.cat(recurrent))
-        return whole
+        return join_rows(states)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The state as named tensors, ready for safetensors; empty before the first token."""
-        if self.batch_size is None:
-            return {}
-        pairs = [self.tensors(layer) for layer in range(len(self.layers))]
-        return {
-            f"{name}.{layer}": tensor.detach().contiguous()
-            for layer, pair in enumerate(pairs)
-            for name, tensor in zip(("conv", "recurrent"), pair)
-        }
+        return {name: tensor.detach().contiguous() for name, tensor in cache_tensors(self).items()}
 
     @classmethod
-    def from_tensors(cls, config: PreTrainedConfig, tensors: dict[str, Tensor]) -> "MambaState":
+    def from_tensors(cls, config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> "MambaState":
         """The state that `to_tensors` gave.
 
         Raises:
@@ -105,13 +94,5 @@ class MambaState(DynamicCache):
                     f"the state has {layers} layers and the model {len(state.layers)}: use the model that it came from"
                 )
             for layer in range(len(state.layers)):
-                state.write(layer, tensors[f"conv.{layer}"], tensors[f"recurrent.{layer}"])
+                state.write(layer, tensors[f"{layer}.conv_states.0"], tensors[f"{layer}.recurrent_states.0"])
         return state
-
-    def _map(self, change) -> "MambaState":
-        mapped = MambaState(self._config)
-        if self.batch_size is not None:
-            for layer in range(len(self.layers)):
-                conv_state, recurrent_state = self.tensors(layer)
-                mapped.write(layer, change(conv_state), change(recurrent_state))
-        return mapped

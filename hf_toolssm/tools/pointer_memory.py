@@ -10,8 +10,10 @@ created one at a time and start at the first cell of the problem:
 not a cell: when the model writes, the new cell stands where the pointer at the end already points.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Generic
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic
+
+import numpy as np
 
 from hf_toolssm.errors import TooManyPointersError, UnknownCommandError, UnknownPointerError, UnknownToolError
 from hf_toolssm.tools.tool import Cell
@@ -43,6 +45,8 @@ class PointerMemory:
         max_pointers: how many pointers one session may create; each has three command tokens.
     """
 
+    time_limit = None
+
     def __init__(self, max_pointers: int = 2) -> None:
         if not isinstance(max_pointers, int) or max_pointers < 1:
             raise UnknownToolError(
@@ -55,25 +59,44 @@ class PointerMemory:
         self.markers = (MEMORY_BEGIN, MEMORY_END)
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "PointerSession[Cell]":
-        return PointerSession(self, list(problem), [], marker(MEMORY_BEGIN), marker(MEMORY_END))
+        return PointerSession(self, list(problem), len(problem), [], marker(MEMORY_BEGIN), marker(MEMORY_END))
+
+    def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> "PointerSession[Cell]":
+        memory, pointers = np.asarray(state["memory"]).tolist(), [int(pointer) for pointer in state["pointers"]]
+        return PointerSession(self, memory, len(memory), pointers, marker(MEMORY_BEGIN), marker(MEMORY_END))
 
 
 class PointerSession(Generic[Cell]):
-    """Memory and pointers of one problem. A move costs no search, a read no copy: both are constant time."""
+    """Memory and pointers of one problem. Every command takes constant time, and so does a clone.
 
-    __slots__ = ("begin", "end", "memory", "pointers", "tool")
+    Memory only grows, so clones share one list of cells and each knows how many of them are its own. The first of
+    them to write appends in place; one that finds foreign cells behind its own takes a copy of its part first.
+    """
 
-    def __init__(self, tool: PointerMemory, memory: list[Cell], pointers: list[int], begin: Cell, end: Cell) -> None:
+    __slots__ = ("_cells", "_size", "begin", "end", "pointers", "tool")
+
+    def __init__(
+        self, tool: PointerMemory, cells: list[Cell], size: int, pointers: list[int], begin: Cell, end: Cell
+    ) -> None:
         self.tool = tool
-        self.memory = memory
+        self._cells = cells
+        self._size = size
         self.pointers = pointers
         self.begin = begin
         self.end = end
 
-    def write(self, cell: Cell) -> None:
-        self.memory.append(cell)
+    @property
+    def memory(self) -> Sequence[Cell]:
+        """The cells, the problem's first."""
+        return self._cells[: self._size]
 
-    def execute(self, command: str) -> Sequence[Cell]:
+    def write(self, cell: Cell) -> None:
+        if len(self._cells) != self._size:
+            self._cells = self._cells[: self._size]
+        self._cells.append(cell)
+        self._size += 1
+
+    def execute(self, command: str) -> tuple[Cell, ...]:
         action = self.tool.actions.get(command)
         if action is None:
             return self._new_pointer(command)
@@ -86,14 +109,14 @@ class PointerSession(Generic[Cell]):
         if move is read:
             if at < 0:
                 return (self.begin,)
-            return (self.memory[at],) if at < len(self.memory) else (self.end,)
+            return (self._cells[at],) if at < self._size else (self.end,)
         if move is right:
-            self.pointers[index] = min(at + 1, len(self.memory))
+            self.pointers[index] = min(at + 1, self._size)
         else:
             self.pointers[index] = max(at - 1, -1)
         return ()
 
-    def _new_pointer(self, command: str) -> Sequence[Cell]:
+    def _new_pointer(self, command: str) -> tuple[()]:
         if command != NEW_POINTER:
             raise UnknownCommandError(f"pointer_memory has no command {command!r}")
         if len(self.pointers) == self.tool.max_pointers:
@@ -104,4 +127,7 @@ class PointerSession(Generic[Cell]):
         return ()
 
     def clone(self) -> "PointerSession[Cell]":
-        return PointerSession(self.tool, self.memory.copy(), self.pointers.copy(), self.begin, self.end)
+        return PointerSession(self.tool, self._cells, self._size, self.pointers.copy(), self.begin, self.end)
+
+    def state(self) -> Mapping[str, Any]:
+        return {"memory": np.array(self._cells[: self._size]), "pointers": list(self.pointers)}

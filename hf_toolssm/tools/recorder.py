@@ -38,8 +38,9 @@ class Recorder:
         self._answer.append(cell)
 
     def call(self, command: str) -> Sequence[str]:
-        """Writes a command, lets the tool carry it out, and returns the observation's cells."""
-        observation = self._session.execute(command)
+        """Writes a command, lets the tool carry it out, and returns the observation: cells, or characters."""
+        observed = self._session.execute(command)
+        observation = observed.decode("utf-8", errors="replace") if isinstance(observed, bytes) else observed
         self._steps.append(step(StepKind.COMMAND, command))
         self._steps.extend(step(StepKind.OBSERVATION, cell) for cell in observation)
         return observation

@@ -1,7 +1,7 @@
 """What a tool is: a fixed set of commands, and one session per problem that carries them out."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 Cell = TypeVar("Cell")
 """A memory cell. The dataset builders use its text; `generate` uses its token id, so that what a tool stores and gives
@@ -14,8 +14,12 @@ class ToolSession(Protocol[Cell]):
     def write(self, cell: Cell) -> None:
         """Takes a thought or an output that the model has just written."""
 
-    def execute(self, command: str) -> Sequence[Cell]:
+    def execute(self, command: str) -> tuple[Cell, ...] | list[Cell] | str | bytes:
         """Carries out a command and returns its observation, empty for a command that shows nothing.
+
+        An observation is cells, or text for tools that reach outside; bytes are read as UTF-8, and what is not valid
+        becomes the replacement character. Text is written as tokens without its special tokens: what looks like a
+        command in it stays plain text. Nothing that is observed is ever carried out or ends a row.
 
         Raises:
             ToolError: the command cannot be carried out. The session is unchanged.
@@ -24,6 +28,9 @@ class ToolSession(Protocol[Cell]):
     def clone(self) -> "ToolSession[Cell]":
         """An independent session in the same state."""
 
+    def state(self) -> Mapping[str, Any]:
+        """All that the session remembers: numpy arrays for what is large, JSON values for the rest."""
+
 
 class Tool(Protocol):
     """A tool's commands and markers, shared by all its sessions. Both become special tokens.
@@ -31,10 +38,14 @@ class Tool(Protocol):
     Attributes:
         commands: every command that the model can write, each one token.
         markers: cells that only the tool writes, such as the begin of memory.
+        time_limit: seconds that a call may take; beyond it the row that called ends, and the others go on. None is a
+            promise that every call takes constant time and touches nothing but the session: such calls run at once,
+            may run on a clone to draft ahead, and have no limit.
     """
 
     commands: tuple[str, ...]
     markers: tuple[str, ...]
+    time_limit: float | None
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> ToolSession[Cell]:
         """A new session whose memory is the problem.
@@ -43,3 +54,6 @@ class Tool(Protocol):
             problem: the cells of the problem.
             marker: the cell for a marker's text (its token id in `generate`, the text itself in a builder).
         """
+
+    def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> ToolSession[Cell]:
+        """The session whose `state` that is."""

@@ -8,15 +8,27 @@ from hypothesis import strategies as st
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from torch import nn
 
-from hf_toolssm import MambaState
 from hf_toolssm.generation.decoder import FusedDecoder, ModelDecoder, make_decoder
+from hf_toolssm.generation.model_runner import ModelRunner
 
 TOLERANCE = 3e-5
 
 
-@torch.no_grad()
-def after_prompt(model, batch, length):
-    return model(torch.randint(3, 20, (batch, length)), use_cache=True).cache_params
+def decoders(model, batch, length):
+    """The fused step and the model itself, in the same state."""
+    runner = ModelRunner(model)
+    state, _ = runner.feed(None, torch.randint(3, 20, (batch, length)).tolist())
+    fused, plain = FusedDecoder(model), ModelDecoder(runner)
+    for decoder in (fused, plain):
+        decoder.load(state)
+    return fused, plain
+
+
+def assert_step_equal(fused, plain, ids):
+    for decoder in (fused, plain):
+        decoder.step(ids)
+    assert relative_distance(fused.logits(), plain.logits()) < TOLERANCE
+    assert fused.greedy() == fused.logits().argmax(-1).tolist()
 
 
 @settings(max_examples=25)
@@ -31,35 +43,28 @@ def after_prompt(model, batch, length):
 def test_logits_and_state_equal_the_models(tokenizer, specs, seed, batch, kernel, width, size, bias):
     shape = {"hidden_size": width, "conv_kernel": kernel, "state_size": size, "use_bias": bias}
     model = random_model(tokenizer, specs, seed, **shape, use_conv_bias=not bias)
-    state = after_prompt(model, batch, 6)
-    fused, plain = FusedDecoder(model, state.clone()), ModelDecoder(model, state.clone())
+    fused, plain = decoders(model, batch, 6)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for _ in range(30):
-            ids = torch.randint(3, 20, (batch,), generator=generator).tolist()
-            assert relative_distance(fused.step(ids), plain.step(ids)) < TOLERANCE
-        keep = [batch - 1, 0]
-        fused.keep(keep)
-        plain.keep(keep)
-        assert relative_distance(fused.step([3, 4]), plain.step([3, 4])) < TOLERANCE
-    for row in range(2):
-        for layer in range(2):
-            for a, b in zip(fused.state(row).read(layer), plain.state(row).read(layer)):
-                assert a.shape == b.shape
-                assert relative_distance(a, b) < TOLERANCE
+    for _ in range(30):
+        assert_step_equal(fused, plain, torch.randint(3, 20, (batch,), generator=generator).tolist())
+    for decoder in (fused, plain):
+        decoder.load(decoder.state().select([batch - 1, 0]))
+    assert_step_equal(fused, plain, [3, 4])
+    found, expected = fused.state(), plain.state()
+    assert found.lengths == expected.lengths == [37, 37]
+    for layer in range(2):
+        for a, b in zip(found.cache.read(layer), expected.cache.read(layer)):
+            assert a.shape == b.shape
+            assert relative_distance(a, b) < TOLERANCE
 
 
 def test_many_rows_share_the_threads_and_agree(tokenizer, specs):
-    model = random_model(tokenizer, specs, hidden_size=64)
-    state = after_prompt(model, 64, 3)
-    fused, plain = FusedDecoder(model, state.clone()), ModelDecoder(model, state.clone())
-    with torch.no_grad():
-        ids = list(range(3, 19)) * 4
-        assert relative_distance(fused.step(ids), plain.step(ids)) < TOLERANCE
+    fused, plain = decoders(random_model(tokenizer, specs, hidden_size=64), 64, 3)
+    assert_step_equal(fused, plain, list(range(3, 19)) * 4)
 
 
 def test_small_models_on_a_cpu_are_fused(model):
-    assert isinstance(make_decoder(model, after_prompt(model, 1, 3)), FusedDecoder)
+    assert isinstance(make_decoder(ModelRunner(model)), FusedDecoder)
 
 
 def grow(model):
@@ -89,12 +94,10 @@ def tune_tokens(model):
 def test_an_adapted_model_is_asked_itself(model, change):
     change(model)
     model.eval()
-    state = after_prompt(model, 1, 3)
-    assert isinstance(make_decoder(model, state), ModelDecoder)
+    assert isinstance(make_decoder(ModelRunner(model)), ModelDecoder)
 
 
 @pytest.mark.parametrize("change", [grow, wrap, hook, nn.Module.bfloat16, nn.Module.train])
 def test_a_changed_model_is_asked_itself(model, change):
     change(model)
-    state = MambaState(model.config)
-    assert isinstance(make_decoder(model, state), ModelDecoder)
+    assert isinstance(make_decoder(ModelRunner(model)), ModelDecoder)

@@ -108,7 +108,7 @@ def test_a_batch_equals_its_rows_alone_token_for_token(model, tokenizer, additio
         assert unpadded(alone.sequences[0], tokenizer) == unpadded(together.sequences[row], tokenizer)
         for field in ("tool_calls", "complete", "errors", "answer_ids"):
             assert alone[field][0] == together[field][row]
-        state, solo = together.cache_params.select([row]), alone.cache_params
+        state, solo = together.session.state.cache.select([row]), alone.session.state.cache
         for layer in range(2):
             for a, b in zip(state.read(layer), solo.read(layer)):
                 assert (a - b).abs().max() < 1e-4
@@ -121,7 +121,7 @@ def test_the_final_state_has_seen_every_token(model, tokenizer, addition):
         with torch.no_grad():
             expected = model(torch.tensor([reference]), use_cache=True).cache_params
         for layer in range(2):
-            for a, b in zip(result.cache_params.select([row]).read(layer), expected.read(layer)):
+            for a, b in zip(result.session.state.cache.select([row]).read(layer), expected.read(layer)):
                 assert (a - b).abs().max() < 1e-4
 
 
@@ -142,7 +142,7 @@ def test_going_on_from_a_state_equals_one_long_prompt(model, tokenizer):
 def test_the_prompt_may_be_longer_than_one_piece(model, tokenizer, monkeypatch):
     problems = ["123456+7890123=", "1+2="]
     whole = run(model, tokenizer, problems, max_new_tokens=20)
-    monkeypatch.setattr("hf_toolssm.generation.tool_loop.PREFILL_PIECE", 4)
+    monkeypatch.setattr("hf_toolssm.generation.model_runner.PIECE", 4)
     assert torch.equal(run(model, tokenizer, problems, max_new_tokens=20).sequences, whole.sequences)
 
 
@@ -320,7 +320,7 @@ def test_a_state_that_does_not_fit_is_named(model, tokenizer):
     sampled = run(
         model, tokenizer, ["1+2="], cache_params=state, do_sample=True, num_return_sequences=3, max_new_tokens=5
     )
-    assert sampled.cache_params.batch_size == 3
+    assert sampled.session.state.cache.batch_size == 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,144 @@
+"""Exact speculation: what the rows wrote before predicts what they write next, and one forward checks a whole run.
+
+The trajectories of this package are local: the last few tokens determine the next one. A tree of contexts, learned
+while the model writes, therefore drafts long runs, with the tool executed on a clone. The model has the last word:
+a run counts as far as the model itself chooses the same tokens, so the output is that of greedy decoding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_toolssm.generation.row import Row
+
+ORDER = 16
+"""Tokens of the longest context."""
+
+MAX_CONTEXTS = 50_000
+"""Contexts that are remembered: about 10 MB."""
+
+LONGEST = 1_024
+"""Tokens of the longest run, all rows of a batch together."""
+
+_AMBIGUOUS = -1
+_BITS = 20  # of a token in a context
+_MASKS = tuple((1 << (_BITS * order)) - 1 for order in range(1, ORDER + 1))
+
+
+class ContextTree:
+    """Which token followed which context, by the shortest context that has always been followed by the same."""
+
+    def __init__(self) -> None:
+        # Masks of different orders may meet in one number, so each order has its own table.
+        self._tables: list[dict[int, int]] = [{} for _ in _MASKS]
+        self._orders = list(zip(_MASKS, self._tables))
+        self._contexts = 0
+
+    def predict(self, context: int) -> int | None:
+        """The token that followed this context, if it is known and always was the same."""
+        for mask, table in self._orders:
+            token = table.get(context & mask)
+            if token != _AMBIGUOUS:
+                return token
+        return None
+
+    def learn(self, context: int, token: int) -> None:
+        """Remembers that the model wrote this token behind this context."""
+        for mask, table in self._orders:
+            key = context & mask
+            known = table.get(key)
+            if known == token:
+                return
+            if known is None:
+                if self._contexts < MAX_CONTEXTS:
+                    self._contexts += 1
+                    table[key] = token
+                return
+            table[key] = _AMBIGUOUS
+
+
+def extend(context: int, token: int) -> int:
+    """The context behind one more token."""
+    return ((context << _BITS) | token) & _MASKS[-1]
+
+
+@dataclass
+class Draft:
+    """A run that a row may write.
+
+    Attributes:
+        row: the row after the run, its tools executed on clones.
+        tokens: the run; the first token is certain.
+        observed: which of them a tool wrote.
+        context: behind the run.
+    """
+
+    row: Row
+    tokens: list[int]
+    observed: list[bool]
+    context: int
+
+    def agreed(self, choices: Sequence[int]) -> int:
+        """How many tokens stand, given the model's choice behind each: those before the first that it chose other."""
+        for at, (token, choice) in enumerate(zip(self.tokens[1:], choices), 1):
+            if token != choice and not self.observed[at]:
+                return at
+        return len(self.tokens)
+
+
+class Drafter:
+    """Drafts for all rows of a session, which learn from each other.
+
+    A draft is tried only while drafts have lately been long and right: each failure doubles the steps until the next
+    try, and each success the length that is dared.
+
+    Args:
+        shortest: tokens of one row from which checking a run in one forward beats a step for each.
+    """
+
+    def __init__(self, shortest: int) -> None:
+        self.tree = ContextTree()
+        self._shortest = shortest
+        self._dare = 2 * shortest
+        self._patience = 1
+        self._wait = 0
+
+    def may_try(self) -> bool:
+        """Whether it is time for a draft again; asked before every step."""
+        self._wait -= 1
+        return self._wait <= 0
+
+    def draft(self, row: Row, context: int, choice: int, rows: int) -> Draft:
+        """Goes on from the model's certain choice for as long as the tree knows what follows.
+
+        Args:
+            row: stays as it is.
+            context: the tokens behind which the choice stands.
+            choice: used only if the row has no observation pending.
+            rows: how many rows draft side by side.
+        """
+        draft, context_tree, drafts = row.draft(), self.tree.predict, row.protocol.drafts
+        tokens: list[int] = []
+        observed: list[bool] = []
+        limit = min(self._dare, max(2 * self._shortest, LONGEST // rows))
+        following: int | None = choice
+        while len(tokens) < limit and not draft.finished:
+            if not draft.pending and (following is None or not drafts(following)):
+                break
+            token, by_tool = draft.advance(following or 0)
+            tokens.append(token)
+            observed.append(by_tool)
+            context = extend(context, token)
+            following = None if draft.pending else context_tree(context)
+        return Draft(draft, tokens, observed, context)
+
+    def pays(self, tokens: int, rows: int) -> bool:
+        """Whether that many tokens in one forward beat steps of that many rows."""
+        return tokens >= self._shortest * rows
+
+    def judge(self, paid: bool) -> None:
+        """Takes note of how a try went."""
+        if paid:
+            self._patience, self._wait, self._dare = 1, 0, min(2 * self._dare, LONGEST)
+        else:
+            self._patience, self._dare = min(2 * self._patience, 256), max(self._dare // 2, 2 * self._shortest)
+            self._wait = self._patience

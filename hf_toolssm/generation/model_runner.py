@@ -1,0 +1,192 @@
+"""Feeds tokens to any causal language model from any state, exactly: one per row, or many.
+
+Our own models take rows side by side, padded, behind any state. Others are measured first: stock Mamba, FalconMamba
+and Jamba forget their state when several tokens follow it in one forward, so they are fed one at a time; Mamba-2,
+FalconH1 and attention models take pieces. A model that is wrong even one token at a time is refused.
+"""
+
+import enum
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from hf_toolssm.errors import UnsupportedArchitectureError
+from hf_toolssm.models.cache_tensors import cache_tensors, check_cache, has_attention, map_tensors
+from hf_toolssm.models.model_state import ModelState
+
+PIECE = 8_192
+"""Tokens of one forward, all rows together: memory does not grow with what is fed."""
+
+LOGITS_OF_PIECE = 2**26
+"""Logits of one forward where the choice behind every token is asked for: 256 MiB in float32."""
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_COARSE_TOLERANCE = 0.1
+"""Largest distance, relative to the largest value, that rounding explains. A lost state differs by its own size."""
+
+
+class Pieces(enum.Enum):
+    """How a model may be given several tokens behind a state."""
+
+    TOGETHER = "rows side by side, padded"
+    ALONE = "each row by itself"
+    SINGLY = "one token at a time"
+
+
+class ModelRunner:
+    """A model, and the way of feeding it that is exact.
+
+    Args:
+        model: any causal language model of transformers that keeps its memory in a dynamic cache.
+
+    Raises:
+        UnsupportedArchitectureError: the memory cannot be carried, or tokens that follow it are not exact.
+    """
+
+    def __init__(self, model: Any) -> None:
+        parameters = inspect.signature(model.forward).parameters
+        names = [name for name in ("cache_params", "past_key_values") if name in parameters]
+        if not names:
+            raise UnsupportedArchitectureError(
+                f"{type(model).__name__} takes neither cache_params nor past_key_values, so its memory cannot be "
+                "carried through tool calls: use a causal language model with a cache"
+            )
+        self.model = model
+        self._cache_name = names[0]
+        self._takes_positions = "position_ids" in parameters
+        self.pieces = Pieces.TOGETHER if getattr(model, "rows_run_side_by_side", False) else self._measure()
+
+    @torch.no_grad()
+    def step(self, state: ModelState, ids: Sequence[int]) -> None:
+        """Feeds one token per row; the state moves on in place."""
+        tokens = torch.tensor(ids, device=self.model.device)[:, None]
+        lengths = torch.tensor(state.lengths, device=self.model.device)
+        options: dict[str, Tensor] = {}
+        longest = max(state.lengths)
+        if min(state.lengths) < longest and has_attention(state.cache):
+            # The slots before a short row's tokens are padding (see `fit_slots`).
+            options["attention_mask"] = (
+                torch.arange(longest + 1, device=lengths.device) >= longest - lengths[:, None]
+            ).long()
+            if self._takes_positions:
+                options["position_ids"] = lengths[:, None]
+        state.cache, logits = self._forward(tokens, state.cache, keep=1, **options)
+        state.logits = logits[:, -1].float()
+        state.lengths = [length + 1 for length in state.lengths]
+
+    @torch.no_grad()
+    def feed(
+        self, state: ModelState | None, runs: Sequence[Sequence[int]], choices: bool = False
+    ) -> tuple[ModelState, list[list[int]]]:
+        """Feeds each row its tokens.
+
+        Args:
+            state: to start from, unchanged afterwards; None for rows that have seen nothing.
+            runs: per row, at least one token.
+            choices: whether the greedy choice behind every token is wanted.
+
+        Returns:
+            The state after the tokens and, if wanted, per row the choice behind each of its tokens.
+        """
+        if self.pieces is Pieces.TOGETHER:
+            return self._feed_together(state, runs, choices)
+        fed = [
+            self._feed_alone(None if state is None else state.select([row]), run, choices)
+            for row, run in enumerate(runs)
+        ]
+        return ModelState.concatenate([after for after, _ in fed]), [chosen for _, chosen in fed]
+
+    def _feed_together(
+        self, state: ModelState | None, runs: Sequence[Sequence[int]], choices: bool
+    ) -> tuple[ModelState, list[list[int]]]:
+        longest = max(map(len, runs))
+        # On the left, so that every row's last token is the last of all: its logits are those that are kept.
+        ids = torch.tensor([[0] * (longest - len(run)) + list(run) for run in runs], device=self.model.device)
+        mask = None
+        if any(len(run) < longest for run in runs):
+            starts = torch.tensor([longest - len(run) for run in runs], device=ids.device)
+            mask = (torch.arange(longest, device=ids.device) >= starts[:, None]).long()
+        # The model replaces the tensors of a state and never writes into them: sharing is safe.
+        cache = None if state is None else map_tensors(state.cache, lambda tensor: tensor)
+        chosen = []
+        width = max(1, self._piece(choices) // len(runs))
+        for at in range(0, longest, width):
+            options = {} if mask is None else {"attention_mask": mask[:, at : at + width]}
+            cache, logits = self._forward(ids[:, at : at + width], cache, keep=0 if choices else 1, **options)
+            if choices:
+                chosen.append(logits.argmax(-1))
+        before = [0] * len(runs) if state is None else state.lengths
+        after = ModelState(cache, [old + len(run) for old, run in zip(before, runs)], logits[:, -1].float())
+        if not choices:
+            return after, []
+        return after, [row[longest - len(run) :] for row, run in zip(torch.cat(chosen, dim=1).tolist(), runs)]
+
+    def _feed_alone(self, state: ModelState | None, run: Sequence[int], choices: bool) -> tuple[ModelState, list[int]]:
+        ids = torch.tensor([run], device=self.model.device)
+        cache = None if state is None else map_tensors(state.cache, Tensor.clone)
+        if self.pieces is Pieces.SINGLY:
+            # From nothing such a model is right in one forward.
+            pieces = [ids] if cache is None else list(ids.split(1, dim=1))
+        else:
+            pieces = list(ids.split(self._piece(choices), dim=1))
+        chosen = []
+        for piece in pieces:
+            cache, logits = self._forward(piece, cache, keep=0 if choices else 1)
+            if choices:
+                chosen += logits[0].argmax(-1).tolist()
+        length = len(run) + (0 if state is None else state.lengths[0])
+        return ModelState(cache, [length], logits[:, -1].float()), chosen
+
+    def _piece(self, choices: bool) -> int:
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        return max(1, min(PIECE, LOGITS_OF_PIECE // vocabulary)) if choices else PIECE
+
+    def _forward(self, ids: Tensor, cache: Cache | None, keep: int, **options: Tensor) -> tuple[Cache, Tensor]:
+        if cache is not None:
+            options[self._cache_name] = cache
+        output = self.model(input_ids=ids, use_cache=True, logits_to_keep=keep, return_dict=True, **options)
+        return check_cache(getattr(output, self._cache_name, None)), output.logits
+
+    @torch.no_grad()
+    def _measure(self) -> Pieces:
+        """Feeds a few tokens whole, in two pieces, and one by one, and compares memory and logits."""
+        was_training = self.model.training
+        self.model.eval()
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(vocabulary, (1, 12), generator=generator).to(self.model.device)
+
+        def memory(*lengths: int) -> dict[str, Tensor]:
+            cache = None
+            for piece in ids.split(list(lengths), dim=1):
+                cache, logits = self._forward(piece, cache, keep=1)
+            return {**cache_tensors(cache), "logits": logits}
+
+        whole = memory(12)
+        exact = {how: _distance(memory(*lengths), whole) for how, lengths in _TRIALS.items()}
+        self.model.train(was_training)
+        tolerance = _TOLERANCE.get(self.model.dtype, _COARSE_TOLERANCE)
+        for how, distance in exact.items():
+            if distance < tolerance:
+                return how
+        raise UnsupportedArchitectureError(
+            f"{type(self.model).__name__} gives other results when its tokens come one at a time (relative distance "
+            f"{min(exact.values()):.2g}), so it cannot work through tools exactly: use a model whose cache is exact"
+        )
+
+
+_TRIALS = {Pieces.ALONE: (5, 7), Pieces.SINGLY: (1,) * 12}
+
+
+def _distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of any tensor, relative to its largest value."""
+    if {name: value.shape for name, value in found.items()} != {name: v.shape for name, v in expected.items()}:
+        return float("inf")
+    return max(
+        ((found[name].float() - value.float()).abs().max() / value.float().abs().max().clamp(min=1e-6)).item()
+        for name, value in expected.items()
+    )

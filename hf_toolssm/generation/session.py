@@ -1,0 +1,481 @@
+"""A session: rows that generate with tools, and everything they remember, as one value.
+
+Every row is free to be in its own phase. In a step each row of the batch takes one token, the next one of an
+observation or the one that the model chose; a row that waits for a slow tool or reads a long observation leaves the
+batch with its state and joins again, so no row ever waits for another, is padded in the middle or read twice.
+"""
+
+import copy
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.errors import EmptyProblemError, InvalidProblemError, StateMismatchError, TokenizerNeededError
+from hf_toolssm.generation.decoder import make_decoder
+from hf_toolssm.generation.drafting import ORDER, Draft, Drafter, extend
+from hf_toolssm.generation.model_runner import ModelRunner, Pieces
+from hf_toolssm.generation.row import Row, TokenProtocol
+from hf_toolssm.generation.tool_calls import ObservationReader
+from hf_toolssm.models.model_state import ModelState
+from hf_toolssm.protocols.special_tokens import tool_token_ids
+from hf_toolssm.tools import Tool, make_tool
+
+PIECE = 2_048
+"""Tokens of a long observation that one row takes between two steps of the others."""
+
+
+class Listener(Protocol):
+    """Hears of every token, in order for each row."""
+
+    def fed(self, rows: Sequence[int], tokens: Sequence[int], observed: Sequence[bool]) -> None:
+        """One token of each of these rows, and whether a tool wrote it."""
+
+    def fed_run(self, row: int, tokens: Sequence[int], observed: Sequence[bool]) -> None:
+        """Several tokens of one row."""
+
+
+class Steering(Protocol):
+    """Chooses tokens and ends rows in the session's place."""
+
+    def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
+        """A token for each of these rows, given logits (r, v)."""
+
+    def stop(self, rows: Sequence[int], logits: Tensor) -> list[bool]:
+        """Which of these rows end now; `logits` (r, v) are those that their last tokens were chosen by."""
+
+
+class Session:
+    """Rows in the making. Use `Session.start`; `clone` is a snapshot, and going on from it is a roll back.
+
+    Memory does not grow with what is generated, unless a tool's or the answer does, or the model keeps a key-value
+    cache: tokens that have been fed are not kept. Pass a listener to `run` to see them.
+
+    Attributes:
+        runner: the model and how it is fed.
+        protocol: the tools and their tokens.
+        rows: their answers, tools, errors; see `generation.row.Row`.
+        temperature: of the sampling; 0 is greedy.
+        generator: of the sampling.
+        tokenizer: for `answers`, if there is one.
+        tokens: tokens fed since the start, all rows together, the prompts not counted.
+        held: what a row has chosen but not yet done, because it stopped before a call.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        protocol: TokenProtocol,
+        rows: list[Row],
+        state: ModelState,
+        temperature: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.runner = runner
+        self.protocol = protocol
+        self.rows = rows
+        self.temperature = temperature
+        self.generator = generator
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.tokens = 0
+        self.held: dict[int, int] = {}
+        self._decoder = make_decoder(runner)
+        self._batch: list[int] = []  # the rows that the decoder holds, in its order
+        self._apart = {row: state.select([row]) for row in range(len(rows))}  # the state of every other row
+        self._contexts = [0] * len(rows)
+        self._drafter = Drafter(self._decoder.piece_from)
+
+    @classmethod
+    def start(
+        cls,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        *,
+        tools: Sequence[Mapping[str, Any] | Tool] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        end_ids: Sequence[int] | None = None,
+        state: ModelState | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> "Session":
+        """Reads the prompts and starts the tools on them.
+
+        Args:
+            model: any causal language model with a cache.
+            prompts: per row the token ids of its problem, without padding.
+            tools: tools or their specs; by default those that the model's config names.
+            tokenizer: for `answers`, for tools that return text, and for a model whose config knows no tool tokens.
+            end_ids: the tokens that end a row; by default the model's own.
+            state: what the model remembers before the prompts; the tools still start on the prompts alone.
+            temperature: 0 is greedy.
+            seed: of the sampling.
+
+        Raises:
+            EmptyProblemError: a prompt has no token.
+            InvalidProblemError: a prompt holds the token for unknown symbols.
+            MissingToolTokensError: the model has no tokens for these tools.
+            StateMismatchError: `state` has not one row per prompt.
+            UnknownToolError: a tool's name or option does not exist.
+            UnsupportedArchitectureError: the model cannot be fed exactly.
+        """
+        check_prompts(model, prompts)
+        if state is not None and len(state.lengths) != len(prompts):
+            raise StateMismatchError(
+                f"the state has {len(state.lengths)} rows and there are {len(prompts)} prompts: use its select(rows)"
+            )
+        protocol = make_protocol(model, tools, tokenizer, end_ids)
+        runner = ModelRunner(model)
+        rows = [Row.start(prompt, protocol) for prompt in prompts]
+        fed, _ = runner.feed(state, prompts)
+        generator = torch.Generator(device=fed.logits.device).manual_seed(seed)
+        session = cls(runner, protocol, rows, fed, temperature, generator)
+        session.tokenizer = tokenizer
+        for row, prompt in enumerate(prompts):
+            session._note(row, prompt)
+        return session
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: Any,
+        *,
+        tools: Sequence[Mapping[str, Any] | Tool] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        end_ids: Sequence[int] | None = None,
+    ) -> "Session":
+        """The session that `save` wrote, on the model's device; see `generation.snapshot.load_session`."""
+        from hf_toolssm.generation.snapshot import load_session
+
+        return load_session(path, model, tools, tokenizer, end_ids)
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything into one safetensors file, whole or not at all; calls under way end first."""
+        from hf_toolssm.generation.snapshot import save_session
+
+        save_session(self, path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every row has ended."""
+        return all(row.finished for row in self.rows)
+
+    @property
+    def answers(self) -> list[str]:
+        """The text of every row's answer so far, special tokens included.
+
+        Raises:
+            TokenizerNeededError: the session was started without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise TokenizerNeededError("answers are text: start the session with tokenizer=, or read rows[i].answer")
+        return self.tokenizer.batch_decode([row.answer for row in self.rows])
+
+    @property
+    def state(self) -> ModelState:
+        """What the model remembers of every row, in order, as a copy."""
+        self._leave(range(len(self._batch)))
+        return ModelState.concatenate([self._apart[row] for row in range(len(self.rows))])
+
+    def run(
+        self,
+        max_new_tokens: int | None = None,
+        *,
+        stop_before_call: bool = False,
+        listener: Listener | None = None,
+        steering: Steering | None = None,
+    ) -> int:
+        """Generates until every row has ended, has taken `max_new_tokens` tokens, or stands before a tool call.
+
+        Args:
+            max_new_tokens: of each row, observations included; None is no limit.
+            stop_before_call: a row that chooses a command stops before it is carried out; the next `run` carries it
+                out.
+            listener: hears of every token.
+            steering: chooses tokens and ends rows; without it the session samples at its temperature.
+
+        Returns:
+            How many tokens were fed, all rows together.
+        """
+        before = self.tokens
+        limit = sys.maxsize if max_new_tokens is None else max_new_tokens
+        left = {i: limit for i, row in enumerate(self.rows) if not row.finished}
+        watched = set(left) - set(self.held) if stop_before_call else set()
+        stopped: set[int] = set()  # rows before a call, and rows that `steering` has ended
+        drafting = steering is None and self.temperature == 0 and not stop_before_call
+        drafting = drafting and self.runner.pieces is not Pieces.SINGLY
+        away = self._attend(left, stopped, listener)
+        while self._batch or away:
+            if not self._batch:
+                self._wait(away)
+            elif not (drafting and self._drafter.may_try() and self._run_drafts(left, listener)):
+                self._step(left, stopped, watched, listener, steering)
+            if away or len(self._batch) < len(left):
+                away = self._attend(left, stopped, listener)
+        return self.tokens - before
+
+    def tell(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Adds what the user says to every row: it enters the tools' memory and is fed before the model goes on.
+
+        Args:
+            prompts: per row its tokens, which may be none; a row that had ended goes on, with a new answer.
+
+        Raises:
+            StateMismatchError: not one prompt per row.
+            InvalidProblemError: a prompt holds the token for unknown symbols.
+        """
+        if len(prompts) != len(self.rows):
+            raise StateMismatchError(f"there are {len(self.rows)} rows and {len(prompts)} prompts: give one per row")
+        check_prompts(self.runner.model, [prompt for prompt in prompts if len(prompt)])
+        self.settle()
+        for i, prompt in enumerate(prompts):
+            if len(prompt):
+                self.held.pop(i, None)
+                self.rows[i].tell(list(prompt))
+
+    def settle(self) -> None:
+        """Waits for the tool calls under way, because a call is no part of a value."""
+        for row in self.rows:
+            if row.call is not None:
+                row.call.wait()
+                row.receive()
+
+    def clone(self) -> "Session":
+        """An independent session in the same state: a snapshot to roll back to. Calls under way end first."""
+        return self.select(range(len(self.rows)))
+
+    def select(self, rows: Iterable[int]) -> "Session":
+        """A session of copies of the given rows, in that order; a row taken several times is forked."""
+        self.settle()
+        self._leave(range(len(self._batch)))
+        chosen = list(rows)
+        other = copy.copy(self)
+        other.rows = [self.rows[i].clone() for i in chosen]
+        other._decoder = copy.copy(self._decoder)
+        other._batch = []
+        other._apart = {new: self._apart[old].clone() for new, old in enumerate(chosen)}
+        other.held = {new: self.held[old] for new, old in enumerate(chosen) if old in self.held}
+        other._contexts = [self._contexts[i] for i in chosen]
+        other.generator = torch.Generator(device=self.generator.device)
+        other.generator.set_state(self.generator.get_state())
+        return other
+
+    def _attend(self, left: dict[int, int], stopped: set[int], listener: Listener | None) -> list[int]:
+        """Moves the rows on that are not in the batch; returns those that still wait or read."""
+        for i in [i for i in left if i in stopped or left[i] == 0 or self.rows[i].finished]:
+            if i in self._apart:
+                del left[i]
+        away, joining = [], []
+        for i in [i for i in left if i in self._apart]:
+            row = self.rows[i]
+            if row.call is not None and row.call.over:
+                row.receive()
+            if row.call is None and not row.finished and not self._is_long(row):
+                joining.append(i)
+                continue
+            if row.call is None and not row.finished:
+                self._read_piece(i, left, listener)
+            away.append(i)
+        self._join(joining)
+        return away
+
+    def _step(
+        self,
+        left: dict[int, int],
+        stopped: set[int],
+        watched: set[int],
+        listener: Listener | None,
+        steering: Steering | None,
+    ) -> None:
+        """One token for every row of the batch; a watched row leaves it instead when it chooses a command."""
+        rows, batch = self.rows, self._batch
+        choices = self._choose(steering)
+        if watched:
+            free = [at for at, i in enumerate(batch) if not rows[i].pending]
+            calling = [at for at in free if batch[at] in watched and choices[at] in self.protocol.commands]
+            if calling:
+                self.held.update((batch[at], choices[at]) for at in free)
+                stopped.update(batch[at] for at in calling)
+                self._leave(calling)
+                return
+            watched.update(batch[at] for at in free)
+        learn, contexts = self._drafter.tree.learn, self._contexts
+        tokens, observed, leaving = [], [], []
+        for at, i in enumerate(batch):
+            row = rows[i]
+            token, by_tool = row.advance(choices[at])
+            tokens.append(token)
+            observed.append(by_tool)
+            context = contexts[i]
+            if not by_tool:
+                learn(context, token)
+            contexts[i] = extend(context, token)
+            left[i] -= 1
+            if row.finished or row.call is not None or left[i] == 0 or self._is_long(row):
+                leaving.append(at)
+        self.tokens += len(tokens)
+        if listener is not None:
+            listener.fed(batch, tokens, observed)
+        if steering is not None:
+            for at, stop in enumerate(steering.stop(batch, self._decoder.logits())):
+                if stop:
+                    stopped.add(batch[at])
+                    if at not in leaving:
+                        leaving.append(at)
+        self._decoder.step(tokens)
+        if leaving:
+            self._leave(leaving)
+
+    def _choose(self, steering: Steering | None) -> list[int]:
+        batch = self._batch
+        if steering is not None:
+            choices = steering.choose(batch, self._decoder.logits())
+        elif self.temperature == 0:
+            choices = self._decoder.greedy()
+        else:
+            share = torch.softmax(self._decoder.logits() / self.temperature, dim=-1)
+            choices = torch.multinomial(share, num_samples=1, generator=self.generator)[:, 0].tolist()
+        if self.held:
+            choices = [
+                choice if self.rows[i].pending else self.held.pop(i, choice) for i, choice in zip(batch, choices)
+            ]
+        return choices
+
+    def _run_drafts(self, left: dict[int, int], listener: Listener | None) -> bool:
+        """Lets every row of the batch write a run, checked in one forward; false if the runs are too short to pay."""
+        if self.held:
+            return False
+        drafter, batch, rows = self._drafter, self._batch, self.rows
+        drafts = [
+            drafter.draft(rows[i], self._contexts[i], choice, len(batch))
+            for i, choice in zip(batch, self._decoder.greedy())
+        ]
+        longest = max(len(draft.tokens) for draft in drafts)
+        within = all(left[i] > longest for i in batch)
+        if not within or not drafter.pays(sum(len(draft.tokens) for draft in drafts), len(batch)):
+            drafter.judge(False)
+            return False
+        if not all(draft.tokens for draft in drafts):  # a row stands before its end or a slow call
+            return False
+        before = self._decoder.state()
+        after, choices = self.runner.feed(before, [draft.tokens for draft in drafts], choices=True)
+        agreed = [draft.agreed(chosen) for draft, chosen in zip(drafts, choices)]
+        wrong = [at for at, draft in enumerate(drafts) if agreed[at] < len(draft.tokens)]
+        if wrong:
+            again, _ = self.runner.feed(before.select(wrong), [drafts[at].tokens[: agreed[at]] for at in wrong])
+            after = after.replace_rows(wrong, again)
+        self._decoder.load(after)
+        leaving = []
+        for at, (i, draft) in enumerate(zip(batch, drafts)):
+            self._accept(i, draft, agreed[at], choices[at])
+            if listener is not None:
+                listener.fed_run(i, draft.tokens[: agreed[at]], draft.observed[: agreed[at]])
+            left[i] -= agreed[at]
+            if rows[i].finished or self._is_long(rows[i]):
+                leaving.append(at)
+        drafter.judge(drafter.pays(sum(agreed), len(batch)))
+        if leaving:
+            self._leave(leaving)
+        return True
+
+    def _accept(self, i: int, draft: Draft, count: int, choices: Sequence[int]) -> None:
+        """Makes the first tokens of a draft real."""
+        self.tokens += count
+        if count == len(draft.tokens):
+            self.rows[i].adopt(draft.row)
+            self._contexts[i] = draft.context
+            return
+        for token in draft.tokens[:count]:
+            self.rows[i].advance(token)
+            self._contexts[i] = extend(self._contexts[i], token)
+        # Otherwise the same wrong run would be drafted again.
+        self._drafter.tree.learn(self._contexts[i], choices[count - 1])
+
+    def _is_long(self, row: Row) -> bool:
+        """Whether an observation is pending that the row should read apart, in pieces."""
+        return len(row.pending) >= self._decoder.piece_from and self.runner.pieces is not Pieces.SINGLY
+
+    def _read_piece(self, i: int, left: dict[int, int], listener: Listener | None) -> None:
+        pending = self.rows[i].pending
+        size = min(PIECE, len(pending), left[i])
+        piece = [pending.popleft() for _ in range(size)]
+        self._apart[i], _ = self.runner.feed(self._apart[i], [piece])
+        self._note(i, piece)
+        self.tokens += size
+        left[i] -= size
+        if listener is not None:
+            listener.fed_run(i, piece, [True] * size)
+
+    def _note(self, i: int, tokens: Sequence[int]) -> None:
+        """Takes note of tokens that were fed, for the drafts."""
+        for token in tokens[-ORDER:]:
+            self._contexts[i] = extend(self._contexts[i], token)
+
+    def _join(self, rows: Sequence[int]) -> None:
+        """Puts rows into the batch."""
+        if rows:
+            states = [self._decoder.state()] if self._batch else []
+            self._decoder.load(ModelState.concatenate([*states, *(self._apart.pop(i) for i in rows)]))
+            self._batch = [*self._batch, *rows]
+
+    def _leave(self, places: Iterable[int]) -> None:
+        """Takes the rows at these places out of the batch, each with its own state."""
+        going = sorted(places)
+        if not going:
+            return
+        state = self._decoder.state()
+        for at in going:
+            self._apart[self._batch[at]] = state.select([at])
+        staying = [at for at in range(len(self._batch)) if at not in going]
+        self._batch = [self._batch[at] for at in staying]
+        if staying:
+            self._decoder.load(state.select(staying))
+
+    def _wait(self, rows: Sequence[int]) -> None:
+        """Nothing can be done before one of these rows' calls is over."""
+        waiting = [self.rows[i].call for i in rows]
+        calls = [call for call in waiting if call is not None]
+        if len(calls) == len(rows) and not any(call.over for call in calls):
+            calls[0].wait(None if len(calls) == 1 else 0.001)
+
+
+def make_protocol(
+    model: Any,
+    tools: Sequence[Mapping[str, Any] | Tool] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    end_ids: Sequence[int] | None,
+) -> TokenProtocol:
+    """The tools of a session and their tokens; see `Session.start` for the arguments and errors."""
+    config = model.config
+    specs = (getattr(config, "tools", None) or []) if tools is None else tools
+    made = [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in specs]
+    ids = getattr(config, "tool_token_ids", None)
+    if ids is None and tokenizer is not None:
+        ids = tool_token_ids(tokenizer, made)
+    if end_ids is None:
+        end = model.generation_config.eos_token_id
+        end_ids = end if isinstance(end, list) else [end]
+    reader = ObservationReader(model.get_input_embeddings().num_embeddings, tokenizer)
+    return TokenProtocol(made, ids or {}, end_ids, reader)
+
+
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuses prompts that cannot be a problem, before anything is computed.
+
+    Raises:
+        EmptyProblemError, InvalidProblemError: see `Session.start`.
+    """
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
+    unknown = getattr(model.config, "unknown_token_id", None)
+    if unknown is not None:
+        for row, prompt in enumerate(prompts):
+            if unknown in prompt:
+                raise InvalidProblemError(
+                    f"the prompt of row {row} holds a symbol that the tokenizer does not know: write the problem with "
+                    "the symbols that the model was trained on"
+                )

@@ -1,0 +1,178 @@
+"""A session on disk: one safetensors file with the model's state, the tools' state and what the rows were doing.
+
+Tensors hold what is large (states, logits, tool memories, pending observations, answers); the file's metadata holds
+the rest as JSON. The file is written under a temporary name and renamed, so that a killed process leaves the old one.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.errors import SnapshotError, StateMismatchError
+from hf_toolssm.generation.model_runner import ModelRunner
+from hf_toolssm.generation.row import Row, TokenProtocol
+from hf_toolssm.generation.session import Session, make_protocol
+from hf_toolssm.models.cache_tensors import cache_tensors, replace_tensors
+from hf_toolssm.models.model_state import ModelState
+from hf_toolssm.tools import Tool
+
+FORMAT = "hf_toolssm session 1"
+
+
+@dataclass
+class _Facts:
+    """What the metadata says beside the rows."""
+
+    format: str
+    model: str
+    commands: list[str]
+    temperature: float
+    tokens: int
+    held: dict[str, int]
+    rows: list[dict[str, Any]]
+
+
+def save_session(session: Session, path: str | Path) -> None:
+    """Writes a session; see the module's text.
+
+    Args:
+        session: its calls under way end first.
+        path: of the file.
+    """
+    session.settle()
+    tensors = {f"state.{name}": tensor for name, tensor in session.state.to_tensors().items()}
+    tensors["generator"] = session.generator.get_state()
+    rows = []
+    for index, row in enumerate(session.rows):
+        arrays, described = _describe(row)
+        tensors |= {f"row.{index}.{name}": torch.from_numpy(array) for name, array in arrays.items()}
+        rows.append(described)
+    facts = _Facts(
+        format=FORMAT,
+        model=fingerprint(session.runner.model),
+        commands=_commands(session.protocol),
+        temperature=session.temperature,
+        tokens=session.tokens,
+        held={str(row): token for row, token in session.held.items()},
+        rows=rows,
+    )
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.incomplete")
+    save_file(tensors, temporary, {"session": json.dumps(vars(facts))})
+    temporary.replace(path)
+
+
+def load_session(
+    path: str | Path,
+    model: Any,
+    tools: Sequence[Mapping[str, Any] | Tool] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    end_ids: Sequence[int] | None,
+) -> Session:
+    """Reads a session back; `tools`, `tokenizer` and `end_ids` are those that it was started with.
+
+    Raises:
+        SnapshotError: the file is none that `save_session` wrote.
+        StateMismatchError: it is of another model, or of other tools.
+    """
+    facts, tensors = _read(Path(path))
+    if facts.model != fingerprint(model):
+        raise StateMismatchError(
+            f"the session in {path} was saved with other weights, another dtype or another architecture: load it with "
+            "the model that it was saved with"
+        )
+    protocol = make_protocol(model, tools, tokenizer, end_ids)
+    if facts.commands != _commands(protocol):
+        raise StateMismatchError(
+            f"the session in {path} was saved with other tools: pass the tools= that it was started with"
+        )
+    runner = ModelRunner(model)
+    rows = [_restore(row, _below(tensors, f"row.{index}."), protocol) for index, row in enumerate(facts.rows)]
+    state = _state_from_tensors(runner, _below(tensors, "state."))
+    generator = torch.Generator(device=state.logits.device)
+    generator.set_state(tensors["generator"])
+    session = Session(runner, protocol, rows, state, facts.temperature, generator)
+    session.tokenizer, session.tokens = tokenizer, facts.tokens
+    session.held = {int(row): token for row, token in facts.held.items()}
+    return session
+
+
+def fingerprint(model: Any) -> str:
+    """A hash of the weights' names, shapes, dtypes and of a few values of each."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        few = weight.detach().flatten()[:: max(1, weight.numel() // 64)].float().cpu().numpy()
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + few.tobytes())
+    return digest.hexdigest()
+
+
+def _commands(protocol: TokenProtocol) -> list[str]:
+    return [text for tool in protocol.tools for text in tool.commands]
+
+
+def _describe(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A row as arrays and JSON."""
+    arrays = {"pending": np.array(row.pending, np.int64), "answer": np.array(row.answer, np.int64)}
+    tools = []
+    for index, session in enumerate(row.sessions):
+        small = {}
+        for name, value in session.state().items():
+            if isinstance(value, np.ndarray):
+                arrays[f"tool.{index}.{name}"] = np.ascontiguousarray(value)
+            else:
+                small[name] = value
+        tools.append(small)
+    facts = {name: getattr(row, name) for name in ("answering", "tool_calls", "finished", "complete", "error")}
+    return arrays, {**facts, "tools": tools}
+
+
+def _restore(facts: dict[str, Any], tensors: dict[str, Tensor], protocol: TokenProtocol) -> Row:
+    marker = protocol.ids.__getitem__
+    small = facts.pop("tools")
+    sessions = []
+    for index, tool in enumerate(protocol.tools):
+        large = {name: tensor.numpy() for name, tensor in _below(tensors, f"tool.{index}.").items()}
+        sessions.append(tool.restore({**small[index], **large}, marker))
+    row = Row(protocol, sessions, **facts)
+    row.pending.extend(tensors["pending"].tolist())
+    row.answer = tensors["answer"].tolist()
+    return row
+
+
+def _state_from_tensors(runner: ModelRunner, tensors: dict[str, Tensor]) -> ModelState:
+    """Fills the state that one token leaves, whose layers are of the right kinds."""
+    device = runner.model.device
+    lengths = tensors["lengths"].tolist()
+    template, _ = runner.feed(None, [[0]])
+    saved = {name: tensor.to(device) for name, tensor in _below(tensors, "cache.").items()}
+    wrong = [name for name, tensor in cache_tensors(template.cache).items() if name not in saved]
+    if wrong:
+        raise StateMismatchError(f"the saved session has no tensor {wrong[0]}: load it with the model of its save")
+    state = ModelState(replace_tensors(template.cache, saved), lengths, tensors["logits"].to(device))
+    return state.select(range(len(lengths)))  # which also tells attention layers how long they are
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _read(path: Path) -> tuple[_Facts, dict[str, Tensor]]:
+    try:
+        with safe_open(path, "pt") as opened:
+            facts = _Facts(**json.loads((opened.metadata() or {})["session"]))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise SnapshotError(f"{path} is no session that Session.save wrote ({error}): give the path of one") from error
+    if facts.format != FORMAT:
+        raise SnapshotError(f"{path} is a {facts.format!r} and this version reads {FORMAT!r}: save it again")
+    return facts, tensors

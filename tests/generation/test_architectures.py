@@ -1,0 +1,158 @@
+"""Every architecture runs in the same loop, exactly: whole, in pieces, one by one, batched or alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import ARCHITECTURES, STOCK, lively, small_model, start_lively, written
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from hf_toolssm.errors import UnsupportedArchitectureError
+from hf_toolssm.generation import generate_with_tools
+from hf_toolssm.generation.model_runner import ModelRunner, Pieces
+from hf_toolssm.models.cache_tensors import cache_tensors
+from hf_toolssm.models.model_state import ModelState
+
+TOLERANCE = 2e-4
+PROBLEMS = ["7+5=", "98765+4321=", "1+1=", "500+500="]
+
+
+def runs(seed, *lengths):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 20, (length,), generator=generator).tolist() for length in lengths]
+
+
+def assert_equal(found, expected):
+    assert found.lengths == expected.lengths
+    assert expected.logits.abs().max() > 1
+    assert (found.logits - expected.logits).abs().max() < TOLERANCE
+    tensors = cache_tensors(expected.cache)
+    for name, value in cache_tensors(found.cache).items():
+        assert value.shape == tensors[name].shape
+        assert (value - tensors[name]).abs().max() < TOLERANCE * tensors[name].abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_how_a_model_takes_pieces_is_measured(tokenizer, specs, name):
+    assert ModelRunner(small_model(name, tokenizer, specs)).pieces is STOCK[name][3]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@settings(max_examples=8)
+@given(seed=st.integers(0, 1_000), first=st.integers(1, 20), second=st.integers(1, 20), third=st.integers(1, 12))
+def test_pieces_and_single_tokens_give_the_whole(tokenizer, specs, name, seed, first, second, third):
+    runner = ModelRunner(small_model(name, tokenizer, specs, seed % 3))
+    (run,) = runs(seed, first + second + third)
+    whole, _ = runner.feed(None, [run])
+    split, _ = runner.feed(None, [run[:first]])
+    split, _ = runner.feed(split, [run[first : first + second]])
+    split, _ = runner.feed(split, [run[first + second :]])
+    assert_equal(split, whole)
+    singly, _ = runner.feed(None, [run[:1]])
+    for token in run[1:]:
+        runner.step(singly, [token])
+    assert_equal(singly, whole)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@settings(max_examples=8)
+@given(seed=st.integers(0, 1_000), lengths=st.lists(st.integers(1, 15), min_size=2, max_size=4))
+def test_rows_of_unequal_length_step_together_as_they_do_alone(tokenizer, specs, name, seed, lengths):
+    runner = ModelRunner(small_model(name, tokenizer, specs, seed % 3))
+    prompts = runs(seed, *lengths)
+    together, _ = runner.feed(None, prompts)
+    steps = runs(seed + 1, *[10] * len(lengths))
+    for at in range(10):
+        runner.step(together, [row[at] for row in steps])
+    more = runs(seed + 2, *(1 + length % 5 for length in lengths))
+    together, _ = runner.feed(together, more)
+    for row in range(len(lengths)):
+        alone, _ = runner.feed(None, [[*prompts[row], *steps[row], *more[row]]])
+        assert_equal(together.select([row]), alone)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_are_selected_reordered_forked_and_joined(tokenizer, specs, name):
+    runner = ModelRunner(small_model(name, tokenizer, specs))
+    prompts, more = runs(0, 12, 3, 9), runs(1, 4, 2, 4, 3)
+    state, _ = runner.feed(None, prompts)
+    picked = state.select([2, 0, 2])
+    joined = ModelState.concatenate([state.select([1]), picked])  # the rows 1, 2, 0, 2
+    after, _ = runner.feed(joined, more)
+    for at, row in enumerate([1, 2, 0, 2]):
+        alone, _ = runner.feed(None, [prompts[row] + more[at]])
+        assert_equal(after.select([at]), alone)
+    replaced = state.replace_rows([1], picked.select([1]))  # the rows 0, 0, 2
+    after, _ = runner.feed(replaced, more[:3])
+    for at, row in enumerate([0, 0, 2]):
+        alone, _ = runner.feed(None, [prompts[row] + more[at]])
+        assert_equal(after.select([at]), alone)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_batch_generates_as_its_rows_alone(tokenizer, specs, name):
+    model = lively(small_model(name, tokenizer, specs), tokenizer)
+
+    def generate(*problems):
+        options = {"tools": specs, "end_ids": [tokenizer.eos_token_id]}
+        session = start_lively(model, tokenizer, problems, **options)
+        return session, written(session, 60)
+
+    together, tokens = generate(*PROBLEMS)
+    assert sum(map(len, tokens)) > 200
+    for row, problem in enumerate(PROBLEMS):
+        alone, (expected,) = generate(problem)
+        assert tokens[row] == expected
+        assert alone.rows[0].answer == together.rows[row].answer
+        assert_equal(together.state.select([row]), alone.state)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_generate_with_tools_takes_any_model(tokenizer, specs, name):
+    model = small_model(name, tokenizer, specs)
+    inputs = tokenizer(["7+5=", "123+4="], padding=True, return_tensors="pt")
+    result = generate_with_tools(
+        model, **inputs, tools=specs, tokenizer=tokenizer, max_new_tokens=25, return_dict_in_generate=True
+    )
+    assert result.sequences.shape[0] == 2
+    assert len(result.answers) == 2
+
+
+def test_a_model_that_is_wrong_one_token_at_a_time_is_refused(tokenizer, specs):
+    model = small_model("gpt_neox", tokenizer, specs)
+    forward = model.forward
+
+    def forgetful(input_ids, past_key_values=None, use_cache=True, logits_to_keep=0, return_dict=True):
+        return forward(input_ids, use_cache=use_cache, logits_to_keep=logits_to_keep, return_dict=return_dict)
+
+    model.forward = forgetful
+    with pytest.raises(UnsupportedArchitectureError, match="one at a time"):
+        ModelRunner(model)
+
+
+def test_a_model_without_a_cache_is_refused(tokenizer):
+    class Uncached(nn.Module):
+        def forward(self, input_ids):
+            return CausalLMOutputWithPast()
+
+    with pytest.raises(UnsupportedArchitectureError, match="neither cache_params nor past_key_values"):
+        ModelRunner(Uncached())
+
+
+def test_learned_positions_are_exact_too(tokenizer):
+    """GPT-2's positions are absolute: a short row beside a long one must keep its own."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=30, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    runner = ModelRunner(model)
+    assert runner.pieces is Pieces.ALONE
+    prompts = runs(0, 11, 2)
+    together, _ = runner.feed(None, prompts)
+    runner.step(together, [5, 6])
+    alone, _ = runner.feed(None, [[*prompts[1], 6]])
+    assert_equal(together.select([1]), alone)

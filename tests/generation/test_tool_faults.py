@@ -1,0 +1,229 @@
+"""Whatever a tool does wrong has a defined outcome, and it is nobody's problem but the row's that called it."""
+
+import re
+import threading
+import time
+
+import pytest
+from small_models import Heard, lively, start_lively, written
+
+from hf_toolssm.errors import ToolError
+from hf_toolssm.generation import Session, tool_calls
+from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, right
+
+TRIGGER = right(1)
+PROBLEMS = ["7+5=", "98765+4321=", "1+1=", "500+500="]
+
+
+class Misbehaving(PointerMemory):
+    """A pointer memory of which one row's session does something else on one command."""
+
+    def __init__(self, row, act, limit=None):
+        super().__init__(max_pointers=3)
+        self.time_limit = limit
+        self.row, self.act, self.started = row, act, 0
+        self.calls = []
+
+    def start(self, problem, marker):
+        session = super().start(problem, marker)
+        guilty = self.started == self.row
+        self.started += 1
+        return MisbehavingSession(self, session, guilty)
+
+
+class MisbehavingSession:
+    def __init__(self, tool, session, guilty):
+        self.tool, self.session, self.guilty = tool, session, guilty
+
+    def write(self, cell):
+        self.session.write(cell)
+
+    def execute(self, command):
+        if self.guilty and command == TRIGGER:
+            self.tool.calls.append(command)
+            return self.tool.act()
+        return self.session.execute(command)
+
+    def clone(self):
+        return MisbehavingSession(self.tool, self.session.clone(), self.guilty)
+
+
+@pytest.fixture
+def model(model, tokenizer):
+    return lively(model, tokenizer)
+
+
+def raise_it(error):
+    def act():
+        raise error
+
+    return act
+
+
+class Provoke:
+    """Steers greedily, but for one row, which writes the trigger as its sixth choice."""
+
+    def __init__(self, tokenizer, tool):
+        self.trigger, self.tool = tokenizer.convert_tokens_to_ids(TRIGGER), tool
+        self.choices = 0
+
+    def choose(self, rows, logits):
+        chosen = logits.argmax(-1).tolist()
+        if self.tool.row in rows:
+            self.choices += 1
+            if self.choices > 5 and not self.tool.calls:
+                chosen[rows.index(self.tool.row)] = self.trigger
+        return chosen
+
+    def stop(self, rows, logits):
+        return [False] * len(rows)
+
+
+def run_beside_others(model, tokenizer, act, limit=None, count=60):
+    """Runs four rows of which one has the fault; checks that the others are as without it."""
+    tool = Misbehaving(1, act, limit)
+    session = start_lively(model, tokenizer, PROBLEMS, tools=[tool])
+    heard = Heard(4)
+    session.run(count, listener=heard, steering=Provoke(tokenizer, tool))
+    expected = written(start_lively(model, tokenizer, PROBLEMS), count)
+    assert len(tool.calls) >= 1
+    for row in (0, 2, 3):
+        assert heard.tokens[row] == expected[row]
+        assert len(expected[row]) == count
+        assert session.rows[row].error is None
+    return session, heard.tokens[1], expected[1]
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (raise_it(ZeroDivisionError("by zero")), "ToolFaultError: the tool raised ZeroDivisionError .*by zero"),
+        (raise_it(ToolError("not now")), "ToolError: not now"),
+        (lambda: None, "ToolFaultError: the tool returned NoneType"),
+        (lambda: 5, "returned int"),
+        (lambda: ("5",), "returned '5' .*no token of the model"),
+        (lambda: (3, 10_000), "returned 10000"),
+        (lambda: (-1,), "returned -1"),
+        (lambda: "5" * 10_000_000, "ObservationTooLongError: the tool returned 10,000,000"),
+        (lambda: b"\xff" * 10_000_000, "ObservationTooLongError"),
+        (lambda: [3] * 2_000_000, "ObservationTooLongError"),
+    ],
+)
+def test_a_fault_ends_its_row_with_a_name(model, tokenizer, act, message, limit):
+    session, tokens, expected = run_beside_others(model, tokenizer, act, limit)
+    row = session.rows[1]
+    assert row.finished
+    assert not row.complete
+    assert re.search(message, row.error), row.error
+    # The row ends with the command, and its state has seen just that.
+    assert tokens[:-1] == expected[: len(tokens) - 1]
+    assert tokenizer.convert_ids_to_tokens(tokens[-1]) == TRIGGER
+    seen = [*tokenizer(PROBLEMS[1])["input_ids"], *tokens]
+    whole, _ = session.runner.feed(None, [seen])
+    assert (session.state.logits[1] - whole.logits[0]).abs().max() < 1e-3
+
+
+def test_a_thread_that_the_tool_ends_is_a_fault(model, tokenizer):
+    session, _, _ = run_beside_others(model, tokenizer, raise_it(SystemExit("bye")), limit=5.0)
+    assert "SystemExit" in session.rows[1].error
+
+
+def test_a_tool_that_hangs_ends_at_its_time_limit_while_others_go_on(model, tokenizer):
+    release = threading.Event()
+    start = time.monotonic()
+    session, _, _ = run_beside_others(model, tokenizer, release.wait, limit=0.5)
+    assert time.monotonic() - start < 30
+    assert "ToolTimeoutError: the tool took longer than its time limit of 0.5 seconds" in session.rows[1].error
+    release.set()
+
+
+def test_a_slow_tool_lets_the_others_finish_first(model, tokenizer):
+    others_are_done = threading.Event()
+
+    class Watch(Heard):
+        def fed(self, rows, tokens, observed):
+            super().fed(rows, tokens, observed)
+            if all(len(self.tokens[row]) == 60 for row in (0, 2, 3)):
+                others_are_done.set()
+
+    tool = Misbehaving(1, lambda: () if others_are_done.wait(20) else None, limit=30.0)
+    session = start_lively(model, tokenizer, PROBLEMS, tools=[tool])
+    heard = Watch(4)
+    session.run(60, listener=heard, steering=Provoke(tokenizer, tool))
+    assert session.rows[1].error is None
+    assert [len(tokens) for tokens in heard.tokens] == [60] * 4
+
+
+def test_an_empty_observation_is_fine(model, tokenizer):
+    session, tokens, _ = run_beside_others(model, tokenizer, lambda: ())
+    assert session.rows[1].error is None
+    assert len(tokens) == 60
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("12", "12"),
+        ("<|end|>5", "5"),
+        ("<|read_1|><|answer|>=", "="),
+        (b"7\xff8", None),
+    ],
+)
+def test_text_is_read_as_text_and_never_acts(model, tokenizer, text, shown, limit):
+    session, tokens, _ = run_beside_others(model, tokenizer, lambda: text, limit, count=200)
+    row = session.rows[1]
+    assert row.error is None
+    at = tokens.index(tokenizer.convert_tokens_to_ids(TRIGGER))
+    plain = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
+    observed = tokens[at + 1 : at + 1 + len(plain)]
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert len(observed) == len(plain)  # character by character: nothing became a special token
+    assert not special & set(observed)
+    if shown is not None:
+        assert tokenizer.decode(observed).endswith(shown)
+    assert len(tokens) == 200  # the end token in the text did not end the row
+
+
+def test_text_without_a_tokenizer_is_named(model, tokenizer):
+    tool = Misbehaving(0, lambda: "12")
+    session = Session.start(model, tokenizer(["7+5="])["input_ids"], tools=[tool])
+    session.rows[0].sessions[0].execute(NEW_POINTER)
+    session.run(100, steering=Provoke(tokenizer, tool))
+    assert "no tokenizer is known" in session.rows[0].error
+
+
+def test_a_tool_that_fails_when_the_model_writes_ends_its_row(model, tokenizer):
+    session = start_lively(model, tokenizer, PROBLEMS)
+
+    class Full:
+        def write(self, cell):
+            raise MemoryError("full")
+
+        def clone(self):
+            return self
+
+    session.rows[2].sessions.append(Full())
+    session.run(100)
+    assert "MemoryError when the model wrote: full" in session.rows[2].error
+    assert [row.error for at, row in enumerate(session.rows) if at != 2] == [None] * 3
+
+
+def test_a_tool_that_says_no_limit_has_one(model, tokenizer, monkeypatch):
+    class Silent:
+        commands, markers = ("<|read_1|>",), ()
+
+    assert tool_calls.time_limit(Silent()) == tool_calls.TIME_LIMIT
+
+
+@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 500, 2_500])
+def test_a_long_observation_is_read_as_if_it_were_fed_token_by_token(model, tokenizer, length, monkeypatch):
+    observation = ([3, 4, 5, 6, 13] * length)[:length]
+    session, tokens, _ = run_beside_others(model, tokenizer, lambda: observation, count=length + 60)
+    at = tokens.index(tokenizer.convert_tokens_to_ids(TRIGGER)) + 1
+    assert observation == tokens[at : at + length]
+    monkeypatch.setattr(Session, "_is_long", lambda *_: False)
+    singly, tokens_fed_singly, _ = run_beside_others(model, tokenizer, lambda: observation, count=length + 60)
+    assert tokens_fed_singly == tokens
+    assert (singly.state.logits - session.state.logits).abs().max() < 1e-3
