@@ -7,7 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hf_toolssm.models.configuration_rnn import RnnConfig
     from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
+    from hf_toolssm.models.modeling_rnn import RnnForCausalLM, RnnModel
     from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM, ToolMambaModel
     from hf_toolssm.models.state import MambaState
     from hf_toolssm.trajectory import Step, StepKind, Trajectory
@@ -16,6 +18,9 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "MambaState": "hf_toolssm.models.state",
+    "RnnConfig": "hf_toolssm.models.configuration_rnn",
+    "RnnForCausalLM": "hf_toolssm.models.modeling_rnn",
+    "RnnModel": "hf_toolssm.models.modeling_rnn",
     "Step": "hf_toolssm.trajectory",
     "StepKind": "hf_toolssm.trajectory",
     "ToolMambaConfig": "hf_toolssm.models.configuration_tool_mamba",
@@ -26,6 +31,9 @@ _HOME_OF = {
 
 __all__ = [
     "MambaState",
+    "RnnConfig",
+    "RnnForCausalLM",
+    "RnnModel",
     "Step",
     "StepKind",
     "ToolMambaConfig",

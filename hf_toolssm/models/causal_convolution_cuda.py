@@ -15,7 +15,7 @@ KERNEL_WIDTHS = (2, 3, 4)
 """The convolution widths that causal-conv1d computes."""
 
 CausalConvolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""The kernel's contract: x (b, d, l), weight (d, k), bias (d,) or None -> SiLU of the convolution from zeros (b, d, l)."""
+"""The kernel's contract: x (b, d, l), weight (d, k), bias (d,) or None. It starts from zeros and ends with SiLU."""
 
 
 @lru_cache(maxsize=1)

@@ -77,8 +77,8 @@ def scan_in_pieces(
         past = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
         steps = steps.masked_fill(past[:, :, None], 0.0)
     state, outputs = initial_state, []
-    for parts in zip(*(t.to(x.dtype).split(piece, dim=1) for t in (x, steps, B, C, gate))):
-        y, state = _scan_from_state(scan, *parts, A, D, state)
+    for x_, steps_, B_, C_, gate_ in zip(*(t.to(x.dtype).split(piece, dim=1) for t in (x, steps, B, C, gate))):
+        y, state = _scan_from_state(scan, x_, steps_, A, B_, C_, D, gate_, state)
         outputs.append(y)
     return torch.cat(outputs, dim=1), state
 
@@ -87,11 +87,11 @@ def _scan_from_state(
     scan: ZeroStartScan,
     x: Tensor,
     steps: Tensor,
+    A: Tensor,
     B: Tensor,
     C: Tensor,
-    gate: Tensor,
-    A: Tensor,
     D: Tensor,
+    gate: Tensor,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """One call of the scan over write tokens, the inputs (all in one type) and read tokens."""
