@@ -29,22 +29,24 @@ class GraphedStep:
         self._batch = batch
         self._ids = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
         self._memory = step_memory(model, self._ids)
-        stream = torch.cuda.Stream(model.device)
-        stream.wait_stream(torch.cuda.current_stream(model.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                step_in_place(model, self._ids, self._memory)
-        torch.cuda.current_stream(model.device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._logits = step_in_place(model, self._ids, self._memory)
+        with torch.cuda.device(model.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    step_in_place(model, self._ids, self._memory)
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(self._graph):
+                self._logits = step_in_place(model, self._ids, self._memory)
         self.load(MambaState(model.config))
 
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> Tensor:
         """Feeds one token per row, (b,) int64; returns the logits (b, v) of the next, valid until the next call."""
         self._ids.copy_(ids[:, None])
-        self._graph.replay()
+        with torch.cuda.device(self._ids.device):
+            self._graph.replay()
         return self._logits
 
     @torch.no_grad()

@@ -202,10 +202,16 @@ def test_beams_carry_their_states_with_them():
     assert torch.equal(with_cache, without)
 
 
-def test_new_recurrent_weights_start_as_torchs_own():
-    model = RnnForCausalLM(RnnConfig(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=1, cell="gru"))
-    for parameter in model.backbone.layers[0].parameters():
-        assert 0.9 / 8 < parameter.abs().max() <= 1 / 8
+@cells
+def test_recurrent_weights_that_no_checkpoint_holds_start_as_torchs_own(cell, tmp_path):
+    """For a layer more than the checkpoint has, as for all layers of a new model."""
+    model = RnnForCausalLM(RnnConfig(vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=1, cell=cell))
+    model.save_pretrained(tmp_path)
+    deeper = RnnForCausalLM.from_pretrained(tmp_path, num_hidden_layers=2)
+    for layer in (model.backbone.layers[0], deeper.backbone.layers[1]):
+        for parameter in layer.parameters():
+            assert 0.9 / 8 < parameter.abs().max() <= 1 / 8
+            assert parameter.std().item() == pytest.approx(1 / 8 / 3**0.5, rel=0.15)
 
 
 def test_an_unknown_cell_is_refused():
