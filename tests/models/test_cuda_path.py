@@ -42,9 +42,9 @@ def definition(x, dt, A, B, C, D, gate, h, lengths=None):
     steps, outputs = F.softplus(dt), []
     if lengths is not None:
         steps = steps * (torch.arange(x.shape[1]) < lengths[:, None])[:, :, None]
-    for t in range(x.shape[1]):
-        h = torch.exp(steps[:, t, :, None] * A) * h + (steps[:, t] * x[:, t])[:, :, None] * B[:, t, None]
-        outputs.append((h * C[:, t, None]).sum(-1) + D * x[:, t])
+    for x_t, dt_t, B_t, C_t in zip(*(t.unbind(1) for t in (x, steps, B, C))):
+        h = torch.exp(dt_t[:, :, None] * A) * h + (dt_t * x_t)[:, :, None] * B_t[:, None]
+        outputs.append((h * C_t[:, None]).sum(-1) + D * x_t)
     return torch.stack(outputs, dim=1) * F.silu(gate), h
 
 
