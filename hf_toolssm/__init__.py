@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_toolssm.generation.session import Session
+    from hf_toolssm.models.configuration_rnn import RnnConfig
     from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
+    from hf_toolssm.models.modeling_rnn import RnnForCausalLM, RnnModel
     from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM, ToolMambaModel
     from hf_toolssm.models.state import MambaState
     from hf_toolssm.trajectory import Step, StepKind, Trajectory
@@ -18,6 +20,9 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "MambaState": "hf_toolssm.models.state",
     "Session": "hf_toolssm.generation.session",
+    "RnnConfig": "hf_toolssm.models.configuration_rnn",
+    "RnnForCausalLM": "hf_toolssm.models.modeling_rnn",
+    "RnnModel": "hf_toolssm.models.modeling_rnn",
     "Step": "hf_toolssm.trajectory",
     "StepKind": "hf_toolssm.trajectory",
     "ToolMambaConfig": "hf_toolssm.models.configuration_tool_mamba",
@@ -29,6 +34,9 @@ _HOME_OF = {
 __all__ = [
     "MambaState",
     "Session",
+    "RnnConfig",
+    "RnnForCausalLM",
+    "RnnModel",
     "Step",
     "StepKind",
     "ToolMambaConfig",

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from hf_toolssm.models.selective_scan import selective_scan, selective_scan_reference
 from hf_toolssm.models.selective_scan_cpu import BLOCK, CHUNK, PARALLEL_UPDATES, selective_scan_cpu
-from hf_toolssm.models.selective_scan_cuda import scan_from_zero_start
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
 
@@ -101,19 +100,6 @@ def test_pieces_with_a_carried_state_equal_the_whole_gradients_included(pieces, 
         assert relative_error(a, b) < 2e-5
 
 
-def test_superposition_starts_a_zero_start_scan_from_any_state():
-    """The CUDA path's algebra, with the reference in the place of the kernel that starts from zeros."""
-    tensors = inputs(2, 30, 5, 4)
-    expected = run_with_gradients(selective_scan_reference, tensors, None)
-
-    def scan(*arguments):
-        return scan_from_zero_start(selective_scan_reference, *arguments[:-1])
-
-    found = run_with_gradients(scan, tensors, None)
-    for a, b in zip((found[0], found[1], *found[2]), (expected[0], expected[1], *expected[2])):
-        assert relative_error(a, b) < 1e-4
-
-
 def test_the_two_compilations_of_a_kernel_never_load_each_others_code(tmp_path):
     """numba caches by name: were the names equal, a decode step would wake threads, or training use only one."""
     code = """
@@ -148,15 +134,3 @@ def test_extreme_steps_stay_finite():
     assert torch.isfinite(y).all()
     y, last = selective_scan_cpu(x, torch.zeros_like(dt), A, B, C, D, state)
     assert torch.equal(last, state)  # a step of size zero changes nothing
-
-
-@pytest.mark.gpu
-def test_the_cuda_kernel_equals_the_definition():
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    pytest.importorskip("mamba_ssm")
-    tensors = inputs(2, 100, 64, 16)
-    y, state = selective_scan(*(t.cuda() for t in tensors))
-    expected_y, expected_state = selective_scan_reference(*tensors)
-    assert relative_error(y.cpu(), expected_y) < 1e-4
-    assert relative_error(state.cpu(), expected_state) < 1e-4

@@ -1,0 +1,230 @@
+"""LSTM and GRU language models with an exact state: the baselines that a Mamba is measured against.
+
+Tokens may come whole, in any pieces or singly, with the same result, and padding on either side leaves the state as it
+is. The state is a transformers cache whose layers hold `recurrent_states[0]` (b, s, hidden): the hidden state, and for
+an LSTM the cell state behind it (s = 2). It is replaced, never changed in place, so gradients flow through it.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+    initialization,
+)
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
+
+from hf_toolssm.models.configuration_rnn import RnnConfig
+from hf_toolssm.models.padding import gather_rows, tokens_first
+
+_MODULE_OF = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class RnnLayer(nn.Module):
+    """One recurrent layer, from any state."""
+
+    def __init__(self, config: RnnConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.cell = _MODULE_OF[config.cell](config.hidden_size, config.hidden_size, batch_first=True)
+        self._has_cell_state = config.cell == "lstm"
+
+    def forward(self, x: Tensor, cache: Cache | None, lengths: Tensor | None) -> Tensor:
+        """Args: x (b, l, e); cache, read and replaced; lengths (b,), how many tokens of each row are real."""
+        state = None if cache is None else cache.layers[self.index].recurrent_states[0]
+        if state is None:
+            state = x.new_zeros(x.shape[0], 1 + self._has_cell_state, x.shape[2])
+        parts = tuple(part.contiguous()[None] for part in state.unbind(1))  # torch wants (1, b, hidden) each
+        start = parts if self._has_cell_state else parts[0]
+        if lengths is None:
+            y, end = self.cell(x, start)
+        else:
+            # A packed row has at least one token; the state of one that has none is put back below.
+            packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+            packed, end = self.cell(packed, start)
+            y, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
+        if cache is not None:
+            last = torch.cat(end if self._has_cell_state else (end,)).transpose(0, 1)  # (b, s, hidden)
+            if lengths is not None:
+                last = torch.where((lengths > 0)[:, None, None], last, state)
+            _replace_state(cache, self.index, last)
+        return y
+
+
+def _replace_state(cache: Cache, index: int, state: Tensor) -> None:
+    layer = cache.layers[index]
+    layer.device, layer.dtype = state.device, state.dtype
+    layer.recurrent_states[0], layer.is_recurrent_states_initialized[0] = state, True
+    layer.has_previous_state[0] = True
+
+
+class RnnPreTrainedModel(PreTrainedModel):
+    config_class = RnnConfig
+    base_model_prefix = "backbone"
+    _no_split_modules = ["RnnLayer"]
+    _is_stateful = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.LSTM, nn.GRU)):
+            bound = 1 / math.sqrt(module.hidden_size)
+            for parameter in module.parameters():
+                initialization.uniform_(parameter, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+
+class RnnModel(RnnPreTrainedModel):
+    """The backbone: embeddings and plainly stacked recurrent layers."""
+
+    def __init__(self, config: RnnConfig) -> None:
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(RnnLayer(config, index) for index in range(config.num_hidden_layers))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings
+
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.embeddings = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_params: Cache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> tuple | MambaOutput:
+        """Runs the layers from `cache_params`, which then holds the state after each row's last real token.
+
+        Args:
+            input_ids: (b, l), or inputs_embeds (b, l, e).
+            attention_mask: (b, l), ones for real tokens. Padding may stand left or right of a row's tokens.
+            cache_params: the state to start from; None is zeros.
+            use_cache: return the state; by default so outside training.
+            output_hidden_states: also return what each layer gave, the embeddings first.
+
+        Raises:
+            PaddingError: a row has padding between its tokens.
+            ValueError: both or neither of input_ids and inputs_embeds are given.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if cache_params is None and use_cache:
+            cache_params = DynamicCache(config=self.config)
+        x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        lengths = back = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            first, back = tokens_first(attention_mask)
+            x, lengths = gather_rows(x, first), attention_mask.sum(1)
+
+        hidden_states = [x]
+        for layer in self.layers:
+            hidden_states.append(layer(hidden_states[-1], cache_params, lengths))
+        if back is not None:
+            hidden_states = [gather_rows(h, back) for h in hidden_states]
+
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output = MambaOutput(
+            last_hidden_state=hidden_states[-1],
+            cache_params=cache_params if use_cache else None,
+            hidden_states=tuple(hidden_states) if wanted else None,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+
+class RnnForCausalLM(RnnPreTrainedModel, GenerationMixin):
+    """An LSTM or GRU language model with the interface of `MambaForCausalLM`."""
+
+    _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.weight"}
+
+    def __init__(self, config: RnnConfig) -> None:
+        super().__init__(config)
+        self.backbone = RnnModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.backbone.set_input_embeddings(new_embeddings)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_params: Cache | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> tuple | MambaCausalLMOutput:
+        """See `RnnModel`.
+
+        Args:
+            labels: (b, l), -100 where there is no loss; they are shifted inside.
+            logits_to_keep: how many of the last positions get logits, or which; 0 is all.
+            kwargs: go to the loss function.
+        """
+        output = self.backbone(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            cache_params=cache_params,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep)).float()
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        result = MambaCausalLMOutput(
+            loss=loss, logits=logits, cache_params=output.cache_params, hidden_states=output.hidden_states
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if as_dict else result.to_tuple()
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        # Not the method that this overrides: it names the cache by whether the class is called a Mamba.
+        if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:
+            model_kwargs["cache_params"] = DynamicCache(config=self.config)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        is_first_iteration: bool | None = False,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As for any model, but from the second step on there is no padding: one token per row is fed."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        if use_cache and not is_first_iteration:
+            inputs["attention_mask"] = None
+        return inputs
+
+
+AutoConfig.register(RnnConfig.model_type, RnnConfig)
+AutoModelForCausalLM.register(RnnConfig, RnnForCausalLM)
