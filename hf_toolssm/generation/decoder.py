@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.models.mamba.modeling_mamba import MambaRMSNorm
 
-from hf_toolssm.models.fused_step import STEP, LayerLayout
+from hf_toolssm.models.fused_step import FusedStep
 from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaBlock,
     ToolMambaForCausalLM,
@@ -75,25 +75,15 @@ class FusedDecoder:
     def __init__(self, model: ToolMambaForCausalLM, state: MambaState) -> None:
         config = model.config
         self._config = config
-        self._layout = LayerLayout(config)
-        self._layers = np.stack([self._layout.pack(block) for block in model.backbone.layers])
-        self._embeddings = _array(model.backbone.embeddings.weight)
-        self._head = _array(model.lm_head.weight).ravel()
-        self._norm = _array(model.backbone.norm_f.weight)
+        self._fused = FusedStep(model)
         pairs = [state.tensors(layer) for layer in range(config.num_hidden_layers)]
         # (b, layers, k, d) and (b, layers, n, d): rows first, so that keeping rows is one selection.
         self._conv = np.stack([_array(conv.transpose(1, 2)) for conv, _ in pairs], axis=1)
         self._recurrent = np.stack([_array(recurrent.transpose(1, 2)) for _, recurrent in pairs], axis=1)
-        self._parameters = model.num_parameters()
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        tokens = np.array(ids, np.int64)
-        logits = np.empty((len(ids), len(self._embeddings)), np.float32)
-        work = self._parameters * len(ids) if len(ids) > 1 else 0  # the rows are what can be shared out
-        STEP(
-            *(work, tokens, self._embeddings, self._layers, self._layout.shape, self._layout.epsilon, self._norm),
-            *(self._head, self._conv, self._recurrent, logits),
-        )
+        logits, best = np.empty((len(ids), self._config.vocab_size), np.float32), np.empty(len(ids), np.int64)
+        self._fused(np.array(ids, np.int64)[:, None], self._conv, self._recurrent, logits, best)
         return torch.from_numpy(logits)
 
     def keep(self, rows: Sequence[int]) -> None:

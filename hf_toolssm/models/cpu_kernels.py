@@ -17,7 +17,7 @@ inlined = numba.njit(inline="always", **_OPTIONS)
 """Compiles a function into every kernel that calls it."""
 
 called = numba.njit(nogil=True, **_OPTIONS)
-"""Compiles a function by itself, for the body of a parallel loop: put into one, its own loops do not vectorize well."""
+"""Compiles a function by itself, for the body of a parallel loop: inside one, its loops would not vectorize."""
 
 
 class CpuKernel:
@@ -124,3 +124,19 @@ def widened(typing_context, weight):
     if weight in (numba_types.float32, numba_types.int8, numba_types.uint16):
         return numba_types.float32(weight), generate
     return None
+
+
+@called
+def normalize(values, weight, epsilon, out):
+    """out becomes the RMS norm of values, times the weight; all (e,)."""
+    total = np.float32(0.0)
+    for i in range(values.shape[0]):
+        total += values[i] * values[i]
+    factor = np.float32(1.0) / np.sqrt(total / np.float32(values.shape[0]) + np.float32(epsilon))
+    for i in range(values.shape[0]):
+        out[i] = values[i] * factor * weight[i]
+
+
+def float32_array(tensor: torch.Tensor) -> np.ndarray:
+    """The values of a tensor in float32, in its own memory if it is float32 already."""
+    return tensor.detach().float().numpy()

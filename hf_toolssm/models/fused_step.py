@@ -1,14 +1,21 @@
 """Decode steps of a whole small Mamba, compiled: all layers of all rows in one call, float32 on a CPU.
 
-A tiny model's weights stay in the CPU's cache, so what counts is how often a step passes over its vectors: matrices lie
-transposed, and a product adds eight of their rows at a time to a result that is as wide as a layer.
+A tiny model's weights stay in the CPU's cache, so what counts is how often a step passes over its vectors: matrices
+lie transposed, and a product adds eight of their rows at a time to a result that is as wide as a layer.
 """
 
 import numba
 import numpy as np
-from torch import Tensor
 
-from hf_toolssm.models.cpu_kernels import CpuKernel, exp_of_nonpositive, inlined, sigmoid, softplus
+from hf_toolssm.models.cpu_kernels import (
+    CpuKernel,
+    exp_of_nonpositive,
+    float32_array,
+    inlined,
+    normalize,
+    sigmoid,
+    softplus,
+)
 
 PARALLEL_WORK = 1_000_000
 """Parameters times tokens from which waking the other threads pays."""
@@ -22,9 +29,9 @@ class FusedStep:
 
     def __init__(self, model) -> None:
         backbone = model.backbone
-        self._embeddings = _array(backbone.embeddings.weight)
+        self._embeddings = float32_array(backbone.embeddings.weight)
         self._layers = np.stack([_pack_layer(block) for block in backbone.layers])
-        self._head = _join([backbone.norm_f.weight, _pad(_array(model.lm_head.weight).T)])
+        self._head = _join([backbone.norm_f.weight, _pad(float32_array(model.lm_head.weight).T)])
         self._rank = int(model.config.time_step_rank)
         self._epsilon = float(model.config.layer_norm_epsilon)
         self._parameters = model.num_parameters()
@@ -56,22 +63,18 @@ def _pack_layer(block) -> np.ndarray:
         [
             block.norm.weight,
             mixer.in_proj.bias if mixer.use_bias else np.zeros(2 * d),
-            _array(mixer.in_proj.weight).T,  # (e, 2 d)
+            float32_array(mixer.in_proj.weight).T,  # (e, 2 d)
             mixer.conv1d.bias if mixer.use_conv_bias else np.zeros(d),
-            _array(mixer.conv1d.weight)[:, 0].T,  # (k, d)
-            _pad(_array(mixer.x_proj.weight).T),  # (d, r + 2 n)
+            float32_array(mixer.conv1d.weight)[:, 0].T,  # (k, d)
+            _pad(float32_array(mixer.x_proj.weight).T),  # (d, r + 2 n)
             mixer.dt_proj.bias,
-            _array(mixer.dt_proj.weight).T,  # (r, d)
+            float32_array(mixer.dt_proj.weight).T,  # (r, d)
             mixer.D,
-            -np.exp(_array(mixer.A_log)).T,  # (n, d)
+            -np.exp(float32_array(mixer.A_log)).T,  # (n, d)
             mixer.out_proj.bias if mixer.use_bias else np.zeros(e),
-            _array(mixer.out_proj.weight).T,  # (d, e)
+            float32_array(mixer.out_proj.weight).T,  # (d, e)
         ]
     )
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().float().contiguous().numpy()
 
 
 def _pad(matrix: np.ndarray) -> np.ndarray:
@@ -79,7 +82,7 @@ def _pad(matrix: np.ndarray) -> np.ndarray:
 
 
 def _join(parts) -> np.ndarray:
-    arrays = [part if isinstance(part, np.ndarray) else _array(part) for part in parts]
+    arrays = [part if isinstance(part, np.ndarray) else float32_array(part) for part in parts]
     return np.concatenate([a.astype(np.float32).ravel() for a in arrays])
 
 
@@ -126,23 +129,12 @@ def _add_product(matrix, vector, out):
             out[i] += matrix[j, i] * v0
 
 
-@inlined
-def _normalize(values, weight, epsilon, out):
-    total = np.float32(0.0)
-    for i in range(values.shape[0]):
-        total += values[i] * values[i]
-    scale = np.float32(1.0) / np.sqrt(total / np.float32(values.shape[0]) + np.float32(epsilon))
-    for i in range(values.shape[0]):
-        out[i] = values[i] * scale * weight[i]
-
-
-def _step(ids, embeddings, layers, head, rank, epsilon, conv, recurrent, logits, best):
+def _step(ids, embeddings, layers, head, r, epsilon, conv, recurrent, logits, best):
     """See `FusedStep`; layers (layers, weights) are of `_pack_layer`, head (e + e * padded v,)."""
     rows, tokens = ids.shape
     e, v = embeddings.shape[1], logits.shape[1]
     k, d = conv.shape[2:]
     n = recurrent.shape[2]
-    r = rank
     for b in numba.prange(rows):
         hidden, normed = np.empty(e, np.float32), np.empty(e, np.float32)
         xz = np.empty(2 * d, np.float32)
@@ -153,7 +145,7 @@ def _step(ids, embeddings, layers, head, rank, epsilon, conv, recurrent, logits,
             _copy(embeddings[ids[b, token]], hidden)
             for layer in range(layers.shape[0]):
                 w = layers[layer]
-                _normalize(hidden, w, epsilon, normed)
+                normalize(hidden, w, epsilon, normed)
                 at = e
                 _copy(w[at : at + 2 * d], xz)
                 at += 2 * d
@@ -206,7 +198,7 @@ def _step(ids, embeddings, layers, head, rank, epsilon, conv, recurrent, logits,
                 at += e
                 _add_product(w[at : at + d * e], y, hidden)
 
-        _normalize(hidden, head, epsilon, normed)
+        normalize(hidden, head, epsilon, normed)
         _clear(scores)
         _add_product(head[e:], normed, scores)
         largest = 0

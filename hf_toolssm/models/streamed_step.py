@@ -12,7 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_toolssm.models.cpu_kernels import CpuKernel, called, exp_of_nonpositive, inlined, sigmoid, softplus, widened
+from hf_toolssm.models.cpu_kernels import (
+    CpuKernel,
+    called,
+    exp_of_nonpositive,
+    float32_array,
+    inlined,
+    normalize,
+    sigmoid,
+    softplus,
+    widened,
+)
 
 PARALLEL_WORK = 100_000
 """Weights times rows of one kernel call from which waking the other threads pays."""
@@ -44,7 +54,7 @@ class StreamedStep:
             raise ValueError(f"the weights are {self._embeddings.dtype}: load the model in float32 or bfloat16")
         store = _quantized if weights == "int8" else _stored
         self._layers = [_prepare_layer(block, store) for block in model.backbone.layers]
-        self._norm = _array(model.backbone.norm_f.weight)
+        self._norm = float32_array(model.backbone.norm_f.weight)
         self._head = store(model.lm_head.weight)
         self._epsilon = float(model.config.layer_norm_epsilon)
 
@@ -69,32 +79,29 @@ class StreamedStep:
         return logits
 
 
-def _prepare_layer(block, store) -> tuple[list[np.ndarray], np.ndarray]:
+def _prepare_layer(block, store) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """The four matrices of a `ToolMambaBlock`, and its vectors in the order in which `_layer` takes them off."""
     mixer = block.mixer
     e, d = mixer.hidden_size, mixer.intermediate_size
     projections = [mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj]
-    matrices, scales = zip(*(store(p.weight) for p in projections))
-    matrices = [matrices[0], matrices[1], np.ascontiguousarray(matrices[2].T), matrices[3]]
+    (in_proj, x_proj, dt_proj, out_proj), scales = zip(*(store(p.weight) for p in projections))
     vectors = [
-        _array(block.norm.weight),
+        float32_array(block.norm.weight),
         scales[0],
-        _array(mixer.in_proj.bias) if mixer.use_bias else np.zeros(2 * d),
-        _array(mixer.conv1d.bias) if mixer.use_conv_bias else np.zeros(d),
-        _array(mixer.conv1d.weight)[:, 0].T,  # (k, d)
+        float32_array(mixer.in_proj.bias) if mixer.use_bias else np.zeros(2 * d),
+        float32_array(mixer.conv1d.bias) if mixer.use_conv_bias else np.zeros(d),
+        float32_array(mixer.conv1d.weight)[:, 0].T,  # (k, d)
         scales[1],
         scales[2],
-        _array(mixer.dt_proj.bias),
-        _array(mixer.D),
-        -np.exp(_array(mixer.A_log)).T,  # (n, d)
+        float32_array(mixer.dt_proj.bias),
+        float32_array(mixer.D),
+        -np.exp(float32_array(mixer.A_log)).T,  # (n, d)
         scales[3],
-        _array(mixer.out_proj.bias) if mixer.use_bias else np.zeros(e),
+        float32_array(mixer.out_proj.bias) if mixer.use_bias else np.zeros(e),
     ]
-    return list(matrices), np.concatenate([v.astype(np.float32).ravel() for v in vectors])
-
-
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().float().numpy()
+    # dt_proj's rows are as short as the rank: transposed to (r, d), they are long.
+    matrices = (in_proj, x_proj, np.ascontiguousarray(dt_proj.T), out_proj)
+    return matrices, np.concatenate([v.astype(np.float32).ravel() for v in vectors])
 
 
 def _stored(weight: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -152,17 +159,6 @@ def _four_by_four(w0, w1, w2, w3, scale, inputs, columns, out):
 
 
 @called
-def _normalize(values, weight, epsilon, out):
-    for b in range(values.shape[0]):
-        total = np.float32(0.0)
-        for i in range(values.shape[1]):
-            total += values[b, i] * values[b, i]
-        factor = np.float32(1.0) / np.sqrt(total / np.float32(values.shape[1]) + np.float32(epsilon))
-        for i in range(values.shape[1]):
-            out[b, i] = values[b, i] * factor * weight[i]
-
-
-@called
 def _convolve(inputs, taps, bias, window, first, last, x):
     """Channels first to last of x (d,) become the output for inputs (>= d,), which enter the window (k, d)."""
     width, newest = last - first, window.shape[0] - 1
@@ -191,12 +187,8 @@ def _step_size(inputs, matrix, scale, bias, first, last, dt):
         out[i] = np.float32(0.0)
     fours = inputs.shape[0] // 4 * 4
     for j in range(0, fours, 4):
-        w0, w1, w2, w3 = (
-            matrix[j, first:last],
-            matrix[j + 1, first:last],
-            matrix[j + 2, first:last],
-            matrix[j + 3, first:last],
-        )
+        w0, w1 = matrix[j, first:last], matrix[j + 1, first:last]
+        w2, w3 = matrix[j + 2, first:last], matrix[j + 3, first:last]
         v0, v1, v2, v3 = inputs[j], inputs[j + 1], inputs[j + 2], inputs[j + 3]
         for i in range(width):
             out[i] += widened(w0[i]) * v0 + widened(w1[i]) * v1 + widened(w2[i]) * v2 + widened(w3[i]) * v3
@@ -254,7 +246,8 @@ def _layer(hidden, in_proj, x_proj, dt_proj, out_proj, vectors, epsilon, layer, 
     x, y, dt = np.empty((rows, d), np.float32), np.empty((rows, d), np.float32), np.empty((rows, d), np.float32)
     projected = np.zeros((rows, p), np.float32)
 
-    _normalize(hidden, norm, epsilon, normed)
+    for b in range(rows):
+        normalize(hidden[b], norm, epsilon, normed[b])
     for block in numba.prange(_blocks(d, _CHANNELS)):
         first, last = block * _CHANNELS, min(d, (block + 1) * _CHANNELS)
         for start in (0, d):
@@ -283,7 +276,8 @@ def _layer(hidden, in_proj, x_proj, dt_proj, out_proj, vectors, epsilon, layer, 
 def _head(hidden, norm, epsilon, matrix, scale, logits):
     """Adds the logits (b, v) of hidden (b, e)."""
     normed = np.empty(hidden.shape, np.float32)
-    _normalize(hidden, norm, epsilon, normed)
+    for b in range(hidden.shape[0]):
+        normalize(hidden[b], norm, epsilon, normed[b])
     for block in numba.prange(_blocks(matrix.shape[0], _CHANNELS)):
         _project(matrix, scale, normed, logits, block * _CHANNELS, min(matrix.shape[0], (block + 1) * _CHANNELS))
 
