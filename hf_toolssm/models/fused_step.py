@@ -25,7 +25,7 @@ _LANES = 16
 
 
 class FusedStep:
-    """Feeds tokens to a `ToolMambaForCausalLM`, float32 on a CPU, from its own copy of the weights."""
+    """Feeds tokens to a `ToolMambaForCausalLM`, float32 on a CPU, from a copy of all weights but the embeddings."""
 
     def __init__(self, model) -> None:
         backbone = model.backbone

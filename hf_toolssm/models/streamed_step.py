@@ -2,7 +2,7 @@
 
 A large model's step for few rows does two operations per weight, so the weights' way into the CPU is all that counts:
 each is read once for all rows, in the order in which it lies in memory, by all threads, and in as few bytes as the
-caller allows. All else that a step does hides behind that.
+caller allows.
 """
 
 from typing import Literal
@@ -40,7 +40,7 @@ class StreamedStep:
     Activations and states are float32 whatever the weights are.
 
     Args:
-        model: float32 or bfloat16, whose matrices are used where they lie, without a copy.
+        model: float32 or bfloat16, whose matrices are read where they lie; of the small `dt_proj` a copy is made.
         weights: "int8" makes a copy of the matrices with eight bits per weight and a float32 scale per output row,
             rounded to nearest; None keeps the model's own.
 
