@@ -1,11 +1,12 @@
-"""One token per row and step: the model as it is, or a fused step for small models on a CPU.
+"""One token per row and step: the model as it is, or a compiled step for a ToolMamba on a CPU.
 
-A tiny model spends nearly all of a step in Python and in dispatch. The fused step computes all layers of all rows in
-one compiled call, in float32, on a copy of the weights that the decoder makes for itself.
+A tiny model spends nearly all of a step in Python and in dispatch, so all layers of all rows run in one compiled call.
+A large one waits for its weights to come from memory, so they are streamed once, at full bandwidth. Both compute in
+float32: for a float32 model what the model computes, for a bfloat16 model the same without rounding between layers.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.models.mamba.modeling_mamba import MambaRMSNorm
 
+from hf_toolssm.errors import UnsupportedGenerationError
 from hf_toolssm.generation.model_runner import ModelRunner
-from hf_toolssm.models.fused_step import STEP, LayerLayout
+from hf_toolssm.models.cpu_kernels import float32_array
+from hf_toolssm.models.fused_step import FusedStep
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaBlock,
@@ -23,16 +26,20 @@ from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaModel,
 )
 from hf_toolssm.models.state import MambaState
+from hf_toolssm.models.streamed_step import StreamedStep
+
+StepWeights = Literal["int8"] | None
+"""How the matrices of a decode step are stored; None is as the model stores them."""
 
 FUSED_PARAMETERS = 2_000_000
-"""The largest model for the fused step: its weights are read once per row, so they must stay in the CPU's cache."""
+"""The largest model whose whole step is one call: weights are read once per row, so they must stay in the cache."""
 
 
 _KNOWN = {
     *(ToolMambaForCausalLM, ToolMambaModel, ToolMambaBlock, ToolMambaMixer),
     *(MambaRMSNorm, nn.Embedding, nn.Linear, nn.Conv1d, nn.ModuleList, SiLUActivation),
 }
-"""The modules that the fused step computes."""
+"""The modules that the compiled steps compute."""
 
 
 class Decoder(Protocol):
@@ -40,9 +47,11 @@ class Decoder(Protocol):
 
     Attributes:
         piece_from: tokens of one row from which a forward over all of them is faster than a step for each.
+        exact: whether a step gives what the model's forward gives, so that a forward may check drafts.
     """
 
     piece_from: int
+    exact: bool
 
     def load(self, state: ModelState) -> None:
         """Takes these rows in place of those it has."""
@@ -60,15 +69,31 @@ class Decoder(Protocol):
         """(b, v), of each row's next token."""
 
 
-def make_decoder(runner: ModelRunner) -> Decoder:
-    """The fused step where it applies, the model itself everywhere else."""
-    return FusedDecoder(runner.model) if _can_fuse(runner.model) else ModelDecoder(runner)
+def make_decoder(runner: ModelRunner, step_weights: StepWeights = None) -> Decoder:
+    """The compiled step where it applies, the model itself everywhere else.
+
+    Args:
+        runner: of the model.
+        step_weights: "int8" steps with weights rounded to eight bits; None with the model's own.
+
+    Raises:
+        UnsupportedGenerationError: the weights cannot be rounded, because no compiled step applies.
+    """
+    if _is_plain(runner.model):
+        return CompiledDecoder(runner.model, step_weights)
+    if step_weights is not None:
+        raise UnsupportedGenerationError(
+            f"step_weights={step_weights!r} needs a ToolMamba on a CPU in evaluation mode, in float32 or bfloat16, "
+            "without adapters or hooks: leave it out"
+        )
+    return ModelDecoder(runner)
 
 
 class ModelDecoder:
     """Steps through the model's own forward."""
 
     piece_from = 8
+    exact = True
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
@@ -89,27 +114,24 @@ class ModelDecoder:
         return self._state.logits
 
 
-class FusedDecoder:
-    """Steps through one compiled call."""
+class CompiledDecoder:
+    """Steps a ToolMamba through compiled calls, with the states in arrays of their own."""
 
-    piece_from = 64
-
-    def __init__(self, model: ToolMambaForCausalLM) -> None:
+    def __init__(self, model: ToolMambaForCausalLM, step_weights: StepWeights) -> None:
         self._config = model.config
-        self._layout = LayerLayout(model.config)
-        self._layers = np.stack([self._layout.pack(block) for block in model.backbone.layers])
-        self._embeddings = _array(model.backbone.embeddings.weight)
-        self._head = _array(model.lm_head.weight).ravel()
-        self._norm = _array(model.backbone.norm_f.weight)
-        self._parameters = model.num_parameters()
+        small = model.num_parameters() <= FUSED_PARAMETERS and step_weights is None
+        self._step: FusedStep | StreamedStep = FusedStep(model) if small else StreamedStep(model, step_weights)
+        self.piece_from = 64 if small else 4
+        self.exact = model.dtype == torch.float32 and step_weights is None
 
     def load(self, state: ModelState) -> None:
         pairs = [state.cache.tensors(layer) for layer in range(self._config.num_hidden_layers)]
         # (b, layers, k, d) and (b, layers, n, d)
-        self._conv = np.stack([_array(conv.transpose(1, 2)) for conv, _ in pairs], axis=1)
-        self._recurrent = np.stack([_array(recurrent.transpose(1, 2)) for _, recurrent in pairs], axis=1)
+        self._conv = np.stack([float32_array(conv.transpose(1, 2)) for conv, _ in pairs], axis=1)
+        self._recurrent = np.stack([float32_array(recurrent.transpose(1, 2)) for _, recurrent in pairs], axis=1)
         self._lengths = np.array(state.lengths, np.int64)
         self._logits = state.logits.numpy().copy()
+        self._best = self._logits.argmax(1)
 
     def state(self) -> ModelState:
         cache = MambaState(self._config)
@@ -122,30 +144,24 @@ class FusedDecoder:
         return ModelState(cache, self._lengths.tolist(), torch.from_numpy(self._logits.copy()))
 
     def step(self, ids: Sequence[int]) -> None:
-        work = self._parameters * len(ids) if len(ids) > 1 else 0  # the rows are what can be shared out
-        STEP(
-            *(work, np.array(ids, np.int64), self._embeddings, self._layers, self._layout.shape),
-            *(self._layout.epsilon, self._norm, self._head, self._conv, self._recurrent, self._logits),
-        )
+        self._logits, self._best = self._step(np.array(ids, np.int64), self._conv, self._recurrent)
         self._lengths += 1
 
     def greedy(self) -> list[int]:
-        return self._logits.argmax(-1).tolist()
+        return self._best.tolist()
 
     def logits(self) -> Tensor:
         return torch.from_numpy(self._logits)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return np.ascontiguousarray(tensor.detach().float().numpy())
-
-
-def _can_fuse(model) -> bool:
-    """Whether the compiled step computes just what this model computes: float32 on a CPU, no adapter, no hook."""
-    if not isinstance(model, ToolMambaForCausalLM) or model.device.type != "cpu" or model.dtype != torch.float32:
+def _is_plain(model) -> bool:
+    """Whether the compiled steps know all that this model computes: on a CPU, no adapter, no hook."""
+    if not isinstance(model, ToolMambaForCausalLM) or model.device.type != "cpu":
         return False
-    if model.num_parameters() > FUSED_PARAMETERS or model.config.hidden_act != "silu" or model.training:
+    if any(weight.dtype not in (torch.float32, torch.bfloat16) for weight in model.parameters()):
         return False
-    # Anything else among the modules (an adapter, a quantized layer) computes something that the step does not know.
+    if model.config.hidden_act != "silu" or model.training:
+        return False
+    # Anything else among the modules (an adapter, a quantized layer) computes something that the steps do not know.
     plain = all(type(m) in _KNOWN for m in model.modules())
     return plain and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError, StateMismatchError, TokenizerNeededError
-from hf_toolssm.generation.decoder import make_decoder
+from hf_toolssm.generation.decoder import StepWeights, make_decoder
 from hf_toolssm.generation.drafting import ORDER, Draft, Drafter, extend
 from hf_toolssm.generation.model_runner import ModelRunner, Pieces
 from hf_toolssm.generation.row import Row, TokenProtocol
@@ -61,6 +61,7 @@ class Session:
         rows: their answers, tools, errors; see `generation.row.Row`.
         temperature: of the sampling; 0 is greedy.
         generator: of the sampling.
+        step_weights: how the weights of a decode step are stored.
         tokenizer: for `answers`, if there is one.
         tokens: tokens fed since the start, all rows together, the prompts not counted.
         held: what a row has chosen but not yet done, because it stopped before a call.
@@ -74,6 +75,7 @@ class Session:
         state: ModelState,
         temperature: float,
         generator: torch.Generator,
+        step_weights: StepWeights,
     ) -> None:
         self.runner = runner
         self.protocol = protocol
@@ -83,7 +85,8 @@ class Session:
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.tokens = 0
         self.held: dict[int, int] = {}
-        self._decoder = make_decoder(runner)
+        self.step_weights = step_weights
+        self._decoder = make_decoder(runner, step_weights)
         self._batch: list[int] = []  # the rows that the decoder holds, in its order
         self._apart = {row: state.select([row]) for row in range(len(rows))}  # the state of every other row
         self._contexts = [0] * len(rows)
@@ -101,6 +104,7 @@ class Session:
         state: ModelState | None = None,
         temperature: float = 0.0,
         seed: int = 0,
+        step_weights: StepWeights = None,
     ) -> "Session":
         """Reads the prompts and starts the tools on them.
 
@@ -113,6 +117,8 @@ class Session:
             state: what the model remembers before the prompts; the tools still start on the prompts alone.
             temperature: 0 is greedy.
             seed: of the sampling.
+            step_weights: "int8" rounds the weights of each decode step to eight bits, which is faster for a large
+                model on a CPU and may change tokens; None keeps the model's own.
 
         Raises:
             EmptyProblemError: a prompt has no token.
@@ -121,6 +127,7 @@ class Session:
             StateMismatchError: `state` has not one row per prompt.
             UnknownToolError: a tool's name or option does not exist.
             UnsupportedArchitectureError: the model cannot be fed exactly.
+            UnsupportedGenerationError: the weights of this model's steps cannot be rounded.
         """
         check_prompts(model, prompts)
         if state is not None and len(state.lengths) != len(prompts):
@@ -132,7 +139,7 @@ class Session:
         rows = [Row.start(prompt, protocol) for prompt in prompts]
         fed, _ = runner.feed(state, prompts)
         generator = torch.Generator(device=fed.logits.device).manual_seed(seed)
-        session = cls(runner, protocol, rows, fed, temperature, generator)
+        session = cls(runner, protocol, rows, fed, temperature, generator, step_weights)
         session.tokenizer = tokenizer
         for row, prompt in enumerate(prompts):
             session._note(row, prompt)
@@ -207,7 +214,7 @@ class Session:
         watched = set(left) - set(self.held) if stop_before_call else set()
         stopped: set[int] = set()  # rows before a call, and rows that `steering` has ended
         drafting = steering is None and self.temperature == 0 and not stop_before_call
-        drafting = drafting and self.runner.pieces is not Pieces.SINGLY
+        drafting = drafting and self._decoder.exact and self.runner.pieces is not Pieces.SINGLY
         away = self._attend(left, stopped, listener)
         while self._batch or away:
             if not self._batch:

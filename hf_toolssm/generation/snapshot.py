@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import SnapshotError, StateMismatchError
+from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.generation.row import Row, TokenProtocol
 from hf_toolssm.generation.session import Session, make_protocol
@@ -37,6 +38,7 @@ class _Facts:
     model: str
     commands: list[str]
     temperature: float
+    step_weights: StepWeights
     tokens: int
     held: dict[str, int]
     rows: list[dict[str, Any]]
@@ -62,6 +64,7 @@ def save_session(session: Session, path: str | Path) -> None:
         model=fingerprint(session.runner.model),
         commands=_commands(session.protocol),
         temperature=session.temperature,
+        step_weights=session.step_weights,
         tokens=session.tokens,
         held={str(row): token for row, token in session.held.items()},
         rows=rows,
@@ -101,7 +104,7 @@ def load_session(
     state = _state_from_tensors(runner, _below(tensors, "state."))
     generator = torch.Generator(device=state.logits.device)
     generator.set_state(tensors["generator"])
-    session = Session(runner, protocol, rows, state, facts.temperature, generator)
+    session = Session(runner, protocol, rows, state, facts.temperature, generator, facts.step_weights)
     session.tokenizer, session.tokens = tokenizer, facts.tokens
     session.held = {int(row): token for row, token in facts.held.items()}
     return session

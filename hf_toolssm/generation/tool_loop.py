@@ -30,6 +30,7 @@ from hf_toolssm.errors import (
     TokenizerNeededError,
     UnsupportedGenerationError,
 )
+from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.session import Session, check_prompts
 from hf_toolssm.models.model_state import ModelState
@@ -90,6 +91,7 @@ def generate_with_tools(
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
     cache_params: MambaState | None = None,
+    step_weights: StepWeights = None,
     **kwargs: Any,
 ) -> Tensor | ToolGenerateOutput:
     """`generate` with tools executed: checks the prompt and hands the loop to transformers as its `custom_generate`.
@@ -104,6 +106,7 @@ def generate_with_tools(
             one row only).
         cache_params: what a ToolMamba remembers before the prompts; the tools start on the prompts alone. It stays as
             it is.
+        step_weights: see `Session.start`.
         kwargs: everything else that `generate` takes: greedy or sampling options, logits processors, stopping criteria
             (a row that one of them stops is not complete), ...
 
@@ -133,7 +136,12 @@ def generate_with_tools(
         raise UnsupportedGenerationError("stop_strings is not supported while tools run: pass a StoppingCriteria")
     made = None if tools is None else [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in tools]
     loop = functools.partial(
-        _run_tool_loop, tools=made, tokenizer=tokenizer, streamer=streamer, start_state=cache_params
+        _run_tool_loop,
+        tools=made,
+        tokenizer=tokenizer,
+        streamer=streamer,
+        start_state=cache_params,
+        step_weights=step_weights,
     )
     return GenerationMixin.generate(
         model, input_ids, *args, attention_mask=attention_mask, streamer=streamer, custom_generate=loop, **kwargs
@@ -189,6 +197,7 @@ def _run_tool_loop(
     tokenizer: PreTrainedTokenizerBase | None,
     streamer: BaseStreamer | None,
     start_state: MambaState | None,
+    step_weights: StepWeights,
     **model_kwargs: Any,  # transformers would take away what the signature names
 ) -> Tensor | ToolGenerateOutput:
     _refuse_unsupported(generation_config)
@@ -202,6 +211,7 @@ def _run_tool_loop(
         tokenizer=tokenizer,
         end_ids=end if isinstance(end, list) else [end],
         state=_state_of_rows(start_state, len(prompts)),
+        step_weights=step_weights,
     )
     pad = generation_config._pad_token_tensor
     tokens = _TokenBuffer(input_ids, 0 if pad is None else int(pad), streamer)

@@ -16,6 +16,9 @@ _OPTIONS = {"fastmath": True, "error_model": "numpy"}
 inlined = numba.njit(inline="always", **_OPTIONS)
 """Compiles a function into every kernel that calls it."""
 
+called = numba.njit(nogil=True, **_OPTIONS)
+"""Compiles a function by itself, for the body of a parallel loop: inside one, its loops would not vectorize."""
+
 
 class CpuKernel:
     """A kernel in two compilations: for one thread, and with its `numba.prange` loop shared out among all.
@@ -77,3 +80,63 @@ def exp_of_nonpositive(value):
     p = p * f + np.float32(0.6931471805599453)
     p = p * f + np.float32(1.0)
     return p * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+@inlined
+def sigmoid(value):
+    """1 / (1 + exp(-value)) in float32; never overflows."""
+    small = exp_of_nonpositive(-abs(value))
+    return (np.float32(1.0) if value >= 0 else small) / (np.float32(1.0) + small)
+
+
+@inlined
+def softplus(value):
+    """log(1 + exp(value)) in float32, exact to about 2e-7 for any value; unlike `log1p`, it vectorizes."""
+    small = exp_of_nonpositive(-abs(value))
+    # log(1 + u) = 2 artanh(u / (2 + u)), whose argument is at most 1/3: the series to the fifteenth power.
+    s = small / (np.float32(2.0) + small)
+    t = s * s
+    p = np.float32(1 / 15)
+    p = p * t + np.float32(1 / 13)
+    p = p * t + np.float32(1 / 11)
+    p = p * t + np.float32(1 / 9)
+    p = p * t + np.float32(1 / 7)
+    p = p * t + np.float32(1 / 5)
+    p = p * t + np.float32(1 / 3)
+    p = p * t + np.float32(1.0)
+    return max(value, np.float32(0.0)) + np.float32(2.0) * s * p
+
+
+@intrinsic
+def widened(typing_context, weight):
+    """A weight as float32: a float32 as it is, an int8's value, or the bfloat16 whose bit pattern is a uint16."""
+
+    def generate(context, builder, signature, arguments):
+        (value,) = arguments
+        if weight == numba_types.float32:
+            return value
+        if weight == numba_types.int8:
+            return builder.sitofp(value, llvmlite.ir.FloatType())
+        word = llvmlite.ir.IntType(32)
+        bits = builder.shl(builder.zext(value, word), llvmlite.ir.Constant(word, 16))
+        return builder.bitcast(bits, llvmlite.ir.FloatType())
+
+    if weight in (numba_types.float32, numba_types.int8, numba_types.uint16):
+        return numba_types.float32(weight), generate
+    return None
+
+
+@called
+def normalize(values, weight, epsilon, out):
+    """out becomes the RMS norm of values, times the weight; all (e,)."""
+    total = np.float32(0.0)
+    for i in range(values.shape[0]):
+        total += values[i] * values[i]
+    factor = np.float32(1.0) / np.sqrt(total / np.float32(values.shape[0]) + np.float32(epsilon))
+    for i in range(values.shape[0]):
+        out[i] = values[i] * factor * weight[i]
+
+
+def float32_array(tensor: torch.Tensor) -> np.ndarray:
+    """The values of a tensor in float32, in its own memory if it is float32 already."""
+    return tensor.detach().float().numpy()

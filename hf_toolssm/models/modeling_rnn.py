@@ -153,6 +153,8 @@ class RnnForCausalLM(RnnPreTrainedModel, GenerationMixin):
     """An LSTM or GRU language model with the interface of `MambaForCausalLM`."""
 
     _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.weight"}
+    rows_run_side_by_side = True
+    """Rows of unequal length may follow any state in one forward, padded on either side; see `ModelRunner`."""
 
     def __init__(self, config: RnnConfig) -> None:
         super().__init__(config)

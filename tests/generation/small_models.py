@@ -19,6 +19,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from hf_toolssm import RnnConfig, RnnForCausalLM
 from hf_toolssm.generation import Session
 from hf_toolssm.generation.model_runner import Pieces
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, read, right
@@ -58,23 +59,22 @@ STOCK = {
     "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, ATTENTION, Pieces.ALONE),
     "mistral": (MistralForCausalLM, MistralConfig, {**GROUPED, "head_dim": 8, "sliding_window": 7}, Pieces.ALONE),
 }
-ARCHITECTURES = ["tool_mamba", *STOCK]
+RECURRENT = ("lstm", "gru")
+ARCHITECTURES = ["tool_mamba", *RECURRENT, *STOCK]
 
 
 def small_model(name, tokenizer, specs, seed=0):
     """A model of that architecture for the addition tokenizer."""
     if name == "tool_mamba":
         return random_model(tokenizer, specs, seed)
-    model_class, config_class, options, _ = STOCK[name]
     torch.manual_seed(seed)
-    config = config_class(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        **{"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None},
-        **options,
-    )
-    model = model_class(config).eval()
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2}
+    shape |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    if name in RECURRENT:
+        model = RnnForCausalLM(RnnConfig(cell=name, **shape)).eval()
+    else:
+        model_class, config_class, options, _ = STOCK[name]
+        model = model_class(config_class(**shape, **options)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

@@ -1,5 +1,7 @@
 """The fused step computes what the model computes, and stands aside where it would not."""
 
+import copy
+
 import pytest
 import torch
 from conftest import random_model, relative_distance
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from torch import nn
 
-from hf_toolssm.generation.decoder import FusedDecoder, ModelDecoder, make_decoder
+from hf_toolssm.errors import UnsupportedGenerationError
+from hf_toolssm.generation.decoder import CompiledDecoder, ModelDecoder, make_decoder
 from hf_toolssm.generation.model_runner import ModelRunner
 
 TOLERANCE = 3e-5
@@ -18,7 +21,7 @@ def decoders(model, batch, length):
     """The fused step and the model itself, in the same state."""
     runner = ModelRunner(model)
     state, _ = runner.feed(None, torch.randint(3, 20, (batch, length)).tolist())
-    fused, plain = FusedDecoder(model), ModelDecoder(runner)
+    fused, plain = CompiledDecoder(model, None), ModelDecoder(runner)
     for decoder in (fused, plain):
         decoder.load(state)
     return fused, plain
@@ -63,8 +66,38 @@ def test_many_rows_share_the_threads_and_agree(tokenizer, specs):
     assert_step_equal(fused, plain, list(range(3, 19)) * 4)
 
 
-def test_small_models_on_a_cpu_are_fused(model):
-    assert isinstance(make_decoder(ModelRunner(model)), FusedDecoder)
+def test_a_model_of_any_size_on_a_cpu_is_compiled(model, monkeypatch):
+    assert make_decoder(ModelRunner(model)).piece_from == 64
+    monkeypatch.setattr("hf_toolssm.generation.decoder.FUSED_PARAMETERS", 0)
+    assert make_decoder(ModelRunner(model)).piece_from == 4
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_bfloat16_is_stepped_in_float32_on_the_rounded_weights(model, fused, monkeypatch):
+    monkeypatch.setattr("hf_toolssm.generation.decoder.FUSED_PARAMETERS", 10**9 * fused)
+    rounded = model.bfloat16()
+    exact = copy.deepcopy(rounded).float()
+    decoder, plain = make_decoder(ModelRunner(rounded)), ModelDecoder(ModelRunner(exact))
+    assert isinstance(decoder, CompiledDecoder)
+    assert not decoder.exact
+    state, _ = ModelRunner(exact).feed(None, [[5, 6, 7]])
+    for each in (decoder, plain):
+        each.load(state)
+    for token in (3, 9, 12):
+        assert_step_equal(decoder, plain, [token])
+
+
+def test_weights_in_eight_bits_are_near_and_only_on_request(model):
+    _, plain = decoders(model, 2, 5)
+    rounded = make_decoder(ModelRunner(model), "int8")
+    rounded.load(plain.state())
+    for decoder in (rounded, plain):
+        decoder.step([3, 4])
+    assert 1e-4 < relative_distance(rounded.logits(), plain.logits()) < 0.2
+    assert not rounded.exact
+    model.train()
+    with pytest.raises(UnsupportedGenerationError, match="step_weights='int8' needs"):
+        make_decoder(ModelRunner(model), "int8")
 
 
 def grow(model):
@@ -97,7 +130,7 @@ def test_an_adapted_model_is_asked_itself(model, change):
     assert isinstance(make_decoder(ModelRunner(model)), ModelDecoder)
 
 
-@pytest.mark.parametrize("change", [grow, wrap, hook, nn.Module.bfloat16, nn.Module.train])
+@pytest.mark.parametrize("change", [grow, wrap, hook, nn.Module.half, nn.Module.train])
 def test_a_changed_model_is_asked_itself(model, change):
     change(model)
     assert isinstance(make_decoder(ModelRunner(model)), ModelDecoder)

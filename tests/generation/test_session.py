@@ -23,7 +23,7 @@ from hf_toolssm.errors import (
     TokenizerNeededError,
 )
 from hf_toolssm.generation import Session
-from hf_toolssm.generation.decoder import FusedDecoder
+from hf_toolssm.generation.decoder import CompiledDecoder
 from hf_toolssm.tools import make_tool
 
 PROBLEMS = ["7+5=", "98765+4321=", "1+1="]
@@ -217,7 +217,7 @@ def test_a_session_starts_from_a_state(model, tokenizer):
 
 def test_memory_does_not_grow_with_the_length(model, tokenizer):
     session = start(model, tokenizer, ["7+5="])
-    assert isinstance(session._decoder, FusedDecoder)
+    assert isinstance(session._decoder, CompiledDecoder)
     process = psutil.Process()
     session.run(20_000)
     cells = len(session.rows[0].sessions[0].memory)

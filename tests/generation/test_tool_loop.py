@@ -23,6 +23,7 @@ from hf_toolssm.errors import (
     UnknownToolError,
     UnsupportedGenerationError,
 )
+from hf_toolssm.generation.decoder import ModelDecoder
 from hf_toolssm.protocols import Renderer
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, read, right
 from hf_toolssm.trajectory import ANSWER, StepKind
@@ -95,11 +96,13 @@ def test_tools_answer_and_the_trajectory_is_the_datasets(model, tokenizer, addit
         assert not result.observation_mask[row, :width].any()
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_batch_equals_its_rows_alone_token_for_token(model, tokenizer, addition, fused, monkeypatch):
+@pytest.mark.parametrize("decoder", ["fused", "streamed", "model"])
+def test_a_batch_equals_its_rows_alone_token_for_token(model, tokenizer, addition, decoder, monkeypatch):
     """Unscripted: random weights wander through commands, thoughts and errors; each row as it would alone."""
-    if not fused:
+    if decoder == "streamed":
         monkeypatch.setattr("hf_toolssm.generation.decoder.FUSED_PARAMETERS", 0)
+    elif decoder == "model":
+        monkeypatch.setattr("hf_toolssm.generation.session.make_decoder", lambda runner, _: ModelDecoder(runner))
     problems = [*PROBLEMS, "31+4=", "2+99999="]
     together = run(model, tokenizer, problems, max_new_tokens=80)
     assert len({len(unpadded(row, tokenizer)) for row in together.sequences}) > 1
