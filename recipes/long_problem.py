@@ -1,0 +1,102 @@
+"""Runs one very long problem free-running, with the tool executed, and compares the answer with the task's own.
+
+    python recipes/long_problem.py --model outputs/addition --length 1000000 --output outputs/long-addition
+
+saves the session every minute into `--output` and, at the end, writes `result.json` there. Interrupted, even by
+`kill -9`, the same command goes on from the last save.
+"""
+
+import hashlib
+import json
+import resource
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import AutoTokenizer, HfArgumentParser
+
+from dataset_builders.task import example_rng, load_task
+from hf_toolssm import Session, ToolMambaForCausalLM
+from hf_toolssm.evaluation.exactness import first_difference
+from hf_toolssm.evaluation.report import hardware, write_json
+from hf_toolssm.protocols import Renderer
+
+STRIDE = 250_000
+"""Tokens between two looks at the clock."""
+
+
+@dataclass
+class LongProblemArguments:
+    model: str = field(metadata={"help": "A folder or a Hub id with model and tokenizer."})
+    length: int = field(metadata={"help": "Length of the problem, in the task's unit."})
+    output: str = field(metadata={"help": "Folder for the session and the result."})
+    task: str = field(default="addition", metadata={"help": "A file of dataset_builders/."})
+    seed: int = field(default=0, metadata={"help": "Another seed gives another problem."})
+    save_seconds: float = field(default=60.0, metadata={"help": "Seconds of generation between two saves."})
+
+
+def main() -> None:
+    (options,) = HfArgumentParser(LongProblemArguments).parse_args_into_dataclasses()
+    task = load_task(options.task)
+    problem = task.sample_test(example_rng("long problem", options.task, options.length, options.seed), options.length)
+    model = ToolMambaForCausalLM.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    session, seconds = open_session(options, output, model, tokenizer, problem)
+
+    saved = time.perf_counter()
+    with tqdm(initial=session.tokens, desc=f"{options.task} {options.length:,}", unit="token", unit_scale=True) as bar:
+        while not session.finished:
+            start = time.perf_counter()
+            bar.update(session.run(STRIDE))
+            seconds += time.perf_counter() - start
+            if time.perf_counter() - saved >= options.save_seconds:
+                save(session, seconds, options, output)
+                saved = time.perf_counter()
+    row = session.rows[0]
+    found, expected = session.answers[0], task.answer(problem)
+    wrong = first_difference(expected, found)
+    result = {
+        **asdict(options),
+        "exact": row.complete and wrong is None,
+        "first_wrong_symbol": wrong,
+        "complete": row.complete,
+        "error": row.error,
+        "answer_length": len(found),
+        "answer_sha256": hashlib.sha256(found.encode()).hexdigest(),
+        "tokens": session.tokens,
+        "tool_calls": row.tool_calls,
+        "minutes": round(seconds / 60, 2),
+        "tokens_per_second": round(session.tokens / seconds),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "num_parameters": model.num_parameters(),
+        "hardware": hardware(),
+    }
+    write_json(output / "result.json", result)
+    print(json.dumps({key: value for key, value in result.items() if key != "hardware"}, indent=2))
+
+
+def open_session(options: LongProblemArguments, output: Path, model, tokenizer, problem) -> tuple[Session, float]:
+    """The session that an earlier run saved, or a new one; and the seconds that it has generated for."""
+    path = output / "session.safetensors"
+    progress = output / "progress.json"
+    if path.exists() and progress.exists():
+        before = json.loads(progress.read_text())
+        mine = {"task": options.task, "length": options.length, "seed": options.seed}
+        if any(before[name] != value for name, value in mine.items()):
+            raise SystemExit(f"{output} holds a session of another problem: give another --output")
+        session = Session.load(path, model, tokenizer=tokenizer)
+        return session, before["seconds_per_token"] * session.tokens
+    return Session.start(model, [Renderer(tokenizer).problem(problem)], tokenizer=tokenizer), 0.0
+
+
+def save(session: Session, seconds: float, options: LongProblemArguments, output: Path) -> None:
+    facts = {**asdict(options), "seconds_per_token": seconds / session.tokens}
+    write_json(output / "progress.json", facts)
+    session.save(output / "session.safetensors")
+
+
+if __name__ == "__main__":
+    main()
