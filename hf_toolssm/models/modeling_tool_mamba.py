@@ -8,12 +8,12 @@ length on a CPU, forwards and backwards.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, MambaForCausalLM, MambaModel
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
 
 from hf_toolssm.errors import PaddingError
+from hf_toolssm.models.causal_convolution import causal_convolution, causal_convolution_reference
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.selective_scan import selective_scan
 from hf_toolssm.models.state import MambaState
@@ -40,46 +40,19 @@ class ToolMambaMixer(MambaMixer):
         conv_state, recurrent_state = (None, None) if cache_params is None else cache_params.read(self.layer_idx)
 
         x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)  # (b, l, d) each
-        x, conv_state = _causal_convolution(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, lengths)
-        x = self.act(x)
+        convolve = causal_convolution if self.activation in ("silu", "swish") else self._convolve
+        x, conv_state = convolve(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, lengths)
         rank, size = self.time_step_rank, self.ssm_state_size
         dt, B, C = torch.split(self.x_proj(x), [rank, size, size], dim=-1)
-        dt = F.softplus(self.dt_proj(dt).float())
         A = -torch.exp(self.A_log.float())
-        y, recurrent_state = selective_scan(x, dt, A, B, C, self.D, recurrent_state, lengths)
+        y, recurrent_state = selective_scan(x, self.dt_proj(dt), A, B, C, self.D, gate, recurrent_state, lengths)
         if cache_params is not None:
             cache_params.write(self.layer_idx, conv_state, recurrent_state)
-        return self.out_proj((y * F.silu(gate)).to(hidden_states.dtype))
+        return self.out_proj(y.to(hidden_states.dtype))
 
-
-def _causal_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Depthwise causal convolution over the length.
-
-    Args:
-        x: (b, l, d).
-        weight: (d, k).
-        bias: (d,) or None.
-        state: the k inputs before x, (b, d, k); None is zeros.
-        lengths: (b,), how many inputs of each row are real; None is all.
-
-    Returns:
-        The output (b, l, d), and the last k real inputs (b, d, k).
-    """
-    batch, length, channels = x.shape
-    kernel = weight.shape[1]
-    before = x.new_zeros(batch, kernel, channels) if state is None else state.transpose(1, 2).to(x.dtype)
-    window = torch.cat([before, x], dim=1)  # (b, k + l, d); output t sees window[t + 1 : t + 1 + k]
-    y = torch.zeros_like(x) if bias is None else bias.expand_as(x)
-    for tap in range(kernel):
-        y = torch.addcmul(y, window[:, tap + 1 : tap + 1 + length], weight[:, tap])
-    if lengths is None:
-        last = window[:, length:]
-    else:
-        at = lengths[:, None] + torch.arange(kernel, device=x.device)  # (b, k)
-        last = window.gather(1, at[:, :, None].expand(-1, -1, channels))
-    return y, last.transpose(1, 2)
+    def _convolve(self, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, conv_state = causal_convolution_reference(*arguments)
+        return self.act(x), conv_state
 
 
 class ToolMambaBlock(MambaBlock):
@@ -135,9 +108,19 @@ class ToolMambaModel(MambaModel):
             )
 
         # Inside, every row's tokens come first: what follows them cannot reach them, and the state stops at the last.
+        position, padding = _tokens_first(attention_mask)
+        if not bool(padding.any()):
+            return super().forward(
+                input_ids,
+                inputs_embeds,
+                cache_params=cache_params,
+                use_cache=use_cache,
+                attention_mask=attention_mask,
+                return_dict=return_dict,
+                **kwargs,
+            )
         if inputs_embeds is None:
             inputs_embeds = self.embeddings(input_ids)
-        position, padding = _tokens_first(attention_mask)
         output = super().forward(
             inputs_embeds=_gather_rows(inputs_embeds, position),
             cache_params=cache_params,

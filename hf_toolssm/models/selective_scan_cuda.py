@@ -9,6 +9,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 MAX_PIECE = 32_768
@@ -28,12 +29,14 @@ def selective_scan_cuda(
     B: Tensor,
     C: Tensor,
     D: Tensor,
+    gate: Tensor,
     initial_state: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `selective_scan`. No gradient goes through a state that the kernel returns, the one between two pieces
     included: a backward that needs it raises RuntimeError, so training takes at most `MAX_PIECE` tokens a row.
     """
+    dt = F.softplus(dt.float())
     if lengths is not None:
         dt = dt * (torch.arange(x.shape[1], device=x.device) < lengths[:, None])[:, :, None]
     state, outputs = initial_state, []
@@ -42,7 +45,7 @@ def selective_scan_cuda(
         y, state = scan_from_zero_start(_mamba_ssm_scan, piece_x, piece_dt, A, piece_B, piece_C, D, state)
         state = _WithoutGradient.apply(state)
         outputs.append(y)
-    return torch.cat(outputs, dim=1), state
+    return torch.cat(outputs, dim=1) * F.silu(gate), state
 
 
 def scan_from_zero_start(
