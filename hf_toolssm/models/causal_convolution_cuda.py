@@ -24,6 +24,11 @@ def cuda_convolution_installed() -> bool:
     return find_spec("causal_conv1d") is not None
 
 
+def kernel_applies(weight: Tensor) -> bool:
+    """Whether the kernel is there and knows convolutions of this weight (d, k)."""
+    return cuda_convolution_installed() and weight.shape[1] in KERNEL_WIDTHS
+
+
 def causal_convolution_cuda(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
 ) -> tuple[Tensor, Tensor]:

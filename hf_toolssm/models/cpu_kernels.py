@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numba.core import types as numba_types
 from numba.extending import intrinsic
+from torch import Tensor
 
 _OPTIONS = {"fastmath": True, "error_model": "numpy"}
 
@@ -51,6 +52,50 @@ def _share_threads() -> int:
     return threads
 
 
+def flat_rows(tensor: Tensor) -> tuple[np.ndarray, int]:
+    """A tensor (b, l, w) as one flat array in which row (b, l) starts at (b * length + l) * stride; and that stride.
+
+    A view whose rows lie evenly apart, such as half of a projection's output, is not copied. Flat, because numba
+    compiles one kernel for all such arrays and knows that a row's elements are neighbours.
+    """
+    tensor = tensor.detach()
+    batch, length, width = tensor.shape
+    stride = tensor.stride(1) if length > 1 else tensor.stride(0) if batch > 1 else width
+    even = (width == 1 or tensor.stride(2) == 1) and (batch == 1 or tensor.stride(0) == length * stride)
+    if not even or stride < width:
+        tensor, stride = tensor.contiguous(), width
+    if tensor.numel() == 0:
+        return np.empty(0, np.float32), stride
+    return tensor.as_strided(((batch * length - 1) * stride + width,), (1,)).numpy(), stride
+
+
+# Each slices first and then counts from 0: numba would check every other index for being negative, one by one.
+
+
+@inlined
+def load(target, source, at, width):
+    """target[:width] = source[at : at + width]"""
+    part = source[at : at + width]
+    for d in range(width):
+        target[d] = part[d]
+
+
+@inlined
+def store(target, source, at, width):
+    """target[at : at + width] = source[:width]"""
+    part = target[at : at + width]
+    for d in range(width):
+        part[d] = source[d]
+
+
+@inlined
+def clear(target, at, width):
+    """target[at : at + width] = 0"""
+    part = target[at : at + width]
+    for d in range(width):
+        part[d] = np.float32(0.0)
+
+
 @intrinsic
 def _float_of_bits(typing_context, bits):
     """The float32 whose bit pattern is an int32."""
@@ -61,25 +106,40 @@ def _float_of_bits(typing_context, bits):
     return numba_types.float32(numba_types.int32), generate
 
 
-_LOG2E = np.float32(1.4426950408889634)
+@intrinsic
+def _bits_of_float(typing_context, value):
+    """The bit pattern of a float32, as an int32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], llvmlite.ir.IntType(32))
+
+    return numba_types.int32(numba_types.float32), generate
+
+
+LOG2E = np.float32(1.4426950408889634)
+
+
+@inlined
+def exp2_of_nonpositive(value):
+    """2**value for values of at most 0, in float32, relative error about 2e-7; below -125 it stays at 2**-125."""
+    value = max(value, np.float32(-125.0))
+    whole = np.floor(value + np.float32(0.5))
+    f = value - whole
+    # The polynomial of degree 5 closest to 2**f on [-0.5, 0.5] in relative error (Remez), exact at 0: an exact
+    # zero leaves what it multiplies as it is.
+    p = np.float32(0.0013264727206521339)
+    p = p * f + np.float32(0.009671512650097698)
+    p = p * f + np.float32(0.055507337433247206)
+    p = p * f + np.float32(0.24022242085215675)
+    p = p * f + np.float32(0.6931469775990667)
+    p = p * f + np.float32(1.0)
+    return _float_of_bits(_bits_of_float(p) + (np.int32(whole) << np.int32(23)))
 
 
 @inlined
 def exp_of_nonpositive(value):
-    """exp for values of at most 0, in float32, relative error about 2e-7; below -87 it stays at exp(-87)."""
-    scaled = max(value, np.float32(-87.0)) * _LOG2E
-    whole = np.floor(scaled + np.float32(0.5))
-    f = scaled - whole
-    # The Taylor series of 2**f on [-0.5, 0.5], to the seventh order.
-    p = np.float32(1.5252733804059838e-05)
-    p = p * f + np.float32(0.00015403530393381606)
-    p = p * f + np.float32(0.0013333558146428443)
-    p = p * f + np.float32(0.009618129107628477)
-    p = p * f + np.float32(0.05550410866482158)
-    p = p * f + np.float32(0.2402265069591007)
-    p = p * f + np.float32(0.6931471805599453)
-    p = p * f + np.float32(1.0)
-    return p * _float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+    """exp for values of at most 0, in float32, relative error about 2e-7 near 0; below -86.6 it stays at 2**-125."""
+    return exp2_of_nonpositive(value * LOG2E)
 
 
 @inlined

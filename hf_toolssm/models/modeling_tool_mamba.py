@@ -8,13 +8,13 @@ length on a CPU, forwards and backwards.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, MambaForCausalLM, MambaModel
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
 
-from hf_toolssm.errors import PaddingError
+from hf_toolssm.models.causal_convolution import causal_convolution, causal_convolution_reference
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
+from hf_toolssm.models.padding import gather_rows, tokens_first
 from hf_toolssm.models.selective_scan import selective_scan
 from hf_toolssm.models.state import MambaState
 
@@ -40,46 +40,19 @@ class ToolMambaMixer(MambaMixer):
         conv_state, recurrent_state = (None, None) if cache_params is None else cache_params.read(self.layer_idx)
 
         x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)  # (b, l, d) each
-        x, conv_state = _causal_convolution(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, lengths)
-        x = self.act(x)
+        convolve = causal_convolution if self.activation in ("silu", "swish") else self._convolve
+        x, conv_state = convolve(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, lengths)
         rank, size = self.time_step_rank, self.ssm_state_size
         dt, B, C = torch.split(self.x_proj(x), [rank, size, size], dim=-1)
-        dt = F.softplus(self.dt_proj(dt).float())
         A = -torch.exp(self.A_log.float())
-        y, recurrent_state = selective_scan(x, dt, A, B, C, self.D, recurrent_state, lengths)
+        y, recurrent_state = selective_scan(x, self.dt_proj(dt), A, B, C, self.D, gate, recurrent_state, lengths)
         if cache_params is not None:
             cache_params.write(self.layer_idx, conv_state, recurrent_state)
-        return self.out_proj((y * F.silu(gate)).to(hidden_states.dtype))
+        return self.out_proj(y.to(hidden_states.dtype))
 
-
-def _causal_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Depthwise causal convolution over the length.
-
-    Args:
-        x: (b, l, d).
-        weight: (d, k).
-        bias: (d,) or None.
-        state: the k inputs before x, (b, d, k); None is zeros.
-        lengths: (b,), how many inputs of each row are real; None is all.
-
-    Returns:
-        The output (b, l, d), and the last k real inputs (b, d, k).
-    """
-    batch, length, channels = x.shape
-    kernel = weight.shape[1]
-    before = x.new_zeros(batch, kernel, channels) if state is None else state.transpose(1, 2).to(x.dtype)
-    window = torch.cat([before, x], dim=1)  # (b, k + l, d); output t sees window[t + 1 : t + 1 + k]
-    y = torch.zeros_like(x) if bias is None else bias.expand_as(x)
-    for tap in range(kernel):
-        y = torch.addcmul(y, window[:, tap + 1 : tap + 1 + length], weight[:, tap])
-    if lengths is None:
-        last = window[:, length:]
-    else:
-        at = lengths[:, None] + torch.arange(kernel, device=x.device)  # (b, k)
-        last = window.gather(1, at[:, :, None].expand(-1, -1, channels))
-    return y, last.transpose(1, 2)
+    def _convolve(self, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, conv_state = causal_convolution_reference(*arguments)
+        return self.act(x), conv_state
 
 
 class ToolMambaBlock(MambaBlock):
@@ -135,42 +108,32 @@ class ToolMambaModel(MambaModel):
             )
 
         # Inside, every row's tokens come first: what follows them cannot reach them, and the state stops at the last.
+        first, back = tokens_first(attention_mask)
+        if not bool(first[:, 0].any()):  # no row is padded on the left
+            return super().forward(
+                input_ids,
+                inputs_embeds,
+                cache_params=cache_params,
+                use_cache=use_cache,
+                attention_mask=attention_mask,
+                return_dict=return_dict,
+                **kwargs,
+            )
         if inputs_embeds is None:
             inputs_embeds = self.embeddings(input_ids)
-        position, padding = _tokens_first(attention_mask)
         output = super().forward(
-            inputs_embeds=_gather_rows(inputs_embeds, position),
+            inputs_embeds=gather_rows(inputs_embeds, first),
             cache_params=cache_params,
             use_cache=use_cache,
-            attention_mask=attention_mask.gather(1, position),
+            attention_mask=attention_mask.gather(1, first),
             return_dict=True,
             **kwargs,
         )
-        back = (torch.arange(attention_mask.shape[1], device=position.device) - padding[:, None]).clamp(min=0)
-        output.last_hidden_state = _gather_rows(output.last_hidden_state, back)
+        output.last_hidden_state = gather_rows(output.last_hidden_state, back)
         if output.hidden_states is not None:
-            output.hidden_states = tuple(_gather_rows(h, back) for h in output.hidden_states)
+            output.hidden_states = tuple(gather_rows(h, back) for h in output.hidden_states)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
-
-
-def _tokens_first(attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Where to gather from so that every row's tokens come first (b, l), and its padding on the left (b,)."""
-    mask = attention_mask.to(torch.int64)
-    padding = mask.argmax(1)
-    length = mask.shape[1]
-    steps = torch.arange(length, device=mask.device)
-    position = (steps + padding[:, None]) % length
-    if not torch.equal(mask.gather(1, position), (steps < mask.sum(1, keepdim=True)).long()):
-        raise PaddingError(
-            "a row has padding between its tokens, which would change the recurrent state: "
-            "pad only before the first or after the last token"
-        )
-    return position, padding
-
-
-def _gather_rows(values: Tensor, position: Tensor) -> Tensor:
-    return values.gather(1, position[:, :, None].expand(-1, -1, values.shape[2]))
 
 
 class ToolMambaForCausalLM(MambaForCausalLM):

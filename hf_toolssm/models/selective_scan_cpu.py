@@ -1,8 +1,9 @@
 """The selective scan on a CPU, compiled by numba on first use and cached on disk: no compiler at the user's side.
 
 Time and memory are linear in length. The forward keeps the state at the start of every chunk; the backward recomputes
-the states inside a chunk from it, so that it never stores a (b, l, d, n) tensor. Inner loops run over channels, which
-are contiguous, and use an exponential that the compiler can vectorize.
+the states inside a chunk from it, so that it never stores a (b, l, d, n) tensor. The softplus of the step size and the
+gate are part of the kernels, which saves passes over (b, l, d). Inner loops run over a fixed number of channels, the
+last block's padded with zeros: such loops compile to vector code without a remainder.
 """
 
 import numba
@@ -11,118 +12,190 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hf_toolssm.models.cpu_kernels import CpuKernel, exp_of_nonpositive
+from hf_toolssm.models.cpu_kernels import (
+    LOG2E,
+    CpuKernel,
+    clear,
+    exp2_of_nonpositive,
+    flat_rows,
+    load,
+    sigmoid,
+    softplus,
+    store,
+)
+
+ZERO, ONE, LN2 = np.float32(0.0), np.float32(1.0), np.float32(0.6931471805599453)
 
 CHUNK = 16
-"""Steps between stored states: small enough that a chunk's states stay in the CPU's cache during the backward."""
+"""Steps between stored states. A chunk's rows of one block, eight of them a step, fit in the first-level cache."""
 
-BLOCK = 128
+BLOCK = 64
 """Channels that one thread scans together."""
+
+ROLES = 11
+INPUT, STEP, STEP_SLOPE, STEP_INPUT, GATE_SLOPE, DY, Y, DECAY, BEFORE, DSTEP, DSTEP_INPUT = range(ROLES)
+"""The rows that the backward keeps of every step of a chunk."""
+
+H, A, DH, DA = range(4)
+"""The rows, behind those of the last step, of the state index at hand."""
 
 PARALLEL_UPDATES = 1_000_000
 """State updates from which waking the other threads pays; a decode step is far below it."""
 
 
-def _forward(x, dt, A_t, B, C, D, h0, lengths, y, h_last, checkpoints):
-    """A_t is (n, d). checkpoints (b, chunks, n, d) receives the state before every chunk; it may have no chunks."""
-    batch, _, channels = x.shape
+def _forward(x, dt, A_t, B, C, D, gate, strides, h0, lengths, y, h_last, checkpoints):
+    """x, dt, B, C and gate are flat, each with the stride of its rows; A_t is (n, d), h0 and h_last are (b, n, d).
+
+    checkpoints (b, chunks, n, d) receives the state before every chunk; it may have no chunks.
+    """
+    batch, length, channels = y.shape
     size = A_t.shape[0]
     blocks = (channels + BLOCK - 1) // BLOCK
     keep = checkpoints.shape[1] > 0
     for task in numba.prange(batch * blocks):
         b, start = task // blocks, (task % blocks) * BLOCK
         width = min(BLOCK, channels - start)
-        stop = start + width
-        h = np.empty((size, width), np.float32)
+        h, a = np.zeros((size, BLOCK), np.float32), np.zeros((size, BLOCK), np.float32)
+        skip, inputs = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+        step, gates = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+        step_input, total = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+        load(skip, D, start, width)
         for n in range(size):
-            for d in range(width):
-                h[n, d] = h0[b, start + d, n]
-        dx = np.empty(width, np.float32)
-        total = np.empty(width, np.float32)
+            load(h[n], h0[b, n], start, width)
+            load(a[n], A_t[n], start, width)
+            for d in range(BLOCK):
+                a[n, d] *= LOG2E
         for t in range(lengths[b]):
             if keep and t % CHUNK == 0:
-                checkpoints[b, t // CHUNK, :, start:stop] = h
-            x_t, dt_t, y_t = x[b, t, start:stop], dt[b, t, start:stop], y[b, t, start:stop]
-            for d in range(width):
-                dx[d] = dt_t[d] * x_t[d]
-                total[d] = D[start + d] * x_t[d]
+                for n in range(size):
+                    store(checkpoints[b, t // CHUNK, n], h[n], start, width)
+            row = b * length + t
+            load(inputs, x, row * strides[0] + start, width)
+            load(step, dt, row * strides[1] + start, width)
+            load(gates, gate, row * strides[4] + start, width)
+            for d in range(BLOCK):
+                step[d] = softplus(step[d])
+                step_input[d] = step[d] * inputs[d]
+                total[d] = skip[d] * inputs[d]
             for n in range(size):
-                a_n, h_n, b_n, c_n = A_t[n, start:stop], h[n], B[b, t, n], C[b, t, n]
-                for d in range(width):
-                    value = exp_of_nonpositive(dt_t[d] * a_n[d]) * h_n[d] + dx[d] * b_n
+                a_n, h_n = a[n], h[n]
+                b_n, c_n = B[row * strides[2] + n], C[row * strides[3] + n]
+                for d in range(BLOCK):
+                    value = exp2_of_nonpositive(step[d] * a_n[d]) * h_n[d] + step_input[d] * b_n
                     h_n[d] = value
                     total[d] += value * c_n
-            for d in range(width):
-                y_t[d] = total[d]
+            for d in range(BLOCK):
+                total[d] *= gates[d] * sigmoid(gates[d])
+            store(y[b, t], total, start, width)
+        for t in range(lengths[b], length):
+            clear(y[b, t], start, width)
         for n in range(size):
-            for d in range(width):
-                h_last[b, start + d, n] = h[n, d]
+            store(h_last[b, n], h[n], start, width)
 
 
-def _backward(x, dt, A_t, B, C, D, lengths, checkpoints, dy, dh_last, dx, ddt, dA_t, dB, dC, dD, dh0):
-    """Gradients. dA_t (b, n, d) and dD (b, d) are per row, dB and dC (blocks, b, l, n) per block of channels."""
-    batch, _, channels = x.shape
+def _backward(
+    x, dt, A_t, B, C, D, gate, strides, lengths, checkpoints, dy, dh_last, dx, ddt, dA_t, dB, dC, dD, dgate, dh0
+):
+    """Gradients. dA_t (b, n, d) and dD (b, d) are per row, dB and dC (blocks, b, l, n) per block of channels.
+
+    Within a chunk one state index is done after the other, so that what the inner loops touch stays in the cache.
+    """
+    batch, length, channels = dx.shape
     size = A_t.shape[0]
     blocks = (channels + BLOCK - 1) // BLOCK
     for task in numba.prange(batch * blocks):
         b, block = task // blocks, task % blocks
         start = block * BLOCK
         width = min(BLOCK, channels - start)
-        stop = start + width
-        before = np.empty((CHUNK, size, width), np.float32)  # the state before each step of the chunk
-        decay = np.empty((CHUNK, size, width), np.float32)
-        h = np.empty((size, width), np.float32)
-        dh = np.empty((size, width), np.float32)
-        step = np.empty(width, np.float32)
+        a, dh = np.zeros((size, BLOCK), np.float32), np.zeros((size, BLOCK), np.float32)
+        da = np.zeros((size, BLOCK), np.float32)
+        skip, dskip = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+        raw, gates, upstream = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
+        # One array, so that the compiler sees by their distances that its rows do not overlap.
+        w, now = np.zeros((CHUNK, ROLES, BLOCK), np.float32), np.zeros((4, BLOCK), np.float32)
+        load(skip, D, start, width)
         for n in range(size):
-            for d in range(width):
-                dh[n, d] = dh_last[b, start + d, n]
+            load(dh[n], dh_last[b, n], start, width)
+            load(a[n], A_t[n], start, width)
+            for d in range(BLOCK):
+                a[n, d] *= LOG2E
         chunks = (lengths[b] + CHUNK - 1) // CHUNK
         for reverse_chunk in range(chunks):
-            first = (chunks - 1 - reverse_chunk) * CHUNK
-            last = min(first + CHUNK, lengths[b])
-            h[:, :] = checkpoints[b, first // CHUNK, :, start:stop]
-            for t in range(first, last):
-                x_t, dt_t = x[b, t, start:stop], dt[b, t, start:stop]
-                for n in range(size):
-                    a_n, h_n, b_n = A_t[n, start:stop], h[n], B[b, t, n]
-                    before_n, decay_n = before[t - first, n], decay[t - first, n]
-                    for d in range(width):
-                        a = exp_of_nonpositive(dt_t[d] * a_n[d])
-                        before_n[d] = h_n[d]
-                        decay_n[d] = a
-                        h_n[d] = a * h_n[d] + dt_t[d] * x_t[d] * b_n
-            for t in range(last - 1, first - 1, -1):
-                x_t, dt_t, dy_t = x[b, t, start:stop], dt[b, t, start:stop], dy[b, t, start:stop]
-                dx_t, ddt_t = dx[b, t, start:stop], ddt[b, t, start:stop]
-                for d in range(width):
-                    dx_t[d] = D[start + d] * dy_t[d]
-                    ddt_t[d] = np.float32(0.0)
-                    step[d] = np.float32(0.0)
-                    dD[b, start + d] += dy_t[d] * x_t[d]
-                for n in range(size):
-                    a_n, h_n, dh_n, dA_n = A_t[n, start:stop], h[n], dh[n], dA_t[b, n, start:stop]
-                    before_n, decay_n = before[t - first, n], decay[t - first, n]
-                    b_n, c_n = B[b, t, n], C[b, t, n]
-                    db, dc = np.float32(0.0), np.float32(0.0)
-                    for d in range(width):
-                        dh_d = dh_n[d] + dy_t[d] * c_n
-                        dc += dy_t[d] * h_n[d]
-                        db += dh_d * dt_t[d] * x_t[d]
-                        step[d] += dh_d * b_n
-                        through_decay = dh_d * before_n[d] * decay_n[d]
-                        ddt_t[d] += through_decay * a_n[d]
-                        dA_n[d] += through_decay * dt_t[d]
-                        dh_n[d] = dh_d * decay_n[d]
-                        h_n[d] = before_n[d]
-                    dB[block, b, t, n] = db
-                    dC[block, b, t, n] = dc
-                for d in range(width):
-                    dx_t[d] += step[d] * dt_t[d]
-                    ddt_t[d] += step[d] * x_t[d]
+            chunk = chunks - 1 - reverse_chunk
+            first = chunk * CHUNK
+            steps = min(CHUNK, lengths[b] - first)
+            for i in range(steps):
+                row = b * length + first + i
+                load(w[i, INPUT], x, row * strides[0] + start, width)
+                load(raw, dt, row * strides[1] + start, width)
+                load(gates, gate, row * strides[4] + start, width)
+                load(upstream, dy[b, first + i], start, width)
+                for d in range(BLOCK):
+                    w[i, STEP, d] = softplus(raw[d])
+                    w[i, STEP_SLOPE, d] = sigmoid(raw[d])
+                    opened = sigmoid(gates[d])
+                    w[i, GATE_SLOPE, d] = upstream[d] * opened * (ONE + gates[d] * (ONE - opened))
+                    w[i, DY, d] = upstream[d] * gates[d] * opened
+                for d in range(BLOCK):
+                    w[i, STEP_INPUT, d] = w[i, STEP, d] * w[i, INPUT, d]
+                    w[i, Y, d] = skip[d] * w[i, INPUT, d]
+                    dskip[d] += w[i, DY, d] * w[i, INPUT, d]
+                    w[i, DSTEP_INPUT, d] = ZERO
+                    w[i, DSTEP, d] = ZERO
+            for n in range(size):
+                load(now[H], checkpoints[b, chunk, n], start, width)
+                for d in range(BLOCK):
+                    now[A, d], now[DH, d], now[DA, d] = a[n, d], dh[n, d], da[n, d]
+                for i in range(steps):
+                    row = b * length + first + i
+                    b_n, c_n = B[row * strides[2] + n], C[row * strides[3] + n]
+                    dc = ZERO
+                    for d in range(BLOCK):
+                        factor = exp2_of_nonpositive(w[i, STEP, d] * now[A, d])
+                        before = now[H, d]
+                        h = factor * before + w[i, STEP_INPUT, d] * b_n
+                        w[i, DECAY, d] = factor
+                        w[i, BEFORE, d] = before
+                        now[H, d] = h
+                        w[i, Y, d] += h * c_n
+                        dc += w[i, DY, d] * h
+                    dC[block, b, first + i, n] = dc
+                for reverse_i in range(steps):
+                    i = steps - 1 - reverse_i
+                    row = b * length + first + i
+                    b_n, c_n = B[row * strides[2] + n], C[row * strides[3] + n]
+                    db = ZERO
+                    for d in range(BLOCK):
+                        dh_d = now[DH, d] + w[i, DY, d] * c_n
+                        db += dh_d * w[i, STEP_INPUT, d]
+                        w[i, DSTEP_INPUT, d] += dh_d * b_n
+                        carried = dh_d * w[i, DECAY, d]
+                        through_decay = carried * w[i, BEFORE, d]
+                        w[i, DSTEP, d] += through_decay * now[A, d]
+                        now[DA, d] += through_decay * w[i, STEP, d]
+                        now[DH, d] = carried
+                    dB[block, b, first + i, n] = db
+                for d in range(BLOCK):
+                    dh[n, d], da[n, d] = now[DH, d], now[DA, d]
+            for i in range(steps):
+                for d in range(BLOCK):
+                    dstep = w[i, DSTEP, d] * LN2 + w[i, DSTEP_INPUT, d] * w[i, INPUT, d]  # the exponents were of 2
+                    w[i, DSTEP, d] = dstep * w[i, STEP_SLOPE, d]
+                    w[i, DSTEP_INPUT, d] = w[i, DSTEP_INPUT, d] * w[i, STEP, d] + skip[d] * w[i, DY, d]
+                    w[i, Y, d] *= w[i, GATE_SLOPE, d]
+                store(dx[b, first + i], w[i, DSTEP_INPUT], start, width)
+                store(ddt[b, first + i], w[i, DSTEP], start, width)
+                store(dgate[b, first + i], w[i, Y], start, width)
+        for t in range(lengths[b], length):
+            clear(dx[b, t], start, width)
+            clear(ddt[b, t], start, width)
+            clear(dgate[b, t], start, width)
+            clear(dB[block, b, t], 0, size)
+            clear(dC[block, b, t], 0, size)
+        store(dD[b], dskip, start, width)
         for n in range(size):
-            for d in range(width):
-                dh0[b, start + d, n] = dh[n, d]
+            store(dA_t[b, n], da[n], start, width)
+            store(dh0[b, n], dh[n], start, width)
 
 
 _FORWARD = CpuKernel(_forward, PARALLEL_UPDATES)
@@ -131,42 +204,52 @@ _BACKWARD = CpuKernel(_backward, PARALLEL_UPDATES)
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, dt, A, B, C, D, h0, lengths):
+    def forward(ctx, x, dt, A, B, C, D, gate, h0, lengths):
         batch, length, channels = x.shape
         size = A.shape[1]
         needs_backward = any(ctx.needs_input_grad)
         chunks = -(-length // CHUNK) if needs_backward else 0
-        y = torch.zeros_like(x)
-        h_last = torch.empty_like(h0)
+        y = x.new_empty(batch, length, channels)
+        h_last = x.new_empty(batch, size, channels)
         checkpoints = x.new_empty(batch, chunks, size, channels)
-        A_t = A.t().contiguous()
-        _call(_FORWARD, x, dt, A_t, B, C, D, h0, lengths, y, h_last, checkpoints)
+        A_t, h0_t = A.t().contiguous(), h0.transpose(1, 2).contiguous()
+        _call(_FORWARD, x, dt, A_t, B, C, D, gate, h0_t, lengths, y, h_last, checkpoints)
         if needs_backward:
-            ctx.save_for_backward(x, dt, A_t, B, C, D, lengths, checkpoints)
-        return y, h_last
+            ctx.save_for_backward(x, dt, A_t, B, C, D, gate, lengths, checkpoints)
+        return y, h_last.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dh_last):
-        x, dt, A_t, B, C, D, lengths, checkpoints = ctx.saved_tensors
+        x, dt, A_t, B, C, D, gate, lengths, checkpoints = ctx.saved_tensors
         batch, length, channels = x.shape
         size = A_t.shape[0]
         blocks = -(-channels // BLOCK)
-        dx, ddt = torch.zeros_like(x), torch.zeros_like(x)
-        dA_t, dD = x.new_zeros(batch, size, channels), x.new_zeros(batch, channels)
-        dB, dC = x.new_zeros(blocks, batch, length, size), x.new_zeros(blocks, batch, length, size)
-        dh0 = x.new_empty(batch, channels, size)
+        dx, ddt, dgate = (x.new_empty(batch, length, channels) for _ in range(3))
+        dB, dC = x.new_empty(blocks, batch, length, size), x.new_empty(blocks, batch, length, size)
+        dA_t, dh0_t = x.new_empty(batch, size, channels), x.new_empty(batch, size, channels)
+        dD = x.new_empty(batch, channels)
         _call(
-            _BACKWARD,
-            *(x, dt, A_t, B, C, D, lengths, checkpoints, dy.contiguous(), dh_last.contiguous()),
-            *(dx, ddt, dA_t, dB, dC, dD, dh0),
+            *(_BACKWARD, x, dt, A_t, B, C, D, gate, lengths, checkpoints),
+            *(dy.contiguous(), dh_last.transpose(1, 2).contiguous()),
+            *(dx, ddt, dA_t, dB, dC, dD, dgate, dh0_t),
         )
-        return dx, ddt, dA_t.sum(0).t(), dB.sum(0), dC.sum(0), dD.sum(0), dh0, None
+        dA = dA_t.sum(0).t()
+        return dx, ddt, dA, _sum_blocks(dB), _sum_blocks(dC), dD.sum(0), dgate, dh0_t.transpose(1, 2), None
 
 
-def _call(kernel: CpuKernel, x: Tensor, dt: Tensor, A_t: Tensor, *rest: Tensor) -> None:
+def _sum_blocks(partial: Tensor) -> Tensor:
+    return partial[0] if len(partial) == 1 else partial.sum(0)
+
+
+def _call(kernel: CpuKernel, x: Tensor, dt: Tensor, A_t: Tensor, B: Tensor, C: Tensor, D: Tensor, gate: Tensor, *rest):
+    flat, strides = zip(*(flat_rows(t) for t in (x, dt, B, C, gate)))
+    x_rows, dt_rows, B_rows, C_rows, gate_rows = flat
     updates = x.numel() * A_t.shape[0]
-    kernel(updates, *(t.detach().numpy() for t in (x, dt, A_t, *rest)))
+    kernel(
+        *(updates, x_rows, dt_rows, A_t.numpy(), B_rows, C_rows, D.numpy(), gate_rows, strides),
+        *(t.numpy() for t in rest),
+    )
 
 
 def selective_scan_cpu(
@@ -176,16 +259,20 @@ def selective_scan_cpu(
     B: Tensor,
     C: Tensor,
     D: Tensor,
+    gate: Tensor,
     initial_state: Tensor | None = None,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `selective_scan`. Any floating dtype comes in; the scan itself runs in float32."""
+    """See `selective_scan`. Any floating dtype comes in; the scan itself runs in float32.
+
+    Inputs may be views whose rows stand apart, such as the halves of a projection's output: nothing is copied.
+    """
     batch, length, channels = x.shape
     dtype = x.dtype
     if initial_state is None:
         initial_state = x.new_zeros(batch, channels, A.shape[1], dtype=torch.float32)
     if lengths is None:
         lengths = torch.full((batch,), length, dtype=torch.int64)
-    inputs = (t.float().contiguous() for t in (x, dt, A, B, C, D, initial_state))
+    inputs = (t.float() for t in (x, dt, A, B, C, D, gate, initial_state))
     y, h_last = _SelectiveScan.apply(*inputs, lengths.to(torch.int64).contiguous())
     return y.to(dtype), h_last

@@ -9,7 +9,7 @@ from hf_toolssm.errors import UnsafeTrainingError
 
 @dataclass
 class ToolSFTConfig(SFTConfig):
-    """TRL's `SFTConfig` with `state_passing_share`, without truncation, packing or recomputation.
+    """TRL's `SFTConfig` with `state_passing_share` and `bptt_length`, without truncation, packing or recomputation.
 
     Raises:
         UnsafeTrainingError: an option would quietly train something else than the trajectories.
@@ -20,6 +20,13 @@ class ToolSFTConfig(SFTConfig):
         metadata={
             "help": "Share of batches that start from the final states of the batch before instead of zeros "
             "(Ruiz & Gu, arXiv 2507.02782). 0 switches it off."
+        },
+    )
+    bptt_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows longer than this are trained in consecutive pieces of so many tokens: the state is carried "
+            "from piece to piece, gradients are not, and memory is that of one piece. None trains every row whole."
         },
     )
     max_length: int | None = field(
@@ -47,12 +54,15 @@ class ToolSFTConfig(SFTConfig):
                 "states would be passed on only between rows of one length; set state_passing_share: 0 to use it",
             ),
             "gradient_checkpointing": (
-                self.gradient_checkpointing and self.state_passing_share > 0,
-                "the recomputation would start from the final state; set state_passing_share: 0 to use it",
+                self.gradient_checkpointing and (self.state_passing_share > 0 or self.bptt_length is not None),
+                "the recomputation would start from the final state; set state_passing_share: 0 to use it, and no "
+                "bptt_length",
             ),
         }
         for name, (asked, why) in refused.items():
             if asked:
                 raise UnsafeTrainingError(f"{name}={getattr(self, name)} is refused: {why}. Leave it out.")
+        if self.bptt_length is not None and self.bptt_length < 1:
+            raise UnsafeTrainingError(f"bptt_length is a number of tokens, at least 1, not {self.bptt_length}")
         if not 0 <= self.state_passing_share <= 1:
             raise UnsafeTrainingError(f"state_passing_share is a share from 0 to 1, not {self.state_passing_share}")

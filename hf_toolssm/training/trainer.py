@@ -8,10 +8,12 @@ them.
 import json
 import logging
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -21,9 +23,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
-from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS, ToolMambaModel
+from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS, ToolMambaForCausalLM, ToolMambaModel
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.protocols.render import IGNORED
+from hf_toolssm.training.labelled_head import score_only_labelled_tokens
 from hf_toolssm.training.sft_config import ToolSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -49,19 +52,83 @@ class ToolSFTTrainer(SFTTrainer):
             _check_rows(kwargs["eval_dataset"])
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
         _check_model(self.model)
+        score_only_labelled_tokens(next(m for m in self.model.modules() if isinstance(m, ToolMambaForCausalLM)))
         self._batches = 0
         self._carried: MambaState | None = None
 
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """With `bptt_length`, rows longer than it are trained in pieces; see `ToolSFTConfig`."""
+        pieces = self._pieces(inputs)
+        if len(pieces) == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        state = self._initial_state(inputs["input_ids"].shape[0])
+        losses = []
+        for index, piece in enumerate(pieces):
+            state = state.detach()
+            last = index == len(pieces) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, {**piece, "cache_params": state}, num_items_in_batch))
+        if self.args.state_passing_share > 0:
+            self._carry(state)
+        self._average_piece_metrics(pieces)
+        return torch.stack(losses).sum()
+
+    def _pieces(self, inputs: dict[str, Any]) -> list[dict[str, Tensor]]:
+        """The batch cut along its length; one piece if it need not be cut."""
+        length = self.args.bptt_length
+        if length is None:
+            return [inputs]
+        real = inputs["attention_mask"].any(0).nonzero()
+        longest = self.accelerator.gather((real[-1] + 1).to(self.args.device)).max().item()
+        if longest <= length:
+            return [inputs]
+        # Every process runs as many pieces, because each piece's metrics are gathered.
+        count = -(-longest // length)
+        shifted = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
+        columns = {
+            "input_ids": (inputs["input_ids"], 0),
+            "attention_mask": (inputs["attention_mask"], 0),
+            "labels": (inputs["labels"], IGNORED),
+            "shift_labels": (shifted, IGNORED),
+        }
+        pieces = []
+        for start in range(0, count * length, length):
+            stop = min(start + length, longest)
+            width = 1 if bool((~inputs["attention_mask"][:, start:stop].bool()).all()) else stop - start
+            pieces.append(
+                {
+                    name: F.pad(part := values[:, start : start + width], (0, width - part.shape[1]), value=fill)
+                    for name, (values, fill) in columns.items()
+                }
+            )
+        return pieces
+
+    def _average_piece_metrics(self, pieces: list[dict[str, Tensor]]) -> None:
+        """Leaves one entry for the batch in TRL's metrics, in which pieces weigh as much as they have labels."""
+        counts = torch.stack([(piece["shift_labels"] != IGNORED).sum() for piece in pieces]).to(self.args.device)
+        weights = self.accelerator.reduce(counts).tolist()
+        for name in ("entropy", "mean_token_accuracy"):
+            entries = self._metrics["train"][name]
+            parts = entries[-len(pieces) :]
+            entries[-len(pieces) :] = [sum(w * part for w, part in zip(weights, parts)) / max(1, sum(weights))]
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        if not self.model.training or self.args.state_passing_share == 0:
+        if not self.model.training or self.args.state_passing_share == 0 or "cache_params" in inputs:
             return super().compute_loss(model, inputs, *args, **kwargs)
         state = self._initial_state(inputs["input_ids"].shape[0])
         loss = super().compute_loss(model, {**inputs, "cache_params": state}, *args, **kwargs)
+        self._carry(state)
+        return loss
+
+    def _carry(self, state: MambaState) -> None:
+        """Keeps a batch's final state for the batches after it."""
         # The short last batch of an epoch does not replace the states of a whole one.
         if self._carried is None or (state.batch_size or 0) >= (self._carried.batch_size or 0):
             self._carried = state.detach()
         self._batches += 1
-        return loss
 
     def _initial_state(self, batch_size: int) -> MambaState:
         chosen = random.Random(f"{self.args.seed}/{self._batches}").random() < self.args.state_passing_share

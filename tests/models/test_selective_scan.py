@@ -6,13 +6,13 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_toolssm.models.selective_scan import selective_scan, selective_scan_reference
 from hf_toolssm.models.selective_scan_cpu import BLOCK, CHUNK, PARALLEL_UPDATES, selective_scan_cpu
 
-NAMES = ("x", "dt", "A", "B", "C", "D", "initial_state")
+NAMES = ("x", "dt", "A", "B", "C", "D", "gate", "initial_state")
 
 
 def inputs(batch, length, channels, size, seed=0):
@@ -22,7 +22,7 @@ def inputs(batch, length, channels, size, seed=0):
     def normal(*shape):
         return torch.randn(*shape, generator=random)
 
-    dt = torch.exp(2 * normal(batch, length, channels) - 2)
+    dt = 2 * normal(batch, length, channels) - 2
     decay = -torch.exp(normal(channels, size))
     rows = (batch, length, size)
     return [
@@ -32,6 +32,7 @@ def inputs(batch, length, channels, size, seed=0):
         normal(*rows),
         normal(*rows),
         normal(channels),
+        2 * normal(batch, length, channels),
         normal(batch, channels, size),
     ]
 
@@ -74,22 +75,61 @@ def test_outputs_state_and_gradients_equal_the_definition(batch, length, channel
 
 def test_the_definition_is_the_recurrence():
     """Four steps by hand, in double precision, against the reference."""
-    x, dt, A, B, C, D, h = (t.double() for t in inputs(1, 4, 2, 3))
-    y, last = selective_scan_reference(*(t.float() for t in (x, dt, A, B, C, D, h)))
+    x, dt, A, B, C, D, gate, h = (t.double() for t in inputs(1, 4, 2, 3))
+    y, last = selective_scan_reference(*(t.float() for t in (x, dt, A, B, C, D, gate, h)))
     for t in range(4):
         for d in range(2):
+            step = torch.log(1 + torch.exp(dt[0, t, d]))
             for n in range(3):
-                h[0, d, n] = torch.exp(dt[0, t, d] * A[d, n]) * h[0, d, n] + dt[0, t, d] * B[0, t, n] * x[0, t, d]
-            assert y[0, t, d].item() == pytest.approx((C[0, t] @ h[0, d] + D[d] * x[0, t, d]).item(), abs=1e-5)
+                h[0, d, n] = torch.exp(step * A[d, n]) * h[0, d, n] + step * B[0, t, n] * x[0, t, d]
+            opened = gate[0, t, d] / (1 + torch.exp(-gate[0, t, d]))
+            expected = (C[0, t] @ h[0, d] + D[d] * x[0, t, d]) * opened
+            assert y[0, t, d].item() == pytest.approx(expected.item(), abs=1e-5)
     assert relative_error(last.double(), h) < 1e-5
+
+
+@settings(max_examples=40)
+@given(
+    lengths=st.lists(st.integers(0, 2 * CHUNK + 3), min_size=1, max_size=3),
+    channels=st.sampled_from([1, 7, BLOCK, BLOCK + 1, 2 * BLOCK + 9]),
+    size=st.integers(1, 17),
+    seed=st.integers(0, 1_000),
+)
+def test_any_shape_and_lengths_equal_the_definition(lengths, channels, size, seed):
+    tensors = inputs(len(lengths), max(1, *lengths), channels, size, seed)
+    expected = run_with_gradients(selective_scan_reference, tensors, torch.tensor(lengths))
+    found = run_with_gradients(selective_scan_cpu, tensors, torch.tensor(lengths))
+    for name, a, b in zip(("y", "state", *NAMES), (*found[:2], *found[2]), (*expected[:2], *expected[2])):
+        assert relative_error(a, b) < 2e-5, name
+
+
+def test_views_of_a_projection_give_what_their_copies_give():
+    """The mixer's inputs: gate is half of one projection's output, B and C lie side by side in another's."""
+    x, dt, A, B, C, D, gate, state = inputs(3, 20, 70, 5)
+    both, projected = torch.cat([x, gate], -1), torch.cat([dt[..., :3], B, C], -1)
+
+    def scan(both, projected):
+        x, gate = both.chunk(2, dim=-1)
+        _, B, C = projected.split([3, 5, 5], dim=-1)
+        return selective_scan_cpu(x, dt, A, B, C, D, gate, state)
+
+    views = [t.clone().requires_grad_() for t in (both, projected)]
+    y, _ = scan(*views)
+    expected = selective_scan_reference(x, dt, A, B, C, D, gate, state)[0]
+    assert relative_error(y, expected) < 1e-5
+    y.square().sum().backward()
+    x, B, C, gate = (t.clone().requires_grad_() for t in (x, B, C, gate))
+    selective_scan_reference(x, dt, A, B, C, D, gate, state)[0].square().sum().backward()
+    assert relative_error(views[0].grad, torch.cat([x.grad, gate.grad], -1)) < 1e-5
+    assert relative_error(views[1].grad[..., 3:], torch.cat([B.grad, C.grad], -1)) < 1e-5
 
 
 @given(pieces=st.lists(st.integers(1, 40), min_size=1, max_size=6), seed=st.integers(0, 1_000))
 def test_pieces_with_a_carried_state_equal_the_whole_gradients_included(pieces, seed):
-    def in_pieces(x, dt, A, B, C, D, state, lengths):
+    def in_pieces(x, dt, A, B, C, D, gate, state, lengths):
         outputs = []
-        for part in zip(*(t.split(pieces, dim=1) for t in (x, dt, B, C))):
-            y, state = selective_scan_cpu(part[0], part[1], A, part[2], part[3], D, state)
+        for part in zip(*(t.split(pieces, dim=1) for t in (x, dt, B, C, gate))):
+            y, state = selective_scan_cpu(part[0], part[1], A, part[2], part[3], D, part[4], state)
             outputs.append(y)
         return torch.cat(outputs, dim=1), state
 
@@ -107,7 +147,7 @@ import torch
 from hf_toolssm.models.selective_scan_cpu import _FORWARD, selective_scan_cpu
 for length in (2, 400):  # below and above the size from which threads pay
     rows = torch.rand(4, length, 64)
-    selective_scan_cpu(rows, rows, -torch.rand(64, 16), rows[..., :16], rows[..., :16], torch.rand(64))
+    selective_scan_cpu(rows, rows, -torch.rand(64, 16), rows[..., :16], rows[..., :16], torch.rand(64), rows)
 print(sum(_FORWARD._serial.stats.cache_hits.values()), sum(_FORWARD._parallel.stats.cache_hits.values()))
 """
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
@@ -128,9 +168,20 @@ def test_bfloat16_comes_in_and_goes_out():
     assert relative_error(y.float(), selective_scan_reference(*tensors)[0]) < 0.05
 
 
-def test_extreme_steps_stay_finite():
-    x, dt, A, B, C, D, state = inputs(1, 50, 4, 3)
-    y, last = selective_scan_cpu(x, torch.full_like(dt, 1e4), A, B, C, D, state)
-    assert torch.isfinite(y).all()
-    y, last = selective_scan_cpu(x, torch.zeros_like(dt), A, B, C, D, state)
-    assert torch.equal(last, state)  # a step of size zero changes nothing
+@pytest.mark.parametrize("extreme", [1e4, -1e4, 88.0, -88.0, 0.0])
+def test_extreme_steps_and_gates_stay_finite_and_right(extreme):
+    tensors = inputs(1, 50, 4, 3)
+    for index in (1, 6):  # dt, gate
+        changed = list(tensors)
+        changed[index] = torch.full_like(changed[index], extreme)
+        expected = run_with_gradients(selective_scan_reference, changed, None)
+        found = run_with_gradients(selective_scan_cpu, changed, None)
+        for name, a, b in zip(("y", "state", *NAMES), (*found[:2], *found[2]), (*expected[:2], *expected[2])):
+            assert torch.isfinite(a).all(), name
+            assert relative_error(a, b) < 1e-4, name
+
+
+def test_a_step_of_almost_nothing_leaves_the_state_as_it_is():
+    x, dt, A, B, C, D, gate, state = inputs(1, 50, 4, 3)
+    _, last = selective_scan_cpu(x, torch.full_like(dt, -1e4), A, B, C, D, gate, state)
+    assert torch.equal(last, state)

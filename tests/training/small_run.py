@@ -1,6 +1,6 @@
 """A small training run as its own program, so that tests can launch it with one process or two, and interrupt it.
 
-small_run.py OUTPUT ROWS_PER_PROCESS STEPS [--resume]
+small_run.py OUTPUT ROWS_PER_PROCESS STEPS BPTT_LENGTH [--resume]
 """
 
 import json
@@ -53,8 +53,9 @@ def losses(trainer):
 
 
 if __name__ == "__main__":
-    output, batch_size, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    trainer = make_trainer(output, batch_size, steps)
+    output = Path(sys.argv[1])
+    batch_size, steps, bptt_length = (int(word) for word in sys.argv[2:5])
+    trainer = make_trainer(output, batch_size, steps, bptt_length=bptt_length)
     trainer.train(resume_from_checkpoint="--resume" in sys.argv)
     if trainer.accelerator.is_main_process:
         report = {"losses": losses(trainer), "processes": trainer.accelerator.num_processes}

@@ -57,6 +57,30 @@ def test_the_loss_is_the_mean_over_labelled_tokens_only(tmp_path):
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_only_labelled_tokens_are_scored_and_their_scores_are_those_of_the_full_logits(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model, labels = trainer.model, batch["labels"][:, 1:]
+    scored = model(
+        batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"], fused_lm_head=True
+    )
+    logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    log_probs = logits.log_softmax(-1)
+    mask = labels != -100
+    assert torch.equal(scored.label_mask, mask)
+    chosen = log_probs.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    assert torch.allclose(scored.log_probs[mask], chosen[mask], atol=1e-5)
+    assert torch.allclose(scored.entropy[mask], entropy[mask], atol=1e-5)
+    assert torch.equal(scored.is_top1[mask], (logits.argmax(-1) == labels)[mask])
+    for values in (scored.log_probs, scored.entropy, scored.is_top1):
+        assert not values[~mask].any()
+    found = torch.autograd.grad(scored.log_probs.sum(), list(model.parameters()))
+    expected = torch.autograd.grad(chosen[mask].sum(), list(model.parameters()))
+    for a, b in zip(found, expected):
+        assert (a - b).abs().max() < 1e-4 * max(1, b.abs().max())
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_the_given_share_of_batches_starts_from_the_states_before(tmp_path, share):
     trainer = make_trainer(tmp_path, 8, 24, state_passing_share=share)
@@ -123,12 +147,13 @@ def test_a_cut_off_checkpoint_is_passed_over(tmp_path):
         last_whole_checkpoint(tmp_path / "checkpoint-2")
 
 
-def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path):
+@pytest.mark.parametrize("bptt_length", [1_000, 16])
+def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path, bptt_length):
     def run(config, rows_per_process):
         output = tmp_path / config
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
-        command += ["--main_process_port", "0", str(SCRIPT), str(output), str(rows_per_process), "5"]
+        command += ["--main_process_port", "0", str(SCRIPT), str(output), str(rows_per_process), "5", str(bptt_length)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads((output / "report.json").read_text())
@@ -151,6 +176,11 @@ def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path):
         ({"activation_checkpointing": True}, "gradient_checkpointing=True is refused.*state_passing_share: 0"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy=group_by_length is refused"),
         ({"state_passing_share": 1.5}, "share from 0 to 1"),
+        ({"bptt_length": 0}, "at least 1, not 0"),
+        (
+            {"bptt_length": 8, "state_passing_share": 0.0, "gradient_checkpointing": True},
+            "gradient_checkpointing=True is refused.*no bptt_length",
+        ),
     ],
 )
 def test_options_that_would_quietly_train_something_else_are_refused(tmp_path, option, message):
