@@ -1,4 +1,4 @@
-"""One token per row and step: the model as it is, or a compiled step for a ToolMamba on a CPU.
+"""One token per row and step: the model as it is, or for a ToolMamba a compiled step on a CPU and a graph on a GPU.
 
 A tiny model spends nearly all of a step in Python and in dispatch, so all layers of all rows run in one compiled call.
 A large one waits for its weights to come from memory, so they are streamed once, at full bandwidth. Both compute in
@@ -18,6 +18,7 @@ from hf_toolssm.errors import UnsupportedGenerationError
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.models.cpu_kernels import float32_array
 from hf_toolssm.models.fused_step import FusedStep
+from hf_toolssm.models.graphed_step import GraphedStep
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaBlock,
@@ -79,13 +80,16 @@ def make_decoder(runner: ModelRunner, step_weights: StepWeights = None) -> Decod
     Raises:
         UnsupportedGenerationError: the weights cannot be rounded, because no compiled step applies.
     """
-    if _is_plain(runner.model):
-        return CompiledDecoder(runner.model, step_weights)
+    model = runner.model
+    if _is_plain(model) and model.device.type == "cpu":
+        return CompiledDecoder(model, step_weights)
     if step_weights is not None:
         raise UnsupportedGenerationError(
             f"step_weights={step_weights!r} needs a ToolMamba on a CPU in evaluation mode, in float32 or bfloat16, "
             "without adapters or hooks: leave it out"
         )
+    if _is_plain(model) and model.device.type == "cuda":
+        return GraphedDecoder(model)
     return ModelDecoder(runner)
 
 
@@ -154,9 +158,44 @@ class CompiledDecoder:
         return torch.from_numpy(self._logits)
 
 
+class GraphedDecoder:
+    """Steps a ToolMamba on a GPU by a CUDA graph, one for each number of rows that it has had."""
+
+    piece_from = 8
+    exact = True
+
+    def __init__(self, model: ToolMambaForCausalLM) -> None:
+        self._model = model
+        self._graphs: dict[int, GraphedStep] = {}
+
+    def __copy__(self) -> "GraphedDecoder":
+        return GraphedDecoder(self._model)  # a graph's memory belongs to one decoder
+
+    def load(self, state: ModelState) -> None:
+        rows = len(state.lengths)
+        if rows not in self._graphs:
+            self._graphs[rows] = GraphedStep(self._model, rows)
+        self._graph = self._graphs[rows]
+        self._graph.load(state.cache)
+        self._lengths, self._logits = list(state.lengths), state.logits.clone()
+
+    def state(self) -> ModelState:
+        return ModelState(self._graph.state(), list(self._lengths), self._logits.clone())
+
+    def step(self, ids: Sequence[int]) -> None:
+        self._logits = self._graph(torch.tensor(ids, device=self._model.device)).float()
+        self._lengths = [length + 1 for length in self._lengths]
+
+    def greedy(self) -> list[int]:
+        return self._logits.argmax(-1).tolist()
+
+    def logits(self) -> Tensor:
+        return self._logits
+
+
 def _is_plain(model) -> bool:
-    """Whether the compiled steps know all that this model computes: on a CPU, no adapter, no hook."""
-    if not isinstance(model, ToolMambaForCausalLM) or model.device.type != "cpu":
+    """Whether the compiled steps know all that this model computes: no adapter, no hook, no other layer."""
+    if not isinstance(model, ToolMambaForCausalLM):
         return False
     if any(weight.dtype not in (torch.float32, torch.bfloat16) for weight in model.parameters()):
         return False

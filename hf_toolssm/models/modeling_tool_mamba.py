@@ -15,6 +15,7 @@ from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, Mam
 from hf_toolssm.models.causal_convolution import causal_convolution, causal_convolution_reference
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.padding import gather_rows, tokens_first
+from hf_toolssm.models.projection import project
 from hf_toolssm.models.selective_scan import selective_scan
 from hf_toolssm.models.state import MambaState
 
@@ -25,7 +26,7 @@ ADAPTER_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 class ToolMambaMixer(MambaMixer):
     """The Mamba block (arXiv 2312.00752, section 3.4) from any state.
 
-    Every projection is called as a module, so that adapters on any of them train and merge.
+    A projection with an adapter is called as a module, so that adapters on any of them train and merge.
     """
 
     def forward(
@@ -39,16 +40,18 @@ class ToolMambaMixer(MambaMixer):
         lengths = None if attention_mask is None else attention_mask.sum(1)
         conv_state, recurrent_state = (None, None) if cache_params is None else cache_params.read(self.layer_idx)
 
-        x, gate = self.in_proj(hidden_states).chunk(2, dim=-1)  # (b, l, d) each
+        x, gate = project(self.in_proj, hidden_states).chunk(2, dim=-1)  # (b, l, d) each
         convolve = causal_convolution if self.activation in ("silu", "swish") else self._convolve
         x, conv_state = convolve(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, lengths)
         rank, size = self.time_step_rank, self.ssm_state_size
-        dt, B, C = torch.split(self.x_proj(x), [rank, size, size], dim=-1)
+        dt, B, C = torch.split(project(self.x_proj, x), [rank, size, size], dim=-1)
         A = -torch.exp(self.A_log.float())
-        y, recurrent_state = selective_scan(x, self.dt_proj(dt), A, B, C, self.D, gate, recurrent_state, lengths)
+        y, recurrent_state = selective_scan(
+            x, project(self.dt_proj, dt), A, B, C, self.D, gate, recurrent_state, lengths
+        )
         if cache_params is not None:
             cache_params.write(self.layer_idx, conv_state, recurrent_state)
-        return self.out_proj(y.to(hidden_states.dtype))
+        return project(self.out_proj, y.to(hidden_states.dtype))
 
     def _convolve(self, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
         x, conv_state = causal_convolution_reference(*arguments)

@@ -8,7 +8,7 @@ from conftest import random_model, relative_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_toolssm import MambaState
+from hf_toolssm import MambaState, Session
 from hf_toolssm.errors import StateMismatchError
 from hf_toolssm.models.causal_convolution_cuda import causal_convolution_cuda, convolve_from_state
 from hf_toolssm.models.graphed_step import GraphedStep, step_in_place, step_memory
@@ -318,3 +318,19 @@ def test_training_on_a_gpu_gives_the_losses_of_a_cpu(kernels, tokenizer, specs):
         return found
 
     assert losses("cuda") == pytest.approx(losses("cpu"), rel=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_session_on_a_gpu_writes_the_tokens_of_a_cpu(kernels, tokenizer, specs):
+    def tokens(device):
+        model = random_model(tokenizer, specs).to(device)
+        prompts = tokenizer(["7+5=", "98765+4321="])["input_ids"]
+        session = Session.start(model, prompts, tokenizer=tokenizer)
+        session.run(40)
+        fork = session.select([1, 0])
+        fork.run(40)
+        return [(row.answer, row.tool_calls, row.error) for row in fork.rows], fork.state.logits.cpu()
+
+    (rows, logits), (expected_rows, expected_logits) = tokens("cuda"), tokens("cpu")
+    assert rows == expected_rows
+    assert relative_distance(logits, expected_logits) < 1e-3
