@@ -1,0 +1,198 @@
+"""Generation with the pointer tool in the loop, step by step, against `generate` of stock transformers.
+
+Stock executes no tool: its steps do less work than ours.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hf_toolssm import ToolMambaForCausalLM
+from hf_toolssm.generation import Session
+from hf_toolssm.generation.decoder import StepWeights
+from hf_toolssm.generation.session import Steering
+from measure import Contender, MemoryRead, interleave
+from models import Scale, addition_model, random_model, solved_additions, stepwise_difference, stock_model
+from results import Bound, Result
+
+DIFFERENCE_TOKENS = 32
+BATCH = 32
+Solved = Sequence[tuple[list[int], list[int]]]
+
+
+class Greedy:
+    """Chooses what a session would choose by itself. A steered session drafts nothing: every token is a step."""
+
+    def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
+        return logits.argmax(-1).tolist()
+
+    def stop(self, rows: Sequence[int], logits: Tensor) -> list[bool]:
+        return [False] * len(rows)
+
+
+class Scripted(Greedy):
+    """Has every row write a known solution, so that an untrained model does a trained one's work.
+
+    Args:
+        scripts: per row its tokens, observations included.
+    """
+
+    def __init__(self, scripts: Sequence[Sequence[int]]) -> None:
+        self._scripts = [iter(script) for script in scripts]
+
+    def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
+        return [next(self._scripts[row]) for row in rows]
+
+
+def one_stream(scale: Scale, path: str | None) -> Iterator[Result]:
+    """One addition, with drafts and without."""
+    yield from _additions(scale, path, scale.digits[0], 1, 80)
+
+
+def batch(scale: Scale, path: str | None) -> Iterator[Result]:
+    """Many additions side by side, with drafts and without."""
+    yield from _additions(scale, path, scale.digits[1], BATCH, 20)
+
+
+def large_model(scale: Scale, path: str | None) -> Iterator[Result]:
+    """A model of the 130M shape, one stream, with its weights in float32, bfloat16 and int8."""
+    del path
+    model, tokenizer = random_model(**scale.large_shape)
+    read = MemoryRead(scale.read_mib)
+    solved = solved_additions(tokenizer, scale.digits[0], 1)
+    kinds: list[tuple[str, torch.dtype, StepWeights, int]] = [
+        ("float32", torch.float32, None, 4),
+        ("int8", torch.float32, "int8", 1),
+        ("bfloat16", torch.bfloat16, None, 2),  # last, because it rounds the model
+    ]
+    for name, dtype, step_weights, bytes_per_weight in kinds:
+        model = model.to(dtype)
+        result = _large(name, model, solved, step_weights, bytes_per_weight, read, scale)
+        if name == "float32":
+            result.aim("ratio", ">=", 2)
+            result.aim("bound_share", ">=", 0.85)
+            result.aim("difference", "<=", 1e-4)
+        yield result
+
+
+def _additions(scale: Scale, path: str | None, digits: int, rows: int, target: float) -> Iterator[Result]:
+    """A trained model runs free; a random one writes the solutions."""
+    model, tokenizer = addition_model(path)
+    stock = stock_model(model)
+    solved = solved_additions(tokenizer, digits, rows)
+    tokens = sum(len(solution) for _, solution in solved)
+    difference = stepwise_difference(model, stock, solved[0][1][:DIFFERENCE_TOKENS])
+    steerings: dict[str, Callable[[], Steering | None]] = {"no drafts": lambda: Scripted([s for _, s in solved])}
+    if path is not None:
+        steerings = {"drafts": lambda: None, "no drafts": Greedy}
+    ran: dict[str, Session] = {}
+
+    def contender(name: str, make_steering: Callable[[], Steering | None]) -> Contender:
+        def run(session: Session) -> None:
+            session.run(steering=make_steering())
+            ran[name] = session
+
+        return Contender(run, scale.repetitions, prepare=lambda: Session.start(model, [p for p, _ in solved]))
+
+    timings = interleave(
+        {
+            **{name: contender(name, make) for name, make in steerings.items()},
+            "stock": _stock(stock, [p for p, _ in solved], scale.stock_steps, scale.repetitions),
+        }
+    )
+    for name in steerings:
+        timing = timings[name]
+        # The end token is no part of an answer.
+        answers = [
+            row.answer == solution[-1 - len(row.answer) : -1] for row, (_, solution) in zip(ran[name].rows, solved)
+        ]
+        result = Result(
+            f"decode, addition, {rows} x {digits} digits, {name}",
+            "tokens/s",
+            tokens / timing.seconds,
+            stock=rows * scale.stock_steps / timings["stock"].seconds,
+            memory_mib=timing.peak_mib,
+            stock_memory_mib=timings["stock"].peak_mib,
+            difference=difference,
+            repetitions={"ours": timing.repetitions, "stock": timings["stock"].repetitions},
+            details={
+                "tokens": tokens,
+                "exact": ran[name].tokens == tokens and all(answers),
+                "trained": path is not None,
+            },
+        )
+        result.aim("ratio", ">=", target)
+        result.aim("difference", "<=", 1e-4)
+        yield result
+
+
+def _large(
+    name: str,
+    model: ToolMambaForCausalLM,
+    solved: Solved,
+    step_weights: StepWeights,
+    bytes_per_weight: int,
+    read: MemoryRead,
+    scale: Scale,
+) -> Result:
+    (prompt, solution), (steps, stock_steps) = solved[0], scale.large_steps
+    stock = stock_model(model)
+    difference = stepwise_difference(model, stock, solution[: min(stock_steps, DIFFERENCE_TOKENS)], step_weights)
+    timings = interleave(
+        {
+            "ours": Contender(
+                lambda session: session.run(steps, steering=Scripted([solution])),
+                scale.repetitions,
+                prepare=lambda: Session.start(model, [prompt], step_weights=step_weights),
+            ),
+            "read": read.contender(scale.repetitions),
+            "stock": _stock(stock, [prompt], stock_steps, scale.repetitions),
+        }
+    )
+    rate = read.bytes_per_second(timings["read"])
+    return Result(
+        f"decode, 130M, 1 stream, {name}",
+        "steps/s",
+        steps / timings["ours"].seconds,
+        stock=stock_steps / timings["stock"].seconds,
+        bound=Bound("bandwidth", rate, rate / _bytes_of_step(model, bytes_per_weight)),
+        memory_mib=timings["ours"].peak_mib,
+        stock_memory_mib=timings["stock"].peak_mib,
+        difference=difference,
+        repetitions={name: timing.repetitions for name, timing in timings.items()},
+    )
+
+
+def _stock(stock, prompts: Sequence[list[int]], steps: int, repetitions: int) -> Contender:
+    """`generate` on from the prompts, of equal length, which are read before the time starts, as ours are."""
+    ids = torch.tensor(prompts)
+
+    @torch.no_grad()
+    def prepare():
+        return stock(input_ids=ids[:, :-1], use_cache=True).cache_params
+
+    def work(cache) -> None:
+        stock.generate(
+            input_ids=ids[:, -1:],
+            attention_mask=torch.ones_like(ids[:, -1:]),
+            cache_params=cache,
+            max_new_tokens=steps,
+            min_new_tokens=steps,
+            do_sample=False,
+            use_cache=True,
+        )
+
+    return Contender(work, repetitions, prepare=prepare)
+
+
+def _bytes_of_step(model: ToolMambaForCausalLM, bytes_per_weight: int) -> int:
+    """What one step reads: the large matrices as they are stored, everything else in float32."""
+    matrices = [getattr(block.mixer, name) for block in model.backbone.layers for name in _LARGE]
+    stored = sum(layer.weight.numel() for layer in matrices) + model.lm_head.weight.numel()
+    tied = model.lm_head.weight is model.get_input_embeddings().weight
+    embeddings = 0 if tied else model.get_input_embeddings().weight.numel()
+    return stored * bytes_per_weight + (model.num_parameters() - stored - embeddings) * 4
+
+
+_LARGE = ("in_proj", "x_proj", "out_proj")

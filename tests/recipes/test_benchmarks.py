@@ -1,0 +1,89 @@
+"""The benchmarks' command measures every part, and what it times computes what stock transformers computes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUN = [sys.executable, "recipes/benchmarks/run.py"]
+COMPARED = [
+    "training, addition, 4 x 24",
+    "training, 130M, 1 x 32",
+    "decode, addition, 1 x 5 digits, no drafts",
+    "decode, addition, 32 x 3 digits, no drafts",
+    "decode, 130M, 1 stream, float32",
+    "observation of 200 tokens",
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What the whole command prints and writes, at the small scale."""
+    output = tmp_path_factory.mktemp("benchmarks") / "results.json"
+    done = subprocess.run(
+        [*RUN, "--scale", "small", "--output", str(output)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    content = json.loads(output.read_text())
+    return done.stdout, content, {result["name"]: result for result in content["results"]}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_what_is_compared_is_equal(measured, name):
+    result = measured[2][name]
+    assert 0 < result["difference"] < 1e-4  # not 0: two computations, not one
+    assert result["ratio"] == pytest.approx(result["ours"] / result["stock"])
+
+
+@pytest.mark.parametrize("name", ["int8", "bfloat16"])
+def test_rounded_weights_give_other_logits_and_say_how_far_off(measured, name):
+    assert 1e-4 < measured[2][f"decode, 130M, 1 stream, {name}"]["difference"] < 0.1
+
+
+def test_every_figure_says_what_it_is(measured):
+    _, content, results = measured
+    assert {"cpu", "cores", "packages"} <= set(content["hardware"])
+    assert content["date"]
+    assert not content["trained_model"]
+    for result in results.values():
+        assert result["ours"] > 0
+        assert result["unit"]
+        assert result["repetitions"]["ours"] >= 1
+        for target in result["targets"]:
+            above, below = target["measured"] >= target["limit"], target["measured"] <= target["limit"]
+            assert target["met"] == {">=": above, "<=": below}[target["relation"]]
+
+
+def test_bounds_are_measured_beside_the_figure(measured):
+    bounds = {name: result["bound"] for name, result in measured[2].items() if result["bound"] is not None}
+    assert {bound["kind"] for bound in bounds.values()} == {"bandwidth", "arithmetic"}
+    assert all(bound["machine"] > 1e6 for bound in bounds.values())
+    float32, int8 = (measured[2][f"decode, 130M, 1 stream, {name}"]["bound"] for name in ("float32", "int8"))
+    assert int8["figure"] / int8["machine"] > float32["figure"] / float32["machine"]  # fewer bytes, more steps
+
+
+def test_the_tool_answers_the_scripted_additions_as_the_solutions_say(measured):
+    decoded = [result for name, result in measured[2].items() if name.startswith("decode, addition")]
+    assert [result["details"]["exact"] for result in decoded] == [True, True]
+
+
+def test_the_session_is_as_long_as_it_says(measured):
+    session = measured[2]["session of 2,000 tokens"]
+    assert len(session["details"]["tokens_per_second_by_tenth"]) == 10
+    assert 0 < session["details"]["tool_memory_mib"] < 0.1
+
+
+def test_the_table_has_a_line_for_every_figure(measured):
+    printed, _, results = measured
+    assert all(any(line.startswith(name) for line in printed.splitlines()) for name in results)
+    assert "MISSED" in printed  # at this scale nothing is 250 times faster
+
+
+def test_an_unknown_benchmark_is_refused_by_name():
+    done = subprocess.run([*RUN, "--only", "decode", "sessions"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert "'decode'" in done.stderr
+    assert "decode_batch" in done.stderr
