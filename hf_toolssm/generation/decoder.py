@@ -29,6 +29,9 @@ from hf_toolssm.models.modeling_tool_mamba import (
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.models.streamed_step import StreamedStep
 
+FORWARD_FROM = 256
+"""Tokens of a single small row that one forward checks faster than as many fused steps."""
+
 StepWeights = Literal["int8"] | None
 """How the matrices of a decode step are stored; None is as the model stores them."""
 
@@ -48,10 +51,12 @@ class Decoder(Protocol):
 
     Attributes:
         piece_from: tokens of one row from which a forward over all of them is faster than a step for each.
-        exact: whether a step gives what the model's forward gives, so that a forward may check drafts.
+        draft_from: tokens of a row from which checking a draft is faster than a step for each.
+        exact: whether a step gives what the model's forward gives; otherwise drafts may not be checked by one.
     """
 
     piece_from: int
+    draft_from: int
     exact: bool
 
     def load(self, state: ModelState) -> None:
@@ -62,6 +67,17 @@ class Decoder(Protocol):
 
     def step(self, ids: Sequence[int]) -> None:
         """Feeds one token per row."""
+
+    def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:
+        """Feeds each row its draft up to the first token that the model would not choose greedily.
+
+        Args:
+            drafts: per row at least one token, the first of which stands.
+            observed: which of them stand whatever the model would choose.
+
+        Returns:
+            How many tokens of each row were fed.
+        """
 
     def greedy(self) -> list[int]:
         """Each row's most likely next token."""
@@ -82,21 +98,43 @@ def make_decoder(runner: ModelRunner, step_weights: StepWeights = None) -> Decod
     """
     model = runner.model
     if _is_plain(model) and model.device.type == "cpu":
-        return CompiledDecoder(model, step_weights)
+        return CompiledDecoder(runner, step_weights)
     if step_weights is not None:
         raise UnsupportedGenerationError(
             f"step_weights={step_weights!r} needs a ToolMamba on a CPU in evaluation mode, in float32 or bfloat16, "
             "without adapters or hooks: leave it out"
         )
     if _is_plain(model) and model.device.type == "cuda":
-        return GraphedDecoder(model)
+        return GraphedDecoder(runner)
     return ModelDecoder(runner)
+
+
+def check_by_forward(
+    runner: ModelRunner, before: ModelState, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]
+) -> tuple[ModelState, list[int]]:
+    """`Decoder.check` by one forward over all drafts, and another for the rows whose draft was wrong somewhere."""
+    after, choices = runner.feed(before, drafts, choices=True)
+    agreed = [_agreed(*row) for row in zip(drafts, observed, choices)]
+    wrong = [row for row, draft in enumerate(drafts) if agreed[row] < len(draft)]
+    if wrong:
+        again, _ = runner.feed(before.select(wrong), [drafts[row][: agreed[row]] for row in wrong])
+        after = after.replace_rows(wrong, again)
+    return after, agreed
+
+
+def _agreed(draft: Sequence[int], observed: Sequence[bool], choices: Sequence[int]) -> int:
+    """How many tokens stand, given the model's choice behind each: those before the first that it chose other."""
+    for at, (token, choice) in enumerate(zip(draft[1:], choices), 1):
+        if token != choice and not observed[at]:
+            return at
+    return len(draft)
 
 
 class ModelDecoder:
     """Steps through the model's own forward."""
 
     piece_from = 8
+    draft_from = 8
     exact = True
 
     def __init__(self, runner: ModelRunner) -> None:
@@ -111,6 +149,10 @@ class ModelDecoder:
     def step(self, ids: Sequence[int]) -> None:
         self._runner.step(self._state, ids)
 
+    def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:
+        self._state, agreed = check_by_forward(self._runner, self._state, drafts, observed)
+        return agreed
+
     def greedy(self) -> list[int]:
         return self._state.logits.argmax(-1).tolist()
 
@@ -121,12 +163,16 @@ class ModelDecoder:
 class CompiledDecoder:
     """Steps a ToolMamba through compiled calls, with the states in arrays of their own."""
 
-    def __init__(self, model: ToolMambaForCausalLM, step_weights: StepWeights) -> None:
+    def __init__(self, runner: ModelRunner, step_weights: StepWeights) -> None:
+        model = runner.model
+        self._runner = runner
         self._config = model.config
         small = model.num_parameters() <= FUSED_PARAMETERS and step_weights is None
         self._step: FusedStep | StreamedStep = FusedStep(model) if small else StreamedStep(model, step_weights)
         self.piece_from = 64 if small else 4
-        self.exact = model.dtype == torch.float32 and step_weights is None
+        self.draft_from = 3 if small else 4
+        self._forward_agrees = model.dtype == torch.float32 and step_weights is None
+        self.exact = small or self._forward_agrees
 
     def load(self, state: ModelState) -> None:
         pairs = [state.cache.tensors(layer) for layer in range(self._config.num_hidden_layers)]
@@ -148,8 +194,27 @@ class CompiledDecoder:
         return ModelState(cache, self._lengths.tolist(), torch.from_numpy(self._logits.copy()))
 
     def step(self, ids: Sequence[int]) -> None:
-        self._logits, self._best = self._step(np.array(ids, np.int64), self._conv, self._recurrent)
+        tokens = np.array(ids, np.int64)
+        if isinstance(self._step, FusedStep):
+            alone = np.zeros((len(ids), 1), np.bool_)
+            self._logits, self._best, _ = self._step(tokens[:, None], alone, self._conv, self._recurrent)
+        else:
+            self._logits, self._best = self._step(tokens, self._conv, self._recurrent)
         self._lengths += 1
+
+    def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:
+        longest = max(map(len, drafts))
+        by_forward = len(drafts) == 1 and longest >= FORWARD_FROM and self._forward_agrees
+        if by_forward or not isinstance(self._step, FusedStep):
+            after, agreed = check_by_forward(self._runner, self.state(), drafts, observed)
+            self.load(after)
+            return agreed
+        ids, stands = np.full((len(drafts), longest), -1, np.int64), np.zeros((len(drafts), longest), np.bool_)
+        for row, (draft, by_tool) in enumerate(zip(drafts, observed)):
+            ids[row, : len(draft)], stands[row, : len(draft)] = draft, by_tool
+        self._logits, self._best, fed = self._step(ids, stands, self._conv, self._recurrent)
+        self._lengths += fed
+        return fed.tolist()
 
     def greedy(self) -> list[int]:
         return self._best.tolist()
@@ -162,19 +227,20 @@ class GraphedDecoder:
     """Steps a ToolMamba on a GPU by a CUDA graph, one for each number of rows that it has had."""
 
     piece_from = 8
+    draft_from = 8
     exact = True
 
-    def __init__(self, model: ToolMambaForCausalLM) -> None:
-        self._model = model
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
         self._graphs: dict[int, GraphedStep] = {}
 
     def __copy__(self) -> "GraphedDecoder":
-        return GraphedDecoder(self._model)  # a graph's memory belongs to one decoder
+        return GraphedDecoder(self._runner)  # a graph's memory belongs to one decoder
 
     def load(self, state: ModelState) -> None:
         rows = len(state.lengths)
         if rows not in self._graphs:
-            self._graphs[rows] = GraphedStep(self._model, rows)
+            self._graphs[rows] = GraphedStep(self._runner.model, rows)
         self._graph = self._graphs[rows]
         self._graph.load(state.cache)
         self._lengths, self._logits = list(state.lengths), state.logits.clone()
@@ -183,8 +249,13 @@ class GraphedDecoder:
         return ModelState(self._graph.state(), list(self._lengths), self._logits.clone())
 
     def step(self, ids: Sequence[int]) -> None:
-        self._logits = self._graph(torch.tensor(ids, device=self._model.device)).float()
+        self._logits = self._graph(torch.tensor(ids, device=self._logits.device)).float()
         self._lengths = [length + 1 for length in self._lengths]
+
+    def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:
+        after, agreed = check_by_forward(self._runner, self.state(), drafts, observed)
+        self.load(after)
+        return agreed
 
     def greedy(self) -> list[int]:
         return self._logits.argmax(-1).tolist()

@@ -5,7 +5,6 @@ while the model writes, therefore drafts long runs, with the tool executed on a 
 a run counts as far as the model itself chooses the same tokens, so the output is that of greedy decoding.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_toolssm.generation.row import Row
@@ -16,8 +15,8 @@ ORDER = 16
 MAX_CONTEXTS = 50_000
 """Contexts that are remembered: about 10 MB."""
 
-LONGEST = 1_024
-"""Tokens of the longest run, all rows of a batch together."""
+SHORT, LONGEST = 32, 4_096
+"""Tokens of a run that is dared at least, of one row, and at most, of all rows together."""
 
 _AMBIGUOUS = -1
 _BITS = 20  # of a token in a context
@@ -77,13 +76,6 @@ class Draft:
     observed: list[bool]
     context: int
 
-    def agreed(self, choices: Sequence[int]) -> int:
-        """How many tokens stand, given the model's choice behind each: those before the first that it chose other."""
-        for at, (token, choice) in enumerate(zip(self.tokens[1:], choices), 1):
-            if token != choice and not self.observed[at]:
-                return at
-        return len(self.tokens)
-
 
 class Drafter:
     """Drafts for all rows of a session, which learn from each other.
@@ -92,13 +84,13 @@ class Drafter:
     try, and each success the length that is dared.
 
     Args:
-        shortest: tokens of one row from which checking a run in one forward beats a step for each.
+        shortest: tokens of one row from which checking a run beats a step for each.
     """
 
     def __init__(self, shortest: int) -> None:
         self.tree = ContextTree()
         self._shortest = shortest
-        self._dare = 2 * shortest
+        self._dare = SHORT
         self._patience = 1
         self._wait = 0
 
@@ -119,7 +111,7 @@ class Drafter:
         draft, context_tree, drafts = row.draft(), self.tree.predict, row.protocol.drafts
         tokens: list[int] = []
         observed: list[bool] = []
-        limit = min(self._dare, max(2 * self._shortest, LONGEST // rows))
+        limit = min(self._dare, max(SHORT, LONGEST // rows))
         following: int | None = choice
         while len(tokens) < limit and not draft.finished:
             if not draft.pending and (following is None or not drafts(following)):
@@ -138,7 +130,7 @@ class Drafter:
     def judge(self, paid: bool) -> None:
         """Takes note of how a try went."""
         if paid:
-            self._patience, self._wait, self._dare = 1, 0, min(2 * self._dare, LONGEST)
+            self._patience, self._wait, self._dare = 1, 0, min(2 * self._dare, LONGEST // 4)
         else:
-            self._patience, self._dare = min(2 * self._patience, 256), max(self._dare // 2, 2 * self._shortest)
+            self._patience, self._dare = min(2 * self._patience, 64), max(self._dare // 2, SHORT)
             self._wait = self._patience

@@ -90,7 +90,7 @@ class Session:
         self._batch: list[int] = []  # the rows that the decoder holds, in its order
         self._apart = {row: state.select([row]) for row in range(len(rows))}  # the state of every other row
         self._contexts = [0] * len(rows)
-        self._drafter = Drafter(self._decoder.piece_from)
+        self._drafter = Drafter(self._decoder.draft_from)
 
     @classmethod
     def start(
@@ -353,7 +353,7 @@ class Session:
         return choices
 
     def _run_drafts(self, left: dict[int, int], listener: Listener | None) -> bool:
-        """Lets every row of the batch write a run, checked in one forward; false if the runs are too short to pay."""
+        """Lets every row of the batch write a run, checked at once; false if the runs are too short to pay."""
         if self.held:
             return False
         drafter, batch, rows = self._drafter, self._batch, self.rows
@@ -368,17 +368,10 @@ class Session:
             return False
         if not all(draft.tokens for draft in drafts):  # a row stands before its end or a slow call
             return False
-        before = self._decoder.state()
-        after, choices = self.runner.feed(before, [draft.tokens for draft in drafts], choices=True)
-        agreed = [draft.agreed(chosen) for draft, chosen in zip(drafts, choices)]
-        wrong = [at for at, draft in enumerate(drafts) if agreed[at] < len(draft.tokens)]
-        if wrong:
-            again, _ = self.runner.feed(before.select(wrong), [drafts[at].tokens[: agreed[at]] for at in wrong])
-            after = after.replace_rows(wrong, again)
-        self._decoder.load(after)
+        agreed = self._decoder.check([draft.tokens for draft in drafts], [draft.observed for draft in drafts])
         leaving = []
         for at, (i, draft) in enumerate(zip(batch, drafts)):
-            self._accept(i, draft, agreed[at], choices[at])
+            self._accept(i, draft, agreed[at])
             if listener is not None:
                 listener.fed_run(i, draft.tokens[: agreed[at]], draft.observed[: agreed[at]])
             left[i] -= agreed[at]
@@ -389,9 +382,11 @@ class Session:
             self._leave(leaving)
         return True
 
-    def _accept(self, i: int, draft: Draft, count: int, choices: Sequence[int]) -> None:
+    def _accept(self, i: int, draft: Draft, count: int) -> None:
         """Makes the first tokens of a draft real."""
         self.tokens += count
+        if not draft.observed[0]:  # the one token that the tree did not predict, but the model chose
+            self._drafter.tree.learn(self._contexts[i], draft.tokens[0])
         if count == len(draft.tokens):
             self.rows[i].adopt(draft.row)
             self._contexts[i] = draft.context
@@ -399,8 +394,6 @@ class Session:
         for token in draft.tokens[:count]:
             self.rows[i].advance(token)
             self._contexts[i] = extend(self._contexts[i], token)
-        # Otherwise the same wrong run would be drafted again.
-        self._drafter.tree.learn(self._contexts[i], choices[count - 1])
 
     def _is_long(self, row: Row) -> bool:
         """Whether an observation is pending that the row should read apart, in pieces."""

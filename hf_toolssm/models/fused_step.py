@@ -1,4 +1,4 @@
-"""One decode step of a whole small Mamba, compiled: all layers of all rows in one call, float32 on a CPU.
+"""Decode steps of a whole small Mamba, compiled: all layers of all rows in one call, float32 on a CPU.
 
 A tiny model's weights stay in the CPU's cache, so what counts is how often a step passes over its vectors: matrices
 lie transposed, and a product adds eight of their rows at a time to a result that is as wide as a layer.
@@ -18,7 +18,7 @@ from hf_toolssm.models.cpu_kernels import (
 )
 
 PARALLEL_WORK = 1_000_000
-"""Parameters times rows from which waking the other threads pays."""
+"""Parameters times tokens from which waking the other threads pays."""
 
 _LANES = 16
 """The float32 values of the widest register: a result whose width divides by it needs no scalar remainder."""
@@ -36,25 +36,30 @@ class FusedStep:
         self._epsilon = float(model.config.layer_norm_epsilon)
         self._parameters = model.num_parameters()
 
-    def __call__(self, ids: np.ndarray, conv: np.ndarray, recurrent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Feeds one token to each row.
+    def __call__(
+        self, ids: np.ndarray, observed: np.ndarray, conv: np.ndarray, recurrent: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Feeds each row its tokens one after the other, up to the first that the model itself would not choose.
 
         Args:
-            ids: (b,), int64.
+            ids: (b, m), int64; a row with fewer tokens ends with -1. The first token of each row always stands.
+            observed: (b, m), bool: tokens that stand whatever the model would choose.
             conv: (b, layers, k, d), float32, the last k inputs of each convolution, oldest first; moved on in place.
             recurrent: (b, layers, n, d), float32, the state of each scan; moved on in place.
 
         Returns:
-            The logits (b, v), float32, and the first largest of them (b,), int64.
+            Behind the last token that was fed, the logits (b, v), float32, and the first largest of them (b,), int64;
+            and how many tokens were fed (b,), int64.
         """
         rows = len(ids)
         logits, best = np.empty((rows, len(self._embeddings)), np.float32), np.empty(rows, np.int64)
-        work = self._parameters * rows if rows > 1 else 0  # the rows are what can be shared out
+        fed = np.empty(rows, np.int64)
+        work = self._parameters * ids.size if rows > 1 else 0  # the rows are what can be shared out
         _STEP(
-            *(work, ids, self._embeddings, self._layers, self._head, self._rank, self._epsilon),
-            *(conv, recurrent, logits, best),
+            *(work, ids, observed, self._embeddings, self._layers, self._head, self._rank, self._epsilon),
+            *(conv, recurrent, logits, best, fed),
         )
-        return logits, best
+        return logits, best, fed
 
 
 def _pack_layer(block) -> np.ndarray:
@@ -131,9 +136,9 @@ def _add_product(matrix, vector, out):
             out[i] += matrix[j, i] * v0
 
 
-def _step(ids, embeddings, layers, head, r, epsilon, conv, recurrent, logits, best):
+def _step(ids, observed, embeddings, layers, head, r, epsilon, conv, recurrent, logits, best, fed):
     """See `FusedStep`; layers (layers, weights) are of `_pack_layer`, head (e + e * padded v,)."""
-    rows = ids.shape[0]
+    rows, tokens = ids.shape
     e, v = embeddings.shape[1], logits.shape[1]
     k, d = conv.shape[2:]
     n = recurrent.shape[2]
@@ -143,70 +148,80 @@ def _step(ids, embeddings, layers, head, r, epsilon, conv, recurrent, logits, be
         x, y, dt = np.empty(d, np.float32), np.empty(d, np.float32), np.empty(d, np.float32)
         projected = np.empty(_padded(r + 2 * n), np.float32)
         scores = np.empty(_padded(v), np.float32)
-        _copy(embeddings[ids[b]], hidden)
-        for layer in range(layers.shape[0]):
-            w = layers[layer]
-            normalize(hidden, w, epsilon, normed)
-            at = e
-            _copy(w[at : at + 2 * d], xz)
-            at += 2 * d
-            _add_product(w[at : at + 2 * d * e], normed, xz)
-            at += 2 * d * e
+        at_token, largest, going = 0, 0, True
+        while going:
+            _copy(embeddings[ids[b, at_token]], hidden)
+            for layer in range(layers.shape[0]):
+                w = layers[layer]
+                normalize(hidden, w, epsilon, normed)
+                at = e
+                _copy(w[at : at + 2 * d], xz)
+                at += 2 * d
+                _add_product(w[at : at + 2 * d * e], normed, xz)
+                at += 2 * d * e
 
-            window = conv[b, layer]
-            for tap in range(k - 1):
-                _copy(window[tap + 1], window[tap])
-            _copy(xz[:d], window[k - 1])
-            _copy(w[at : at + d], x)
-            at += d
-            for tap in range(k):
-                taps, inputs = w[at + tap * d : at + tap * d + d], window[tap]
+                window = conv[b, layer]
+                for tap in range(k - 1):
+                    _copy(window[tap + 1], window[tap])
+                _copy(xz[:d], window[k - 1])
+                _copy(w[at : at + d], x)
+                at += d
+                for tap in range(k):
+                    taps, inputs = w[at + tap * d : at + tap * d + d], window[tap]
+                    for i in range(d):
+                        x[i] += taps[i] * inputs[i]
+                at += k * d
                 for i in range(d):
-                    x[i] += taps[i] * inputs[i]
-            at += k * d
-            for i in range(d):
-                x[i] *= sigmoid(x[i])
+                    x[i] *= sigmoid(x[i])
 
-            _clear(projected)
-            size = d * projected.shape[0]
-            _add_product(w[at : at + size], x, projected)
-            at += size
-            _copy(w[at : at + d], dt)
-            at += d
-            _add_product(w[at : at + r * d], projected[:r], dt)
-            at += r * d
-            for i in range(d):
-                dt[i] = softplus(dt[i])
-
-            for i in range(d):
-                y[i] = w[at + i] * x[i]
-                x[i] *= dt[i]  # x is the scan's input from here on
-            at += d
-            for s in range(n):
-                decay, h = w[at + s * d : at + s * d + d], recurrent[b, layer, s]
-                b_s, c_s = projected[r + s], projected[r + n + s]
+                _clear(projected)
+                size = d * projected.shape[0]
+                _add_product(w[at : at + size], x, projected)
+                at += size
+                _copy(w[at : at + d], dt)
+                at += d
+                _add_product(w[at : at + r * d], projected[:r], dt)
+                at += r * d
                 for i in range(d):
-                    value = exp_of_nonpositive(dt[i] * decay[i]) * h[i] + x[i] * b_s
-                    h[i] = value
-                    y[i] += value * c_s
-            at += n * d
-            for i in range(d):
-                gate = xz[d + i]
-                y[i] *= gate * sigmoid(gate)
+                    dt[i] = softplus(dt[i])
 
-            for i in range(e):
-                hidden[i] += w[at + i]
-            at += e
-            _add_product(w[at : at + d * e], y, hidden)
-        normalize(hidden, head, epsilon, normed)
-        _clear(scores)
-        _add_product(head[e:], normed, scores)
-        largest = 0
+                for i in range(d):
+                    y[i] = w[at + i] * x[i]
+                    x[i] *= dt[i]  # x is the scan's input from here on
+                at += d
+                for s in range(n):
+                    decay, h = w[at + s * d : at + s * d + d], recurrent[b, layer, s]
+                    b_s, c_s = projected[r + s], projected[r + n + s]
+                    for i in range(d):
+                        value = exp_of_nonpositive(dt[i] * decay[i]) * h[i] + x[i] * b_s
+                        h[i] = value
+                        y[i] += value * c_s
+                at += n * d
+                for i in range(d):
+                    gate = xz[d + i]
+                    y[i] *= gate * sigmoid(gate)
+
+                for i in range(e):
+                    hidden[i] += w[at + i]
+                at += e
+                _add_product(w[at : at + d * e], y, hidden)
+
+            at_token += 1
+            ended = at_token == tokens or ids[b, at_token] < 0
+            if not ended and observed[b, at_token]:
+                continue  # nobody asks what the model would choose
+            normalize(hidden, head, epsilon, normed)
+            _clear(scores)
+            _add_product(head[e:], normed, scores)
+            largest = 0
+            for i in range(1, v):
+                if scores[i] > scores[largest]:
+                    largest = i
+            going = not ended and ids[b, at_token] == largest
         for i in range(v):
             logits[b, i] = scores[i]
-            if scores[i] > scores[largest]:
-                largest = i
         best[b] = largest
+        fed[b] = at_token
 
 
 _STEP = CpuKernel(_step, PARALLEL_WORK)

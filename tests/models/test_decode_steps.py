@@ -69,17 +69,51 @@ def test_the_fused_step_equals_the_model_and_chooses_its_best(tokenizer, specs, 
     expected, states = forward(model, ids)
     found = zero_state(model, batch)
     for t in range(STEPS):
-        logits, best = step(ids[:, t].numpy().copy(), *found)
+        logits, best, fed = step(ids[:, t : t + 1].numpy().copy(), np.zeros((batch, 1), bool), *found)
+        assert fed.tolist() == [1] * batch
         assert relative_distance(torch.from_numpy(logits), expected[:, t]) < TOLERANCE
         assert best.tolist() == torch.from_numpy(logits).argmax(1).tolist()
     for a, b in zip(found, states):
         assert relative_distance(torch.from_numpy(a), b) < TOLERANCE
 
 
+@settings(max_examples=25)
+@given(seed=seeds, batch=st.integers(1, 40), data=st.data())
+def test_a_draft_is_fed_up_to_the_first_token_that_the_model_would_not_choose(tokenizer, specs, seed, batch, data):
+    """Each row's draft is the model's own greedy run, with observations in it and, in some rows, one wrong token."""
+    model = random_model(tokenizer, specs, seed)
+    step, singly, together = FusedStep(model), zero_state(model, batch), zero_state(model, batch)
+    generator = torch.Generator().manual_seed(seed)
+    ids, observed = np.full((batch, 12), -1, np.int64), torch.rand(batch, 12, generator=generator).numpy() < 0.4
+    lengths = [data.draw(st.integers(1, 12)) for _ in range(batch)]
+    wrong = [data.draw(st.one_of(st.none(), st.integers(1, 11))) for _ in range(batch)]
+    expected, logits_of, states_of = [], [], []
+    for row in range(batch):
+        state, token = [array[row : row + 1] for array in singly], 5
+        for t in range(lengths[row]):
+            token = int(torch.randint(3, 20, (), generator=generator)) if t and observed[row, t] else token
+            if t == wrong[row] and not observed[row, t]:
+                ids[row, t] = (token + 1) % 20
+                break
+            ids[row, t] = token
+            logits, best, _ = step(np.array([[token]]), np.zeros((1, 1), bool), *state)
+            token = int(best[0])
+        stop = wrong[row] is not None and wrong[row] < lengths[row] and not observed[row, wrong[row]]
+        expected.append(wrong[row] if stop else lengths[row])
+        logits_of.append(logits[0])
+        states_of.append(state)
+    logits, best, fed = step(ids, observed, *together)
+    assert fed.tolist() == expected
+    for row in range(batch):
+        assert np.allclose(logits[row], logits_of[row], atol=1e-4)
+        for mine, theirs in zip(together, states_of[row]):
+            assert np.allclose(mine[row], theirs[0], atol=1e-4)
+
+
 def test_of_equal_logits_the_first_is_the_best(model):
     with torch.no_grad():
         model.lm_head.weight[5:9] = 100 * model.lm_head.weight[4]  # four equal rows, which win or lose by far
-    _, best = FusedStep(model)(np.arange(3, 19), *zero_state(model, 16))
+    _, best, _ = FusedStep(model)(np.arange(3, 19)[:, None].copy(), np.zeros((16, 1), bool), *zero_state(model, 16))
     assert 5 in best
     assert not set(best.tolist()) & {6, 7, 8}
 

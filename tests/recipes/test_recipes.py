@@ -88,6 +88,16 @@ def test_the_python_example_runs(trained, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
+def test_the_session_example_runs(trained, tmp_path, capsys):
+    outputs, _ = trained
+    code = blocks("python")[1].replace("outputs/session", f"{tmp_path}/session").replace("outputs/", f"{outputs}/")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(names["four"].rows) == 4
+    assert (tmp_path / "session.safetensors").exists()
+
+
 def test_every_other_command_of_the_readme_runs(trained):
     outputs, _ = trained
     seen = []
@@ -97,14 +107,18 @@ def test_every_other_command_of_the_readme_runs(trained):
         words = shlex_small(command, outputs)
         shorter = {"100_000": "64", "10000": "12", "1000": "12", "100": "6", "10": "3"}
         words = [shorter.get(word, word) for word in words]
+        if "recipes/benchmarks/run.py" in words:
+            words += ["--scale", "small", "--only", "decode_one_stream"]  # the rest in test_benchmarks.py
         if words[0] == "accelerate" and "--output_dir" not in command:
             words += ["--output_dir", f"{outputs}/two"]
             words[words.index("--per_device_train_batch_size") + 1] = "4"
         run(words)
         seen.append(words)
-    assert len(seen) == 4
+    assert len(seen) == 6
     assert (outputs / "tool-addition" / "README.md").exists()
     assert json.loads((outputs / "addition" / "evaluation" / "results.json").read_text())["teacher_forced"]
+    assert json.loads((outputs / "long-addition" / "result.json").read_text())["length"] == 12
+    assert json.loads((outputs / "benchmarks.json").read_text())["results"]
     tuned = json.loads((outputs / "addition-lora" / "results.json").read_text())
     assert (tuned["lora_rank"], tuned["base_model"]) == (8, f"{outputs}/addition")
 
