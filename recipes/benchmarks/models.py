@@ -120,15 +120,24 @@ def stock_model(model: ToolMambaForCausalLM, mambapy: bool = False) -> MambaForC
     return stock.to(model.dtype).eval()
 
 
+@dataclass(frozen=True)
+class Solved:
+    """A solved problem as tokens: its prompt, all that follows it, and the answer alone."""
+
+    prompt: list[int]
+    solution: list[int]
+    answer: list[int]
+
+
 @lru_cache(maxsize=1)  # the same problems serve several figures
-def solved_additions(tokenizer: PreTrainedTokenizerBase, digits: int, count: int) -> list[tuple[list[int], list[int]]]:
-    """Problems of that length with their whole solutions, as the tokens of the prompt and of what follows it."""
+def solved_additions(tokenizer: PreTrainedTokenizerBase, digits: int, count: int) -> list[Solved]:
+    """Problems whose numbers have that many digits each, so that all prompts are equally long."""
     renderer = Renderer(tokenizer)
     problems = ProblemSet(TASK, TEST, digits, (("test", count),), VARIANT)
     solved = []
     for trajectory in reference_trajectories(problems, "test"):
-        ids = renderer.render(trajectory)["input_ids"]
-        solved.append((ids[: len(trajectory.problem)], ids[len(trajectory.problem) :]))
+        ids, size = renderer.render(trajectory)["input_ids"], len(trajectory.problem)
+        solved.append(Solved(ids[:size], ids[size:], renderer.problem(trajectory.answer)))
     return solved
 
 
