@@ -100,11 +100,13 @@ def random_model(**shape: int) -> tuple[ToolMambaForCausalLM, PreTrainedTokenize
     tokenizer = build_task_tokenizer(task.cells, [make_tool(spec) for spec in specs])
     torch.manual_seed(0)
     model = ToolMambaForCausalLM(ToolMambaConfig(**{"vocab_size": len(tokenizer), **shape})).eval()
-    # As initialised, the state hardly shows in the logits, and a wrong one would pass for right.
-    noise = 0.2 * (32 / model.config.hidden_size) ** 0.5
+    # As initialised, a shallow model's state hardly shows in its logits, and a wrong one would pass for right, while a
+    # deep one doubles every rounding error layer by layer, as no trained model does.
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += noise * torch.randn_like(parameter)
+            parameter += 0.6 * model.config.hidden_size**-0.5 * torch.randn_like(parameter)
+        for block in model.backbone.layers:
+            block.mixer.out_proj.weight *= (2 / model.config.num_hidden_layers) ** 3
     add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
     return model, tokenizer
 
