@@ -13,12 +13,15 @@ from hf_toolssm.generation import Session
 from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.session import Steering
 from measure import Contender, MemoryRead, interleave
-from models import Scale, addition_model, random_model, solved_additions, stepwise_difference, stock_model
+from models import Scale, Solved, addition_model, random_model, solved_additions, stepwise_difference, stock_model
 from results import Bound, Result
 
 DIFFERENCE_TOKENS = 32
+"""Tokens whose logits are compared with stock's."""
+
 BATCH = 32
-Solved = Sequence[tuple[list[int], list[int]]]
+LARGE_DIGITS = 5
+"""Of the addition that the large model writes: a step costs the same behind any prompt, and stock reads one slowly."""
 
 
 class Greedy:
@@ -60,7 +63,7 @@ def large_model(scale: Scale, path: str | None) -> Iterator[Result]:
     del path
     model, tokenizer = random_model(**scale.large_shape)
     read = MemoryRead(scale.read_mib)
-    solved = solved_additions(tokenizer, scale.digits[0], 1)
+    (solved,) = solved_additions(tokenizer, LARGE_DIGITS, 1)
     kinds: list[tuple[str, torch.dtype, StepWeights, int]] = [
         ("float32", torch.float32, None, 4),
         ("int8", torch.float32, "int8", 1),
@@ -81,9 +84,10 @@ def _additions(scale: Scale, path: str | None, digits: int, rows: int, target: f
     model, tokenizer = addition_model(path)
     stock = stock_model(model)
     solved = solved_additions(tokenizer, digits, rows)
-    tokens = sum(len(solution) for _, solution in solved)
-    difference = stepwise_difference(model, stock, solved[0][1][:DIFFERENCE_TOKENS])
-    steerings: dict[str, Callable[[], Steering | None]] = {"no drafts": lambda: Scripted([s for _, s in solved])}
+    prompts, solutions = [problem.prompt for problem in solved], [problem.solution for problem in solved]
+    tokens = sum(map(len, solutions))
+    difference = stepwise_difference(model, stock, solutions[0][:DIFFERENCE_TOKENS])
+    steerings: dict[str, Callable[[], Steering | None]] = {"no drafts": lambda: Scripted(solutions)}
     if path is not None:
         steerings = {"drafts": lambda: None, "no drafts": Greedy}
     ran: dict[str, Session] = {}
@@ -93,20 +97,17 @@ def _additions(scale: Scale, path: str | None, digits: int, rows: int, target: f
             session.run(steering=make_steering())
             ran[name] = session
 
-        return Contender(run, scale.repetitions, prepare=lambda: Session.start(model, [p for p, _ in solved]))
+        return Contender(run, scale.repetitions, prepare=lambda: Session.start(model, prompts))
 
     timings = interleave(
         {
             **{name: contender(name, make) for name, make in steerings.items()},
-            "stock": _stock(stock, [p for p, _ in solved], scale.stock_steps, scale.repetitions),
+            "stock": _stock(stock, prompts, scale.stock_steps, scale.repetitions),
         }
     )
     for name in steerings:
         timing = timings[name]
-        # The end token is no part of an answer.
-        answers = [
-            row.answer == solution[-1 - len(row.answer) : -1] for row, (_, solution) in zip(ran[name].rows, solved)
-        ]
+        answered = [row.answer == problem.answer for row, problem in zip(ran[name].rows, solved)]
         result = Result(
             f"decode, addition, {rows} x {digits} digits, {name}",
             "tokens/s",
@@ -118,7 +119,7 @@ def _additions(scale: Scale, path: str | None, digits: int, rows: int, target: f
             repetitions={"ours": timing.repetitions, "stock": timings["stock"].repetitions},
             details={
                 "tokens": tokens,
-                "exact": ran[name].tokens == tokens and all(answers),
+                "exact": ran[name].tokens == tokens and all(answered),
                 "trained": path is not None,
             },
         )
@@ -136,18 +137,18 @@ def _large(
     read: MemoryRead,
     scale: Scale,
 ) -> Result:
-    (prompt, solution), (steps, stock_steps) = solved[0], scale.large_steps
+    steps, stock_steps = scale.large_steps
     stock = stock_model(model)
-    difference = stepwise_difference(model, stock, solution[: min(stock_steps, DIFFERENCE_TOKENS)], step_weights)
+    difference = stepwise_difference(model, stock, solved.solution[:stock_steps], step_weights)
     timings = interleave(
         {
             "ours": Contender(
-                lambda session: session.run(steps, steering=Scripted([solution])),
+                lambda session: session.run(steps, steering=Scripted([solved.solution])),
                 scale.repetitions,
-                prepare=lambda: Session.start(model, [prompt], step_weights=step_weights),
+                prepare=lambda: Session.start(model, [solved.prompt], step_weights=step_weights),
             ),
             "read": read.contender(scale.repetitions),
-            "stock": _stock(stock, [prompt], stock_steps, scale.repetitions),
+            "stock": _stock(stock, [solved.prompt], stock_steps, scale.repetitions),
         }
     )
     rate = read.bytes_per_second(timings["read"])

@@ -100,11 +100,13 @@ def random_model(**shape: int) -> tuple[ToolMambaForCausalLM, PreTrainedTokenize
     tokenizer = build_task_tokenizer(task.cells, [make_tool(spec) for spec in specs])
     torch.manual_seed(0)
     model = ToolMambaForCausalLM(ToolMambaConfig(**{"vocab_size": len(tokenizer), **shape})).eval()
-    # As initialised, the state hardly shows in the logits, and a wrong one would pass for right.
-    noise = 0.2 * (32 / model.config.hidden_size) ** 0.5
+    # As initialised, a shallow model's state hardly shows in its logits, and a wrong one would pass for right, while a
+    # deep one doubles every rounding error layer by layer, as no trained model does.
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += noise * torch.randn_like(parameter)
+            parameter += 0.6 * model.config.hidden_size**-0.5 * torch.randn_like(parameter)
+        for block in model.backbone.layers:
+            block.mixer.out_proj.weight *= (2 / model.config.num_hidden_layers) ** 3
     add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
     return model, tokenizer
 
@@ -120,15 +122,24 @@ def stock_model(model: ToolMambaForCausalLM, mambapy: bool = False) -> MambaForC
     return stock.to(model.dtype).eval()
 
 
+@dataclass(frozen=True)
+class Solved:
+    """A solved problem as tokens: its prompt, all that follows it, and the answer alone."""
+
+    prompt: list[int]
+    solution: list[int]
+    answer: list[int]
+
+
 @lru_cache(maxsize=1)  # the same problems serve several figures
-def solved_additions(tokenizer: PreTrainedTokenizerBase, digits: int, count: int) -> list[tuple[list[int], list[int]]]:
-    """Problems of that length with their whole solutions, as the tokens of the prompt and of what follows it."""
+def solved_additions(tokenizer: PreTrainedTokenizerBase, digits: int, count: int) -> list[Solved]:
+    """Problems whose numbers have that many digits each, so that all prompts are equally long."""
     renderer = Renderer(tokenizer)
     problems = ProblemSet(TASK, TEST, digits, (("test", count),), VARIANT)
     solved = []
     for trajectory in reference_trajectories(problems, "test"):
-        ids = renderer.render(trajectory)["input_ids"]
-        solved.append((ids[: len(trajectory.problem)], ids[len(trajectory.problem) :]))
+        ids, size = renderer.render(trajectory)["input_ids"], len(trajectory.problem)
+        solved.append(Solved(ids[:size], ids[size:], renderer.problem(trajectory.answer)))
     return solved
 
 

@@ -15,7 +15,7 @@ def observation(scale: Scale, path: str | None) -> Iterator[Result]:
     """Behind the prompt of an addition, with the logits and the states that both end in compared."""
     model, tokenizer = addition_model(path)
     stock = stock_model(model)
-    ((prompt, _),) = solved_additions(tokenizer, scale.digits[1], 1)
+    prompt = solved_additions(tokenizer, scale.digits[1], 1)[0].prompt
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(len(tokenizer), (scale.observation,), generator=generator).tolist()
     runner = ModelRunner(model)

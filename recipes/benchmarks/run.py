@@ -4,7 +4,7 @@
     python recipes/benchmarks/run.py --only decode_one_stream observation
 
 prints a table and writes `--output`, a JSON file with every figure, the hardware and the date; a target that is missed
-is shown as missed. Nothing else should run on the machine meanwhile. Of the about fifteen minutes nearly all go into two
+is shown as missed. Nothing else should run on the machine meanwhile. Of about fifteen minutes nearly all go into two
 training steps of stock, in `training_addition` and `training_130m`. A column for mambapy is filled if that package is
 installed.
 """
