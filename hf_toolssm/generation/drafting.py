@@ -108,19 +108,23 @@ class Drafter:
             choice: used only if the row has no observation pending.
             rows: how many rows draft side by side.
         """
-        draft, context_tree, drafts = row.draft(), self.tree.predict, row.protocol.drafts
+        draft = row.draft()
+        predict, drafts, advance, pending = self.tree.predict, row.protocol.drafts, draft.advance, draft.pending
         tokens: list[int] = []
         observed: list[bool] = []
         limit = min(self._dare, max(SHORT, LONGEST // rows))
         following: int | None = choice
         while len(tokens) < limit and not draft.finished:
-            if not draft.pending and (following is None or not drafts(following)):
+            if pending:
+                token, by_tool = pending.popleft(), True
+            elif following is not None and drafts(following):
+                token, by_tool = advance(following)
+            else:
                 break
-            token, by_tool = draft.advance(following or 0)
             tokens.append(token)
             observed.append(by_tool)
             context = extend(context, token)
-            following = None if draft.pending else context_tree(context)
+            following = None if pending else predict(context)
         return Draft(draft, tokens, observed, context)
 
     def pays(self, tokens: int, rows: int) -> bool:

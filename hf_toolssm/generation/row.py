@@ -157,7 +157,8 @@ class Row:
             self._fail(error)
 
     def _observe(self, tokens: Sequence[int]) -> None:
-        self.pending.extend(tokens)
+        if tokens:
+            self.pending.extend(tokens)
         self.tool_calls += 1
 
     def _write(self, token: int) -> None:

@@ -63,6 +63,8 @@ class ObservationReader:
         return self._tokens(observed, command)
 
     def _tokens(self, observed: Any, command: str) -> Sequence[int]:
+        if observed == ():  # most commands of a tool show nothing
+            return observed
         if not isinstance(observed, (tuple, list, str, bytes)):
             raise ToolFaultError(
                 f"the tool returned {type(observed).__name__} on {command}: return cells as a tuple or a list, () for "
