@@ -89,8 +89,12 @@ class StateMismatchError(ToolSSMError):
     """A recurrent state that does not fit the model or the batch."""
 
 
+class SessionRunningError(ToolSSMError):
+    """A listener or a steering that changes, copies or saves the session which is calling it."""
+
+
 class SnapshotError(ToolSSMError):
-    """A file that holds no saved session."""
+    """A file that holds no saved session, or a session that cannot be saved."""
 
 
 class UnsupportedGenerationError(ToolSSMError):

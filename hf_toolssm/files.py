@@ -1,10 +1,19 @@
 """Files that are there whole or not at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text under a temporary name and renames it, so that an interruption leaves the old file or the new."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes the file at the end, so that an interruption leaves the old file or the new."""
     temporary = path.with_name(f"{path.name}.incomplete")
-    temporary.write_text(text)
+    yield temporary
     temporary.replace(path)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text that is there whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text)

@@ -22,8 +22,8 @@ from hf_toolssm.evaluation.exactness import first_difference
 from hf_toolssm.evaluation.report import hardware, write_json
 from hf_toolssm.protocols import Renderer
 
-STRIDE = 250_000
-"""Tokens between two looks at the clock."""
+SLICE = 1.0
+"""Seconds, about, between two looks at the clock."""
 
 
 @dataclass
@@ -33,6 +33,7 @@ class LongProblemArguments:
     output: str = field(metadata={"help": "Folder for the session and the result."})
     task: str = field(default="addition", metadata={"help": "A file of dataset_builders/."})
     seed: int = field(default=0, metadata={"help": "Another seed gives another problem."})
+    max_new_tokens: int = field(default=10**9, metadata={"help": "Where a model that is lost is cut off."})
     save_seconds: float = field(default=60.0, metadata={"help": "Seconds of generation between two saves."})
 
 
@@ -46,15 +47,16 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     session, seconds = open_session(options, output, model, tokenizer, problem)
 
-    saved = time.perf_counter()
+    saved, stride = time.perf_counter(), 100
     with tqdm(initial=session.tokens, desc=f"{options.task} {options.length:,}", unit="token", unit_scale=True) as bar:
-        while not session.finished:
+        while not session.finished and session.tokens < options.max_new_tokens:
             start = time.perf_counter()
-            bar.update(session.run(STRIDE))
-            seconds += time.perf_counter() - start
+            bar.update(session.run(min(stride, options.max_new_tokens - session.tokens)))
+            taken = time.perf_counter() - start
+            stride, seconds = stride * 2 if taken < SLICE / 2 else stride, seconds + taken
             if time.perf_counter() - saved >= options.save_seconds:
                 save(session, seconds, options, output)
-                saved = time.perf_counter()
+                saved, stride = time.perf_counter(), 100
     row = session.rows[0]
     found, expected = session.answers[0], task.answer(problem)
     wrong = first_difference(expected, found)
@@ -69,7 +71,7 @@ def main() -> None:
         "tokens": session.tokens,
         "tool_calls": row.tool_calls,
         "minutes": round(seconds / 60, 2),
-        "tokens_per_second": round(session.tokens / seconds),
+        "tokens_per_second": round(session.tokens / max(seconds, 1e-9)),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "num_parameters": model.num_parameters(),
         "hardware": hardware(),

@@ -94,9 +94,11 @@ def make_decoder(runner: ModelRunner, step_weights: StepWeights = None) -> Decod
         step_weights: "int8" steps with weights rounded to eight bits; None with the model's own.
 
     Raises:
-        UnsupportedGenerationError: the weights cannot be rounded, because no compiled step applies.
+        UnsupportedGenerationError: there are no such weights, or no compiled step that could round them.
     """
     model = runner.model
+    if step_weights not in (None, "int8"):
+        raise UnsupportedGenerationError(f"step_weights is None or 'int8', and not {step_weights!r}")
     if _is_plain(model) and model.device.type == "cpu":
         return CompiledDecoder(runner, step_weights)
     if step_weights is not None:
@@ -135,10 +137,10 @@ class ModelDecoder:
 
     piece_from = 8
     draft_from = 8
-    exact = True
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
+        self.exact = runner.model.dtype == torch.float32
 
     def load(self, state: ModelState) -> None:
         self._state = state.clone()  # a model may write into its cache
@@ -228,10 +230,10 @@ class GraphedDecoder:
 
     piece_from = 8
     draft_from = 8
-    exact = True
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
+        self.exact = runner.model.dtype == torch.float32
         self._graphs: dict[int, GraphedStep] = {}
 
     def __copy__(self) -> "GraphedDecoder":
@@ -270,7 +272,9 @@ def _is_plain(model) -> bool:
         return False
     if any(weight.dtype not in (torch.float32, torch.bfloat16) for weight in model.parameters()):
         return False
-    if model.config.hidden_act != "silu" or model.training:
+    if model.config.hidden_act != "silu" or model.training or model.lm_head.bias is not None:
+        return False
+    if any("forward" in vars(module) for module in model.modules() if module is not model):
         return False
     # Anything else among the modules (an adapter, a quantized layer) computes something that the steps do not know.
     plain = all(type(m) in _KNOWN for m in model.modules())

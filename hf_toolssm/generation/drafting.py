@@ -109,7 +109,7 @@ class Drafter:
             rows: how many rows draft side by side.
         """
         draft = row.draft()
-        predict, drafts, advance, pending = self.tree.predict, row.protocol.drafts, draft.advance, draft.pending
+        predict, ends, advance, pending = self.tree.predict, row.protocol.ends, draft.advance, draft.pending
         tokens: list[int] = []
         observed: list[bool] = []
         limit = min(self._dare, max(SHORT, LONGEST // rows))
@@ -117,7 +117,7 @@ class Drafter:
         while len(tokens) < limit and not draft.finished:
             if pending:
                 token, by_tool = pending.popleft(), True
-            elif following is not None and drafts(following):
+            elif following is not None and following not in ends:
                 token, by_tool = advance(following)
             else:
                 break

@@ -1,55 +1,14 @@
 """One row of a batch while it generates: what its next token is, and what that token does."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from hf_toolssm.errors import MissingToolTokensError, ToolError, ToolFaultError, UnknownToolError
-from hf_toolssm.generation.tool_calls import ObservationReader, WaitingCall, time_limit
-from hf_toolssm.protocols.special_tokens import tool_tokens
-from hf_toolssm.tools import Tool, ToolSession
-from hf_toolssm.trajectory import ANSWER
-
-
-class TokenProtocol:
-    """The meaning of token ids for the rows of one session.
-
-    Args:
-        tools: the tools in use; no two share a command.
-        ids: the token id of every command, marker and of the answer marker.
-        end_ids: the tokens that end a trajectory.
-        reader: turns what the tools return into tokens.
-
-    Raises:
-        MissingToolTokensError: a token of the tools has no id.
-        UnknownToolError: two tools share a command.
-    """
-
-    def __init__(
-        self, tools: Sequence[Tool], ids: Mapping[str, int], end_ids: Sequence[int], reader: ObservationReader
-    ) -> None:
-        missing = [text for text in tool_tokens(tools) if text not in ids]
-        if missing:
-            raise MissingToolTokensError(
-                f"the model has no id for {missing[0]!r}: call add_tool_tokens_to_model and train it to use the tool"
-            )
-        self.tools = tools
-        self.ids = ids
-        self.reader = reader
-        self.limits = [time_limit(tool) for tool in tools]
-        self.commands = {ids[text]: (index, text) for index, tool in enumerate(tools) for text in tool.commands}
-        if len(self.commands) < sum(len(tool.commands) for tool in tools):
-            raise UnknownToolError("two of the tools share a command: give each tool once")
-        self.answer = ids[ANSWER]
-        self.ends = frozenset(end_ids)
-
-    def drafts(self, token: int) -> bool:
-        """Whether a row may go on from this token before the model has confirmed it: it ends nothing, and calls at
-        most a tool that answers at once and touches nothing but its session."""
-        if token in self.commands:
-            return self.limits[self.commands[token][0]] is None
-        return token not in self.ends
+from hf_toolssm.errors import ToolError
+from hf_toolssm.generation.token_protocol import TokenProtocol
+from hf_toolssm.generation.tool_calls import WaitingCall, fault
+from hf_toolssm.tools import ToolSession
 
 
 @dataclass(slots=True)
@@ -131,11 +90,13 @@ class Row:
     def tell(self, tokens: Sequence[int]) -> None:
         """Takes what the user adds: it enters the tools' memory as the problem did, and is fed before the model goes
         on, also in a row that had finished."""
-        for token in tokens:
-            self._write(token)
-        self.pending.extend(tokens)
         self.finished = self.complete = self.answering = False
         self.answer, self.error = [], None
+        for token in tokens:
+            self._write(token)
+            if self.finished:  # a tool failed
+                return
+        self.pending.extend(tokens)
 
     def receive(self) -> None:
         """Takes the result of the call that is over."""
@@ -144,7 +105,7 @@ class Row:
             try:
                 self._observe(call.result())
             except ToolError as error:
-                self._fail(error)
+                self.fail(error)
 
     def _call(self, tool: int, command: str) -> None:
         reader, session, limit = self.protocol.reader, self.sessions[tool], self.protocol.limits[tool]
@@ -154,7 +115,7 @@ class Row:
         try:
             self._observe(reader.call(session, command))
         except ToolError as error:
-            self._fail(error)
+            self.fail(error)
 
     def _observe(self, tokens: Sequence[int]) -> None:
         if tokens:
@@ -166,9 +127,10 @@ class Row:
             for session in self.sessions:
                 session.write(token)
         except ToolError as error:
-            self._fail(error)
+            self.fail(error)
         except Exception as error:
-            self._fail(ToolFaultError(f"the tool raised {type(error).__name__} when the model wrote: {error}"))
+            self.fail(fault("when the model wrote", error))
 
-    def _fail(self, error: ToolError) -> None:
+    def fail(self, error: ToolError) -> None:
+        """Ends the row by a tool's error."""
         self.finished, self.error = True, f"{type(error).__name__}: {error}"

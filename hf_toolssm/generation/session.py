@@ -6,6 +6,8 @@ batch with its state and joins again, so no row ever waits for another, is padde
 """
 
 import copy
+import math
+import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,15 +17,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hf_toolssm.errors import EmptyProblemError, InvalidProblemError, StateMismatchError, TokenizerNeededError
+from hf_toolssm.errors import (
+    SessionRunningError,
+    StateMismatchError,
+    TokenizerNeededError,
+    ToolFaultError,
+    UnsupportedGenerationError,
+)
 from hf_toolssm.generation.decoder import StepWeights, make_decoder
 from hf_toolssm.generation.drafting import ORDER, Draft, Drafter, extend
 from hf_toolssm.generation.model_runner import ModelRunner, Pieces
-from hf_toolssm.generation.row import Row, TokenProtocol
-from hf_toolssm.generation.tool_calls import ObservationReader
+from hf_toolssm.generation.row import Row
+from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts, make_protocol
 from hf_toolssm.models.model_state import ModelState
-from hf_toolssm.protocols.special_tokens import tool_token_ids
-from hf_toolssm.tools import Tool, make_tool
+from hf_toolssm.tools import Tool
 
 PIECE = 2_048
 """Tokens of a long observation that one row takes between two steps of the others."""
@@ -60,7 +67,7 @@ class Session:
         protocol: the tools and their tokens.
         rows: their answers, tools, errors; see `generation.row.Row`.
         temperature: of the sampling; 0 is greedy.
-        generator: of the sampling.
+        randoms: per row, what its samples are drawn by.
         step_weights: how the weights of a decode step are stored.
         tokenizer: for `answers`, if there is one.
         tokens: tokens fed since the start, all rows together, the prompts not counted.
@@ -74,14 +81,15 @@ class Session:
         rows: list[Row],
         state: ModelState,
         temperature: float,
-        generator: torch.Generator,
+        randoms: list[random.Random],
         step_weights: StepWeights,
     ) -> None:
         self.runner = runner
         self.protocol = protocol
         self.rows = rows
         self.temperature = temperature
-        self.generator = generator
+        self.randoms = randoms
+        self._running = False
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.tokens = 0
         self.held: dict[int, int] = {}
@@ -129,7 +137,9 @@ class Session:
             UnsupportedArchitectureError: the model cannot be fed exactly.
             UnsupportedGenerationError: the weights of this model's steps cannot be rounded.
         """
-        check_prompts(model, prompts)
+        prompts = check_prompts(model, prompts)
+        if not 0 <= temperature < math.inf:
+            raise UnsupportedGenerationError(f"the temperature is a number of at least 0, and not {temperature}")
         if state is not None and len(state.lengths) != len(prompts):
             raise StateMismatchError(
                 f"the state has {len(state.lengths)} rows and there are {len(prompts)} prompts: use its select(rows)"
@@ -138,8 +148,8 @@ class Session:
         runner = ModelRunner(model)
         rows = [Row.start(prompt, protocol) for prompt in prompts]
         fed, _ = runner.feed(state, prompts)
-        generator = torch.Generator(device=fed.logits.device).manual_seed(seed)
-        session = cls(runner, protocol, rows, fed, temperature, generator, step_weights)
+        randoms = [random.Random(f"{seed}/{row}") for row in range(len(rows))]
+        session = cls(runner, protocol, rows, fed, temperature, randoms, step_weights)
         session.tokenizer = tokenizer
         for row, prompt in enumerate(prompts):
             session._note(row, prompt)
@@ -185,7 +195,7 @@ class Session:
     @property
     def state(self) -> ModelState:
         """What the model remembers of every row, in order, as a copy."""
-        self._leave(range(len(self._batch)))
+        self._refuse_while_running()
         return ModelState.concatenate([self._apart[row] for row in range(len(self.rows))])
 
     def run(
@@ -208,21 +218,31 @@ class Session:
         Returns:
             How many tokens were fed, all rows together.
         """
+        self._refuse_while_running()
+        if max_new_tokens is not None and max_new_tokens < 0:
+            raise UnsupportedGenerationError(f"max_new_tokens is at least 0, and not {max_new_tokens}")
         before = self.tokens
         limit = sys.maxsize if max_new_tokens is None else max_new_tokens
         left = {i: limit for i, row in enumerate(self.rows) if not row.finished}
-        watched = set(left) - set(self.held) if stop_before_call else set()
+        # A row that was stopped before a call carries it out first.
+        watched = set(left) - set(self.held) if stop_before_call else None
         stopped: set[int] = set()  # rows before a call, and rows that `steering` has ended
         drafting = steering is None and self.temperature == 0 and not stop_before_call
         drafting = drafting and self._decoder.exact and self.runner.pieces is not Pieces.SINGLY
-        away = self._attend(left, stopped, listener)
-        while self._batch or away:
-            if not self._batch:
-                self._wait(away)
-            elif not (drafting and self._drafter.may_try() and self._run_drafts(left, listener)):
-                self._step(left, stopped, watched, listener, steering)
-            if away or len(self._batch) < len(left):
-                away = self._attend(left, stopped, listener)
+        drafting = drafting and self.protocol.allows_drafts
+        self._running = True
+        try:
+            away = self._attend(left, stopped, listener)
+            while self._batch or away:
+                if not self._batch:
+                    self._wait(away)
+                elif not (drafting and self._drafter.may_try() and self._run_drafts(left, listener)):
+                    self._step(left, stopped, watched, listener, steering)
+                if away or len(self._batch) < len(left):
+                    away = self._attend(left, stopped, listener)
+        finally:  # what a listener raises ends the run, and the rows stand where they are
+            self._leave(range(len(self._batch)))
+            self._running = False
         return self.tokens - before
 
     def tell(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -235,14 +255,15 @@ class Session:
             StateMismatchError: not one prompt per row.
             InvalidProblemError: a prompt holds the token for unknown symbols.
         """
+        self._refuse_while_running()
         if len(prompts) != len(self.rows):
             raise StateMismatchError(f"there are {len(self.rows)} rows and {len(prompts)} prompts: give one per row")
-        check_prompts(self.runner.model, [prompt for prompt in prompts if len(prompt)])
+        prompts = [check_prompts(self.runner.model, [prompt])[0] if len(prompt) else [] for prompt in prompts]
         self.settle()
         for i, prompt in enumerate(prompts):
             if len(prompt):
                 self.held.pop(i, None)
-                self.rows[i].tell(list(prompt))
+                self.rows[i].tell(prompt)
 
     def settle(self) -> None:
         """Waits for the tool calls under way, because a call is no part of a value."""
@@ -256,10 +277,19 @@ class Session:
         return self.select(range(len(self.rows)))
 
     def select(self, rows: Iterable[int]) -> "Session":
-        """A session of copies of the given rows, in that order; a row taken several times is forked."""
-        self.settle()
-        self._leave(range(len(self._batch)))
+        """A session of copies of the given rows, in that order; a row taken several times is forked.
+
+        A fork samples by randomness of its own; the first copy of a row goes on with the row's.
+
+        Raises:
+            StateMismatchError: there is no such row, or none is given.
+        """
+        self._refuse_while_running()
         chosen = list(rows)
+        wrong = [row for row in chosen if not 0 <= row < len(self.rows)]
+        if wrong or not chosen:
+            raise StateMismatchError(f"select takes some of the rows 0 to {len(self.rows) - 1}, and not {chosen}")
+        self.settle()
         other = copy.copy(self)
         other.rows = [self.rows[i].clone() for i in chosen]
         other._decoder = copy.copy(self._decoder)
@@ -267,13 +297,24 @@ class Session:
         other._apart = {new: self._apart[old].clone() for new, old in enumerate(chosen)}
         other.held = {new: self.held[old] for new, old in enumerate(chosen) if old in self.held}
         other._contexts = [self._contexts[i] for i in chosen]
-        other.generator = torch.Generator(device=self.generator.device)
-        other.generator.set_state(self.generator.get_state())
+        other.randoms = [self._random_of_copy(old, chosen[:new].count(old)) for new, old in enumerate(chosen)]
         return other
+
+    def _random_of_copy(self, row: int, fork: int) -> random.Random:
+        copied = random.Random()
+        copied.setstate(self.randoms[row].getstate())
+        return random.Random(f"{copied.random()}/{fork}") if fork else copied
+
+    def _refuse_while_running(self) -> None:
+        if self._running:
+            raise SessionRunningError(
+                "the session is in the middle of run(): look at it, copy it or save it before or after, and let the "
+                "listener only take the tokens that it is given"
+            )
 
     def _attend(self, left: dict[int, int], stopped: set[int], listener: Listener | None) -> list[int]:
         """Moves the rows on that are not in the batch; returns those that still wait or read."""
-        for i in [i for i in left if i in stopped or left[i] == 0 or self.rows[i].finished]:
+        for i in [i for i in left if i in stopped or left[i] <= 0 or self.rows[i].finished]:
             if i in self._apart:
                 del left[i]
         away, joining = [], []
@@ -294,14 +335,14 @@ class Session:
         self,
         left: dict[int, int],
         stopped: set[int],
-        watched: set[int],
+        watched: set[int] | None,
         listener: Listener | None,
         steering: Steering | None,
     ) -> None:
         """One token for every row of the batch; a watched row leaves it instead when it chooses a command."""
         rows, batch = self.rows, self._batch
         choices = self._choose(steering)
-        if watched:
+        if watched is not None:
             free = [at for at, i in enumerate(batch) if not rows[i].pending]
             calling = [at for at in free if batch[at] in watched and choices[at] in self.protocol.commands]
             if calling:
@@ -324,18 +365,18 @@ class Session:
             left[i] -= 1
             if row.finished or row.call is not None or left[i] == 0 or self._is_long(row):
                 leaving.append(at)
+        chosen_by = None if steering is None else self._decoder.logits().clone()
+        self._decoder.step(tokens)
         self.tokens += len(tokens)
+        # From here on all is in order, whatever the listener does.
+        if leaving:
+            self._leave(leaving)
         if listener is not None:
             listener.fed(batch, tokens, observed)
         if steering is not None:
-            for at, stop in enumerate(steering.stop(batch, self._decoder.logits())):
-                if stop:
-                    stopped.add(batch[at])
-                    if at not in leaving:
-                        leaving.append(at)
-        self._decoder.step(tokens)
-        if leaving:
-            self._leave(leaving)
+            ending = [i for i, stop in zip(batch, steering.stop(batch, chosen_by)) if stop]
+            stopped.update(ending)
+            self._leave([self._batch.index(i) for i in ending if i in self._batch])
 
     def _choose(self, steering: Steering | None) -> list[int]:
         batch = self._batch
@@ -344,12 +385,20 @@ class Session:
         elif self.temperature == 0:
             choices = self._decoder.greedy()
         else:
-            share = torch.softmax(self._decoder.logits() / self.temperature, dim=-1)
-            choices = torch.multinomial(share, num_samples=1, generator=self.generator)[:, 0].tolist()
+            choices = self._sample(self._decoder.logits().cpu().double())
         if self.held:
             choices = [
                 choice if self.rows[i].pending else self.held.pop(i, choice) for i, choice in zip(batch, choices)
             ]
+        return choices
+
+    def _sample(self, logits: Tensor) -> list[int]:
+        """A token for each row of the batch; a row draws only when it chooses, so others do not change its samples."""
+        shares = torch.softmax((logits - logits.amax(-1, keepdim=True)) / self.temperature, dim=-1).cumsum(-1)
+        choices = []
+        for i, share in zip(self._batch, shares):
+            drawn = 0.0 if self.rows[i].pending or i in self.held else self.randoms[i].random()
+            choices.append(min(int(torch.searchsorted(share, drawn * share[-1], right=True)), len(share) - 1))
         return choices
 
     def _run_drafts(self, left: dict[int, int], listener: Listener | None) -> bool:
@@ -366,7 +415,7 @@ class Session:
         if not within or not drafter.pays(sum(len(draft.tokens) for draft in drafts), len(batch)):
             drafter.judge(False)
             return False
-        if not all(draft.tokens for draft in drafts):  # a row stands before its end or a slow call
+        if not all(draft.tokens for draft in drafts):  # a row stands before its end
             return False
         agreed = self._decoder.check([draft.tokens for draft in drafts], [draft.observed for draft in drafts])
         leaving = []
@@ -391,8 +440,11 @@ class Session:
             self.rows[i].adopt(draft.row)
             self._contexts[i] = draft.context
             return
-        for token in draft.tokens[:count]:
-            self.rows[i].advance(token)
+        row = self.rows[i]
+        for token, by_tool in zip(draft.tokens[:count], draft.observed):
+            if row.advance(token) != (token, by_tool):
+                row.fail(ToolFaultError("the tool's clone shares what it remembers: copy it in clone()"))
+                return
             self._contexts[i] = extend(self._contexts[i], token)
 
     def _is_long(self, row: Row) -> bool:
@@ -441,41 +493,3 @@ class Session:
         calls = [call for call in waiting if call is not None]
         if len(calls) == len(rows) and not any(call.over for call in calls):
             calls[0].wait(None if len(calls) == 1 else 0.001)
-
-
-def make_protocol(
-    model: Any,
-    tools: Sequence[Mapping[str, Any] | Tool] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    end_ids: Sequence[int] | None,
-) -> TokenProtocol:
-    """The tools of a session and their tokens; see `Session.start` for the arguments and errors."""
-    config = model.config
-    specs = (getattr(config, "tools", None) or []) if tools is None else tools
-    made = [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in specs]
-    ids = getattr(config, "tool_token_ids", None)
-    if ids is None and tokenizer is not None:
-        ids = tool_token_ids(tokenizer, made)
-    if end_ids is None:
-        end = model.generation_config.eos_token_id
-        end_ids = end if isinstance(end, list) else [end]
-    reader = ObservationReader(model.get_input_embeddings().num_embeddings, tokenizer)
-    return TokenProtocol(made, ids or {}, end_ids, reader)
-
-
-def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> None:
-    """Refuses prompts that cannot be a problem, before anything is computed.
-
-    Raises:
-        EmptyProblemError, InvalidProblemError: see `Session.start`.
-    """
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
-    unknown = getattr(model.config, "unknown_token_id", None)
-    if unknown is not None:
-        for row, prompt in enumerate(prompts):
-            if unknown in prompt:
-                raise InvalidProblemError(
-                    f"the prompt of row {row} holds a symbol that the tokenizer does not know: write the problem with "
-                    "the symbols that the model was trained on"
-                )

@@ -1,11 +1,12 @@
 """A session on disk: one safetensors file with the model's state, the tools' state and what the rows were doing.
 
 Tensors hold what is large (states, logits, tool memories, pending observations, answers); the file's metadata holds
-the rest as JSON. The file is written under a temporary name and renamed, so that a killed process leaves the old one.
+the rest as JSON. A killed process leaves the file before or the file after.
 """
 
 import hashlib
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import SnapshotError, StateMismatchError
+from hf_toolssm.files import whole_file
 from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.model_runner import ModelRunner
-from hf_toolssm.generation.row import Row, TokenProtocol
-from hf_toolssm.generation.session import Session, make_protocol
+from hf_toolssm.generation.row import Row
+from hf_toolssm.generation.session import Session
+from hf_toolssm.generation.token_protocol import TokenProtocol, make_protocol
 from hf_toolssm.models.cache_tensors import cache_tensors, replace_tensors
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.tools import Tool
@@ -36,7 +39,7 @@ class _Facts:
 
     format: str
     model: str
-    commands: list[str]
+    protocol: dict[str, Any]
     temperature: float
     step_weights: StepWeights
     tokens: int
@@ -50,29 +53,37 @@ def save_session(session: Session, path: str | Path) -> None:
     Args:
         session: its calls under way end first.
         path: of the file.
+
+    Raises:
+        SnapshotError: the file cannot be written, or a tool's state is none.
     """
     session.settle()
     tensors = {f"state.{name}": tensor for name, tensor in session.state.to_tensors().items()}
-    tensors["generator"] = session.generator.get_state()
     rows = []
     for index, row in enumerate(session.rows):
         arrays, described = _describe(row)
+        version, internal, _ = session.randoms[index].getstate()
+        arrays["random"] = np.array([version, *internal], np.int64)
         tensors |= {f"row.{index}.{name}": torch.from_numpy(array) for name, array in arrays.items()}
         rows.append(described)
     facts = _Facts(
         format=FORMAT,
         model=fingerprint(session.runner.model),
-        commands=_commands(session.protocol),
+        protocol=_meaning(session.protocol),
         temperature=session.temperature,
         step_weights=session.step_weights,
         tokens=session.tokens,
         held={str(row): token for row, token in session.held.items()},
         rows=rows,
     )
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.incomplete")
-    save_file(tensors, temporary, {"session": json.dumps(vars(facts))})
-    temporary.replace(path)
+    try:
+        with whole_file(Path(path)) as temporary:
+            save_file(tensors, temporary, {"session": json.dumps(vars(facts))})
+    except (OSError, SafetensorError, TypeError) as error:
+        raise SnapshotError(
+            f"the session cannot be saved to {path} ({error}): give a path in a folder that exists, and let a tool's "
+            "state() hold numpy arrays and JSON values"
+        ) from error
 
 
 def load_session(
@@ -95,32 +106,48 @@ def load_session(
             "the model that it was saved with"
         )
     protocol = make_protocol(model, tools, tokenizer, end_ids)
-    if facts.commands != _commands(protocol):
+    if facts.protocol != _meaning(protocol):
         raise StateMismatchError(
-            f"the session in {path} was saved with other tools: pass the tools= that it was started with"
+            f"the session in {path} was saved with other tools, tokens or end_ids: pass those that it was started with"
         )
     runner = ModelRunner(model)
-    rows = [_restore(row, _below(tensors, f"row.{index}."), protocol) for index, row in enumerate(facts.rows)]
-    state = _state_from_tensors(runner, _below(tensors, "state."))
-    generator = torch.Generator(device=state.logits.device)
-    generator.set_state(tensors["generator"])
-    session = Session(runner, protocol, rows, state, facts.temperature, generator, facts.step_weights)
+    try:
+        of_rows = [_below(tensors, f"row.{index}.") for index in range(len(facts.rows))]
+        rows = [_restore(row, mine, protocol) for row, mine in zip(facts.rows, of_rows)]
+        randoms = [_random_from(mine["random"].tolist()) for mine in of_rows]
+        state = _state_from_tensors(runner, _below(tensors, "state."))
+    except KeyError as error:
+        raise SnapshotError(f"{path} lacks {error}: it was not saved whole") from error
+    session = Session(runner, protocol, rows, state, facts.temperature, randoms, facts.step_weights)
     session.tokenizer, session.tokens = tokenizer, facts.tokens
     session.held = {int(row): token for row, token in facts.held.items()}
     return session
 
 
 def fingerprint(model: Any) -> str:
-    """A hash of the weights' names, shapes, dtypes and of a few values of each."""
-    digest = hashlib.sha256()
+    """A hash of the configuration, and of the weights' names, shapes, dtypes and a few values of each."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _PASSING}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
         few = weight.detach().flatten()[:: max(1, weight.numel() // 64)].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + few.tobytes())
     return digest.hexdigest()
 
 
-def _commands(protocol: TokenProtocol) -> list[str]:
-    return [text for tool in protocol.tools for text in tool.commands]
+_PASSING = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+"""What a configuration says of where it comes from, and not of the model."""
+
+
+def _meaning(protocol: TokenProtocol) -> dict[str, Any]:
+    """What every token does that does something."""
+    commands = {text: token for token, (_, text) in protocol.commands.items()}
+    return {"commands": commands, "answer": protocol.answer, "ends": sorted(map(str, protocol.ends))}
+
+
+def _random_from(saved: list[int]) -> random.Random:
+    restored = random.Random()
+    restored.setstate((saved[0], tuple(saved[1:]), None))
+    return restored
 
 
 def _describe(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -131,7 +158,7 @@ def _describe(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         small = {}
         for name, value in session.state().items():
             if isinstance(value, np.ndarray):
-                arrays[f"tool.{index}.{name}"] = np.ascontiguousarray(value)
+                arrays[f"tool.{index}.{name}"] = np.array(value, order="C")  # a copy: two rows may share one
             else:
                 small[name] = value
         tools.append(small)

@@ -21,7 +21,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_toolssm.errors import ObservationTooLongError, ToolError, ToolFaultError, ToolTimeoutError
+from hf_toolssm.errors import ObservationTooLongError, ToolError, ToolFaultError, ToolTimeoutError, UnknownToolError
 from hf_toolssm.tools import Tool, ToolSession
 
 MAX_OBSERVATION = 1_000_000
@@ -32,8 +32,24 @@ TIME_LIMIT = 30.0
 
 
 def time_limit(tool: Tool) -> float | None:
-    """Seconds that a call of this tool may take; None for a tool that answers at once."""
-    return getattr(tool, "time_limit", TIME_LIMIT)
+    """Seconds that a call of this tool may take; None for a tool that answers at once.
+
+    Raises:
+        UnknownToolError: the tool's `time_limit` is no such number.
+    """
+    limit = getattr(tool, "time_limit", TIME_LIMIT)
+    if limit is not None and not 0 < limit <= threading.TIMEOUT_MAX:
+        raise UnknownToolError(f"a tool's time_limit is a number of seconds above 0, or None, and not {limit!r}")
+    return limit
+
+
+def fault(what: str, error: BaseException) -> ToolFaultError:
+    """A tool's exception as a fault with a short text, even if the exception has none."""
+    try:
+        text = str(error)[:500]
+    except Exception:
+        text = "(its text cannot be shown)"
+    return ToolFaultError(f"the tool raised {type(error).__name__} {what}: {text}")
 
 
 class ObservationReader:
@@ -55,15 +71,14 @@ class ObservationReader:
             ToolError: the tool refused the command, or failed; see the table above.
         """
         try:
-            observed = session.execute(command)
+            return self._tokens(session.execute(command), command)
         except ToolError:
             raise
-        except Exception as error:
-            raise ToolFaultError(f"the tool raised {type(error).__name__} on {command}: {error}") from error
-        return self._tokens(observed, command)
+        except (Exception, SystemExit) as error:
+            raise fault(f"on {command}", error) from error
 
     def _tokens(self, observed: Any, command: str) -> Sequence[int]:
-        if observed == ():  # most commands of a tool show nothing
+        if type(observed) is tuple and not observed:  # most commands show nothing
             return observed
         if not isinstance(observed, (tuple, list, str, bytes)):
             raise ToolFaultError(
@@ -78,7 +93,7 @@ class ObservationReader:
         if isinstance(observed, bytes):
             observed = observed.decode("utf-8", errors="replace")
         if isinstance(observed, str):
-            return self._text(observed, command)
+            observed = self._text(observed, command)
         for cell in observed:
             if type(cell) is not int or not 0 <= cell < self._vocabulary:
                 raise ToolFaultError(f"the tool returned {cell!r} on {command}, which is no token of the model")
@@ -140,5 +155,5 @@ class WaitingCall:
         if isinstance(self._error, ToolError):
             raise self._error
         if self._error is not None:
-            raise ToolFaultError(f"the tool ended with {type(self._error).__name__}: {self._error}")
+            raise fault("on its thread", self._error)
         return self._tokens

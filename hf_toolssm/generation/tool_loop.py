@@ -32,7 +32,8 @@ from hf_toolssm.errors import (
 )
 from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.row import Row
-from hf_toolssm.generation.session import Session, check_prompts
+from hf_toolssm.generation.session import Session
+from hf_toolssm.generation.token_protocol import check_prompts
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.tools import Tool, make_tool
@@ -53,7 +54,8 @@ class ToolGenerateOutput(ModelOutput):
         complete: per row, whether the model wrote an answer and then the end token. False when `max_new_tokens`, a
             stopping criterion or a tool error ended the row: its answer may be cut off.
         errors: per row, the command that a tool refused and why; None where there was none.
-        session: the rows after their last token, tools included: `session.run()` goes on with those that were cut.
+        session: the rows after their last token, tools included: `session.run()` goes on with those that were cut,
+            greedily and without the processors of this call.
     """
 
     sequences: Tensor | None = None
@@ -129,7 +131,10 @@ def generate_with_tools(
     _check_padding(model, input_ids, attention_mask)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     check_prompts(model, _prompts(input_ids, mask))
-    _check_state(cache_params, input_ids.shape[0])
+    _check_state(model, cache_params, input_ids.shape[0])
+    for name in ("past_key_values", "inputs_embeds"):
+        if kwargs.get(name) is not None:
+            raise UnsupportedGenerationError(f"{name} is not supported while tools run: pass input_ids")
     if kwargs.pop("custom_generate", None) is not None:
         raise UnsupportedGenerationError("custom_generate would replace the tool loop: leave it out")
     if kwargs.pop("stop_strings", None) is not None:  # transformers' criterion cannot read a vocabulary of cells
@@ -164,12 +169,26 @@ def _check_padding(model: Any, input_ids: Tensor, attention_mask: Tensor | None)
             "a prompt is padded on the right, which would be read as part of the problem: "
             "set tokenizer.padding_side = 'left' and tokenize again"
         )
+    if attention_mask is not None and bool((attention_mask.long().diff(dim=1) < 0).any()):
+        raise PaddingError("a prompt has padding between its tokens: pad only before the first")
 
 
-def _check_state(state: Any, batch: int) -> None:
-    if state is not None and not isinstance(state, MambaState):
+def _check_state(model: Any, state: Any, batch: int) -> None:
+    if state is None:
+        return
+    if not isinstance(state, MambaState):
         raise StateMismatchError(f"cache_params is a {type(state).__name__}: pass a MambaState, as forward returns it")
-    if state is not None and state.batch_size not in (None, batch):
+    if state.batch_size is None:
+        return
+    config = model.config
+    shapes = [tuple(tensor.shape[1:]) for tensor in state.tensors(0)]
+    if config.model_type != "tool_mamba" or (len(state.layers), *shapes) != (
+        config.num_hidden_layers,
+        (config.intermediate_size, config.conv_kernel),
+        (config.intermediate_size, config.state_size),
+    ):
+        raise StateMismatchError("cache_params is the state of another model: use the model that it came from")
+    if state.batch_size != batch:
         raise StateMismatchError(
             f"cache_params has {state.batch_size} rows and there are {batch} prompts: use its select(rows)"
         )

@@ -40,7 +40,8 @@ class Tool(Protocol):
         markers: cells that only the tool writes, such as the begin of memory.
         time_limit: seconds that a call may take; beyond it the row that called ends, and the others go on. None is a
             promise that every call takes constant time and touches nothing but the session: such calls run at once,
-            may run on a clone to draft ahead, and have no limit.
+            may run on a clone to draft ahead, and have no limit. Calls with a limit run on threads of their own,
+            those of several rows side by side; one that is given up must not change its session afterwards.
     """
 
     commands: tuple[str, ...]

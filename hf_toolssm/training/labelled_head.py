@@ -25,7 +25,6 @@ def score_only_labelled_tokens(model: PreTrainedModel) -> None:
     The result is TRL's `FusedCausalLMOutput` with per-token fields (b, l - 1), or (b, l) with `shift_labels`, which
     holds for every token the label of the token after it. Every other call of the model is as before.
     """
-    forward = model.forward
 
     def labelled_forward(
         self: PreTrainedModel,
@@ -36,7 +35,7 @@ def score_only_labelled_tokens(model: PreTrainedModel) -> None:
         **kwargs: Any,
     ) -> Any:
         if not fused_lm_head:
-            return forward(*args, labels=labels, **kwargs)
+            return type(self).forward(self, *args, labels=labels, **kwargs)
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         if shift_labels is None:
             assert labels is not None, "SFTTrainer passes labels with every call of the fused head"

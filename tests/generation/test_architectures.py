@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from small_models import ARCHITECTURES, STOCK, lively, small_model, start_lively, written
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -118,6 +119,28 @@ def test_generate_with_tools_takes_any_model(tokenizer, specs, name):
     )
     assert result.sequences.shape[0] == 2
     assert len(result.answers) == 2
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
+def test_a_state_that_is_soon_forgotten_is_still_missed(tokenizer, specs, name):
+    """With large steps the lost state has decayed by the end of a long piece, but shows at its beginning."""
+    model = small_model(name, tokenizer, specs)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("dt_proj.bias"):
+                parameter.fill_(2)
+    assert ModelRunner(model).pieces is Pieces.SINGLY
+
+
+def test_jamba_in_bfloat16_is_fed_singly_too(tokenizer, specs):
+    assert ModelRunner(small_model("jamba", tokenizer, specs).bfloat16()).pieces is Pieces.SINGLY
+
+
+def test_a_peft_wrapper_is_refused_with_what_to_pass(tokenizer, specs):
+    wrapped = get_peft_model(small_model("tool_mamba", tokenizer, specs), LoraConfig(target_modules=["in_proj"]))
+    with pytest.raises(UnsupportedArchitectureError, match="get_base_model"):
+        ModelRunner(wrapped)
+    assert ModelRunner(wrapped.get_base_model()).pieces is Pieces.TOGETHER
 
 
 def test_a_model_that_is_wrong_one_token_at_a_time_is_refused(tokenizer, specs):

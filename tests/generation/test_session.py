@@ -18,13 +18,16 @@ from small_models import ARCHITECTURES, Heard, lively, small_model, start_lively
 from hf_toolssm.errors import (
     EmptyProblemError,
     InvalidProblemError,
+    SessionRunningError,
     SnapshotError,
     StateMismatchError,
     TokenizerNeededError,
+    UnsupportedGenerationError,
 )
 from hf_toolssm.generation import Session
 from hf_toolssm.generation.decoder import CompiledDecoder
 from hf_toolssm.tools import make_tool
+from hf_toolssm.tools.pointer_memory import PointerMemory, PointerSession
 
 PROBLEMS = ["7+5=", "98765+4321=", "1+1="]
 ROOT = Path(__file__).parents[2]
@@ -97,6 +100,20 @@ def test_a_session_stops_before_a_call_and_can_be_rolled_back(model, tokenizer):
         assert before.rows[0].tool_calls == calls
         assert written(before, 5) == after
     assert calls > 0
+
+
+def test_every_run_that_stops_before_calls_carries_out_one_and_stops_before_the_next(model, tokenizer):
+    expected = start(model, tokenizer, ["7+5="])
+    heard = Heard(1)
+    expected.run(400, listener=heard)
+    session = start(model, tokenizer, ["7+5="])
+    session.run(400, stop_before_call=True)
+    for calls in range(10):
+        assert session.rows[0].tool_calls == calls
+        assert session.held[0] in session.protocol.commands
+        session.run(400, stop_before_call=True)
+    assert session.tokens < 400
+    assert expected.rows[0].tool_calls > 10
 
 
 def test_stopping_before_calls_changes_no_token(model, tokenizer):
@@ -193,6 +210,135 @@ def test_the_user_can_go_on_in_the_same_session(model, tokenizer):
     assert tokens[1] == written(start(model, tokenizer, ["1+"]), 32)[0]
     with pytest.raises(StateMismatchError, match="one per row"):
         session.tell([more])
+
+
+def test_forks_sample_differently_and_the_first_copy_as_the_row(model, tokenizer):
+    session = start(model, tokenizer, ["7+5="], temperature=1.0, seed=1)
+    fork = session.select([0, 0, 0])
+    expected = written(session, 30)[0]
+    tokens = written(fork, 30)
+    assert tokens[0] == expected
+    assert len({tuple(row) for row in tokens}) == 3
+
+
+def test_samples_do_not_depend_on_where_a_run_stops_or_on_other_rows(model, tokenizer):
+    options = {"temperature": 0.5, "seed": 2}
+    whole = written(start(model, tokenizer, **options), 60)
+    session = start(model, tokenizer, **options)
+    pieces = [written(session, count) for count in (13, 7, 40)]
+    assert [sum((piece[row] for piece in pieces), []) for row in range(3)] == whole
+    alone = start(model, tokenizer, PROBLEMS[:1], **options)
+    assert written(alone, 60)[0] == whole[0]
+
+
+class Meddler(Heard):
+    def __init__(self, rows, act):
+        super().__init__(rows)
+        self.act, self.calls = act, 0
+
+    def fed(self, rows, tokens, observed):
+        super().fed(rows, tokens, observed)
+        self.calls += 1
+        if self.calls == 5:
+            self.act()
+
+
+@pytest.mark.parametrize("what", ["state", "clone", "save", "tell", "run"])
+def test_a_listener_cannot_meddle_with_the_session_that_calls_it(model, tokenizer, tmp_path, what):
+    session, expected = start(model, tokenizer), start(model, tokenizer)
+    actions = {
+        "state": lambda: session.state,
+        "clone": session.clone,
+        "save": lambda: session.save(tmp_path / "s"),
+        "tell": lambda: session.tell([[3], [], []]),
+        "run": lambda: session.run(3),
+    }
+    heard = Meddler(3, actions[what])
+    with pytest.raises(SessionRunningError, match=r"in the middle of run\(\)"):
+        session.run(40, listener=heard)
+    # What was heard has happened, and nothing else: the session goes on from there.
+    fed = [len(tokens) for tokens in heard.tokens]
+    after = written(session, 30)
+    whole = written(expected, 100)
+    for row in range(3):
+        assert heard.tokens[row] + after[row] == whole[row][: fed[row] + len(after[row])]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"max_new_tokens": -1}, "max_new_tokens is at least 0")],
+)
+def test_impossible_runs_are_named(model, tokenizer, options, message):
+    with pytest.raises(UnsupportedGenerationError, match=message):
+        start(model, tokenizer).run(**options)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_impossible_temperatures_are_named(model, tokenizer, temperature):
+    with pytest.raises(UnsupportedGenerationError, match="temperature"):
+        start(model, tokenizer, temperature=temperature)
+
+
+@pytest.mark.parametrize("rows", [[], [-1], [3]])
+def test_rows_that_do_not_exist_are_named(model, tokenizer, rows):
+    with pytest.raises(StateMismatchError, match="rows 0 to 2"):
+        start(model, tokenizer).select(rows)
+
+
+def test_a_session_saved_with_another_window_or_end_is_refused(tokenizer, specs, tmp_path):
+    model = small_model("mistral", tokenizer, specs)
+    options = {"tools": specs, "tokenizer": tokenizer, "end_ids": [1]}
+    session = Session.start(model, tokenizer(PROBLEMS)["input_ids"], **options)
+    session.save(tmp_path / "s")
+    with pytest.raises(StateMismatchError, match="end_ids"):
+        Session.load(tmp_path / "s", model, **{**options, "end_ids": [5]})
+    model.config.sliding_window = 11
+    with pytest.raises(StateMismatchError, match="other weights"):
+        Session.load(tmp_path / "s", model, **options)
+
+
+def test_a_session_that_cannot_be_saved_says_why(model, tokenizer, tmp_path):
+    session = start(model, tokenizer)
+    with pytest.raises(SnapshotError, match="folder that exists"):
+        session.save(tmp_path / "missing" / "s")
+
+    class Odd(PointerSession):
+        __slots__ = ()
+
+        def state(self):
+            return {"cells": {1, 2}}
+
+    session.rows[0].sessions[0] = Odd(PointerMemory(), [], 0, [], 0, 0)
+    with pytest.raises(SnapshotError, match="numpy arrays and JSON"):
+        session.save(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_told_token_that_the_tool_refuses_ends_the_row(model, tokenizer):
+    session = start(model, tokenizer)
+
+    class Full:
+        def write(self, cell):
+            raise MemoryError("full")
+
+    session.rows[1].sessions.append(Full())
+    session.tell([[], [3, 4], []])
+    assert "MemoryError" in session.rows[1].error
+    assert session.rows[1].finished
+
+
+@pytest.mark.parametrize("token", [-1, 28, 2**40])
+def test_ids_that_are_no_tokens_are_named(model, tokenizer, token):
+    with pytest.raises(InvalidProblemError, match="row 0 holds an id"):
+        Session.start(model, [[token]])
+    with pytest.raises(InvalidProblemError, match="holds an id"):
+        start(model, tokenizer).tell([[], [token], []])
+
+
+def test_prompts_may_be_tensors(model, tokenizer):
+    ids = torch.tensor(tokenizer("7+5=")["input_ids"])
+    session = Session.start(model, [ids, ids.numpy()])
+    assert (session.state.logits[0] - session.state.logits[1]).abs().max() == 0
 
 
 def test_bad_prompts_are_named(model, tokenizer):

@@ -1,5 +1,6 @@
 """Whatever a tool does wrong has a defined outcome, and it is nobody's problem but the row's that called it."""
 
+import copy
 import re
 import threading
 import time
@@ -7,7 +8,7 @@ import time
 import pytest
 from small_models import Heard, lively, start_lively, written
 
-from hf_toolssm.errors import ToolError
+from hf_toolssm.errors import ToolError, UnknownToolError
 from hf_toolssm.generation import Session, tool_calls
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, right
 
@@ -51,6 +52,11 @@ class MisbehavingSession:
 @pytest.fixture
 def model(model, tokenizer):
     return lively(model, tokenizer)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError("no text")
 
 
 def raise_it(error):
@@ -100,6 +106,9 @@ def run_beside_others(model, tokenizer, act, limit=None, count=60):
     [
         (raise_it(ZeroDivisionError("by zero")), "ToolFaultError: the tool raised ZeroDivisionError .*by zero"),
         (raise_it(ToolError("not now")), "ToolError: not now"),
+        (raise_it(SystemExit("bye")), "the tool raised SystemExit .*bye"),
+        (raise_it(Unspeakable()), "Unspeakable .*cannot be shown"),
+        (lambda: "5\udcff", "ToolFaultError: the tool raised "),
         (lambda: None, "ToolFaultError: the tool returned NoneType"),
         (lambda: 5, "returned int"),
         (lambda: ("5",), "returned '5' .*no token of the model"),
@@ -122,11 +131,6 @@ def test_a_fault_ends_its_row_with_a_name(model, tokenizer, act, message, limit)
     seen = [*tokenizer(PROBLEMS[1])["input_ids"], *tokens]
     whole, _ = session.runner.feed(None, [seen])
     assert (session.state.logits[1] - whole.logits[0]).abs().max() < 1e-3
-
-
-def test_a_thread_that_the_tool_ends_is_a_fault(model, tokenizer):
-    session, _, _ = run_beside_others(model, tokenizer, raise_it(SystemExit("bye")), limit=5.0)
-    assert "SystemExit" in session.rows[1].error
 
 
 def test_a_tool_that_hangs_ends_at_its_time_limit_while_others_go_on(model, tokenizer):
@@ -215,6 +219,24 @@ def test_a_tool_that_says_no_limit_has_one(model, tokenizer, monkeypatch):
         commands, markers = ("<|read_1|>",), ()
 
     assert tool_calls.time_limit(Silent()) == tool_calls.TIME_LIMIT
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("inf"), float("nan"), 1e10])
+def test_an_impossible_time_limit_is_named_at_the_start(model, tokenizer, limit):
+    with pytest.raises(UnknownToolError, match="number of seconds above 0"):
+        start_lively(model, tokenizer, ["7+5="], tools=[Misbehaving(0, lambda: (), limit)])
+
+
+def test_text_that_the_model_has_no_token_for_is_a_fault(model, tokenizer):
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens(["§"])
+    tool = Misbehaving(1, lambda: "§")
+    prompts = tokenizer(PROBLEMS)["input_ids"]
+    session = Session.start(model, prompts, tools=[tool], tokenizer=grown)
+    for row in session.rows:
+        row.sessions[0].execute(NEW_POINTER)
+    session.run(60, steering=Provoke(tokenizer, tool))
+    assert "no token of the model" in session.rows[1].error
 
 
 @pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 500, 2_500])

@@ -1,5 +1,6 @@
 """Training learns what the labels say, passes states on, resumes exactly, and is the same on two processes."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -79,6 +80,19 @@ def test_only_labelled_tokens_are_scored_and_their_scores_are_those_of_the_full_
     expected = torch.autograd.grad(chosen[mask].sum(), list(model.parameters()))
     for a, b in zip(found, expected):
         assert (a - b).abs().max() < 1e-4 * max(1, b.abs().max())
+
+
+def test_a_trained_model_generates_and_its_copy_is_its_own(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    assert model.generate(ids, max_new_tokens=5).shape[1] <= 8
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        copied.lm_head.weight.zero_()
+        assert not copied(ids).logits.any()
+        assert model(ids).logits.any()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

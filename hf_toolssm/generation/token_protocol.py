@@ -1,0 +1,102 @@
+"""What token ids mean for the rows of a session, and which prompts they can start from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.errors import EmptyProblemError, InvalidProblemError, MissingToolTokensError, UnknownToolError
+from hf_toolssm.generation.tool_calls import ObservationReader, time_limit
+from hf_toolssm.protocols.special_tokens import tool_token_ids, tool_tokens
+from hf_toolssm.tools import Tool, make_tool
+from hf_toolssm.trajectory import ANSWER
+
+
+class TokenProtocol:
+    """The meaning of token ids for the rows of one session.
+
+    Args:
+        tools: the tools in use; no two share a command.
+        ids: the token id of every command, marker and of the answer marker.
+        end_ids: the tokens that end a trajectory.
+        reader: turns what the tools return into tokens.
+
+    Raises:
+        MissingToolTokensError: a token of the tools has no id.
+        UnknownToolError: two tools share a command.
+    """
+
+    def __init__(
+        self, tools: Sequence[Tool], ids: Mapping[str, int], end_ids: Sequence[int], reader: ObservationReader
+    ) -> None:
+        missing = [text for text in tool_tokens(tools) if text not in ids]
+        if missing:
+            raise MissingToolTokensError(
+                f"the model has no id for {missing[0]!r}: call add_tool_tokens_to_model and train it to use the tool"
+            )
+        self.tools = tools
+        self.ids = ids
+        self.reader = reader
+        self.limits = [time_limit(tool) for tool in tools]
+        self.commands = {ids[text]: (index, text) for index, tool in enumerate(tools) for text in tool.commands}
+        if len(self.commands) < sum(len(tool.commands) for tool in tools):
+            raise UnknownToolError("two of the tools share a command: give each tool once")
+        self.answer = ids[ANSWER]
+        self.ends = frozenset(end_ids)
+
+    @property
+    def allows_drafts(self) -> bool:
+        """Whether every tool answers at once and touches nothing but its session, so that a clone may go ahead."""
+        return all(limit is None for limit in self.limits)
+
+
+def make_protocol(
+    model: Any,
+    tools: Sequence[Mapping[str, Any] | Tool] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    end_ids: Sequence[int] | None,
+) -> TokenProtocol:
+    """The tools of a session and their tokens; see `Session.start` for the arguments and errors."""
+    config = model.config
+    specs = (getattr(config, "tools", None) or []) if tools is None else tools
+    made = [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in specs]
+    ids = getattr(config, "tool_token_ids", None)
+    if ids is None and tokenizer is not None:
+        ids = tool_token_ids(tokenizer, made)
+    if end_ids is None:
+        end = model.generation_config.eos_token_id
+        end_ids = end if isinstance(end, list) else [end]
+    vocabulary = model.get_input_embeddings().num_embeddings
+    beyond = [text for text, token in (ids or {}).items() if token >= vocabulary]
+    if beyond:
+        raise MissingToolTokensError(
+            f"the id of {beyond[0]!r} is beyond the model's {vocabulary} tokens: resize its embeddings"
+        )
+    return TokenProtocol(made, ids or {}, end_ids, ObservationReader(vocabulary, tokenizer))
+
+
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Prompts as lists; those that cannot be a problem are refused, before anything is computed.
+
+    Raises:
+        EmptyProblemError, InvalidProblemError: see `Session.start`.
+    """
+    if len(prompts) == 0 or not all(len(prompt) for prompt in prompts):
+        raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
+    lists = [prompt.tolist() if hasattr(prompt, "tolist") else list(prompt) for prompt in prompts]
+    vocabulary = model.get_input_embeddings().num_embeddings
+    for row, prompt in enumerate(lists):
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise InvalidProblemError(
+                f"the prompt of row {row} holds an id that is none of the model's {vocabulary} tokens: "
+                "use its own tokenizer"
+            )
+    unknown = getattr(model.config, "unknown_token_id", None)
+    if unknown is not None:
+        for row, prompt in enumerate(lists):
+            if unknown in prompt:
+                raise InvalidProblemError(
+                    f"the prompt of row {row} holds a symbol that the tokenizer does not know: write the problem with "
+                    "the symbols that the model was trained on"
+                )
+    return lists

@@ -1,0 +1,58 @@
+"""One long problem is interrupted, even by `kill -9`, and goes on to the result of an undisturbed run."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+
+ROOT = Path(__file__).parents[2]
+TOKENS = 400_000
+
+
+@pytest.fixture
+def folder(tokenizer, specs, tmp_path):
+    """A model that never ends by itself, and reads and walks with its first pointer only."""
+    model = random_model(tokenizer, specs, tie_word_embeddings=False)
+    never = ["<|end|>", *(f"<|{verb}_{pointer}|>" for verb in ("read", "left", "right") for pointer in (2, 3))]
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids([*never, "<|new_pointer|>", "<|read_1|>"])] = 0
+        model.lm_head.weight[tokenizer.convert_tokens_to_ids(["<|left_1|>", "<|right_1|>"])] = 0
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def command(folder, output, *options):
+    words = ["recipes/long_problem.py", "--model", f"{folder}/model", "--length", "20", "--output", str(output)]
+    return [sys.executable, *words, "--max_new_tokens", str(TOKENS), *options]
+
+
+def result(output):
+    content = json.loads((output / "result.json").read_text())
+    return {name: content[name] for name in ("tokens", "answer_sha256", "tool_calls", "exact", "first_wrong_symbol")}
+
+
+def test_a_killed_run_goes_on_to_the_same_result(folder):
+    killed, undisturbed = folder / "killed", folder / "undisturbed"
+    process = subprocess.Popen(command(folder, killed, "--save_seconds", "0"), cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "session.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+    for output in (killed, undisturbed):
+        done = subprocess.run(command(folder, output), cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert result(killed) == result(undisturbed)
+    assert result(killed)["tokens"] == TOKENS
+    assert not result(killed)["exact"]
+    other = subprocess.run([*command(folder, killed), "--seed", "1"], cwd=ROOT, capture_output=True, text=True)
+    assert other.returncode != 0
+    assert "another problem" in other.stderr
