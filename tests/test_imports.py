@@ -18,7 +18,7 @@ ALLOWED = {
     "hf_toolssm/tools": {"errors", "trajectory", "tools"},
     "hf_toolssm/protocols": {"errors", "trajectory", "tools", "protocols"},
     "hf_toolssm/models": {"errors", "trajectory", "tools", "protocols", "models", "generation"},
-    "hf_toolssm/generation": {"errors", "trajectory", "tools", "protocols", "models", "generation"},
+    "hf_toolssm/generation": {"errors", "files", "trajectory", "tools", "protocols", "models", "generation"},
     "hf_toolssm/training": {"errors", "trajectory", "tools", "protocols", "models", "training"},
     "hf_toolssm/evaluation": {"errors", "trajectory", "protocols", "models", "generation", "evaluation", "files"},
     "hf_toolssm/hub": {"errors", "evaluation", "files", "hub"},
