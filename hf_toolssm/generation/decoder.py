@@ -29,9 +29,6 @@ from hf_toolssm.models.modeling_tool_mamba import (
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.models.streamed_step import StreamedStep
 
-FORWARD_FROM = 256
-"""Tokens of a single small row that one forward checks faster than as many fused steps."""
-
 StepWeights = Literal["int8"] | None
 """How the matrices of a decode step are stored; None is as the model stores them."""
 
@@ -173,14 +170,16 @@ class CompiledDecoder:
         self._step: FusedStep | StreamedStep = FusedStep(model) if small else StreamedStep(model, step_weights)
         self.piece_from = 64 if small else 4
         self.draft_from = 3 if small else 4
-        self._forward_agrees = model.dtype == torch.float32 and step_weights is None
-        self.exact = small or self._forward_agrees
+        self.exact = small or (model.dtype == torch.float32 and step_weights is None)
 
     def load(self, state: ModelState) -> None:
         pairs = [state.cache.tensors(layer) for layer in range(self._config.num_hidden_layers)]
-        # (b, layers, k, d) and (b, layers, n, d)
-        self._conv = np.stack([float32_array(conv.transpose(1, 2)) for conv, _ in pairs], axis=1)
-        self._recurrent = np.stack([float32_array(recurrent.transpose(1, 2)) for _, recurrent in pairs], axis=1)
+        # (b, layers, k, d) and (b, layers, n, d); contiguous, which a stack of transposed arrays need not be, and
+        # without which the compiled steps do not vectorize.
+        self._conv, self._recurrent = (
+            np.ascontiguousarray(np.stack([float32_array(tensor.transpose(1, 2)) for tensor in tensors], axis=1))
+            for tensors in zip(*pairs)
+        )
         self._lengths = np.array(state.lengths, np.int64)
         self._logits = state.logits.numpy().copy()
         self._best = self._logits.argmax(1)
@@ -205,13 +204,12 @@ class CompiledDecoder:
         self._lengths += 1
 
     def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:
-        longest = max(map(len, drafts))
-        by_forward = len(drafts) == 1 and longest >= FORWARD_FROM and self._forward_agrees
-        if by_forward or not isinstance(self._step, FusedStep):
+        if not isinstance(self._step, FusedStep):
             after, agreed = check_by_forward(self._runner, self.state(), drafts, observed)
             self.load(after)
             return agreed
-        ids, stands = np.full((len(drafts), longest), -1, np.int64), np.zeros((len(drafts), longest), np.bool_)
+        shape = (len(drafts), max(map(len, drafts)))
+        ids, stands = np.full(shape, -1, np.int64), np.zeros(shape, np.bool_)
         for row, (draft, by_tool) in enumerate(zip(drafts, observed)):
             ids[row, : len(draft)], stands[row, : len(draft)] = draft, by_tool
         self._logits, self._best, fed = self._step(ids, stands, self._conv, self._recurrent)

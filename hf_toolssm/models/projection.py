@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FEWEST_ROWS = 16
-"""Rows from which the product is worth more than choosing how to compute it."""
+FEWEST_PRODUCTS = 50_000_000
+"""Multiplications from which oneDNN pays: it compiles, and keeps, code for every new shape."""
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
     if not plain or x.device.type != "cpu" or x.dtype != torch.float32 or layer.weight.dtype != torch.float32:
         return layer(x)
-    if x.numel() < FEWEST_ROWS * layer.in_features or not torch.backends.mkldnn.is_available():
+    if x.numel() * layer.out_features < FEWEST_PRODUCTS or not torch.backends.mkldnn.is_available():
         return layer(x)
     return _Project.apply(x.reshape(-1, layer.in_features), layer.weight, layer.bias).view(*x.shape[:-1], -1)
 

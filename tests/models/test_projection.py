@@ -10,6 +10,11 @@ from torch import nn
 from hf_toolssm.models.projection import project
 
 
+@pytest.fixture(autouse=True)
+def every_product_is_worth_it(monkeypatch):
+    monkeypatch.setattr("hf_toolssm.models.projection.FEWEST_PRODUCTS", 0)
+
+
 def results(function, layer, x):
     x = x.clone().requires_grad_()
     layer.zero_grad()
