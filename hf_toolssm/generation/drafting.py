@@ -1,4 +1,4 @@
-"""Exact speculation: what the rows wrote before predicts what they write next, and one forward checks a whole run.
+"""Exact speculation: what the rows wrote before predicts what they write next, and a whole run is checked at once.
 
 The trajectories of this package are local: the last few tokens determine the next one. A tree of contexts, learned
 while the model writes, therefore drafts long runs, with the tool executed on a clone. The model has the last word:
@@ -128,7 +128,7 @@ class Drafter:
         return Draft(draft, tokens, observed, context)
 
     def pays(self, tokens: int, rows: int) -> bool:
-        """Whether that many tokens in one forward beat steps of that many rows."""
+        """Whether checking that many tokens at once beats steps of that many rows."""
         return tokens >= self._shortest * rows
 
     def judge(self, paid: bool) -> None:

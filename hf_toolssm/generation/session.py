@@ -135,7 +135,8 @@ class Session:
             StateMismatchError: `state` has not one row per prompt.
             UnknownToolError: a tool's name or option does not exist.
             UnsupportedArchitectureError: the model cannot be fed exactly.
-            UnsupportedGenerationError: the weights of this model's steps cannot be rounded.
+            UnsupportedGenerationError: the temperature is no number of at least 0, or the weights of this model's
+                steps cannot be rounded.
         """
         prompts = check_prompts(model, prompts)
         if not 0 <= temperature < math.inf:
@@ -301,8 +302,7 @@ class Session:
         return other
 
     def _random_of_copy(self, row: int, fork: int) -> random.Random:
-        copied = random.Random()
-        copied.setstate(self.randoms[row].getstate())
+        copied = copy.copy(self.randoms[row])
         return random.Random(f"{copied.random()}/{fork}") if fork else copied
 
     def _refuse_while_running(self) -> None:
@@ -369,8 +369,7 @@ class Session:
         self._decoder.step(tokens)
         self.tokens += len(tokens)
         # From here on all is in order, whatever the listener does.
-        if leaving:
-            self._leave(leaving)
+        self._leave(leaving)
         if listener is not None:
             listener.fed(batch, tokens, observed)
         if steering is not None:
@@ -410,25 +409,24 @@ class Session:
             drafter.draft(rows[i], self._contexts[i], choice, len(batch))
             for i, choice in zip(batch, self._decoder.greedy())
         ]
-        longest = max(len(draft.tokens) for draft in drafts)
-        within = all(left[i] > longest for i in batch)
-        if not within or not drafter.pays(sum(len(draft.tokens) for draft in drafts), len(batch)):
+        lengths = [len(draft.tokens) for draft in drafts]
+        within = all(left[i] > max(lengths) for i in batch)
+        # A row that stands before its end has no draft.
+        if not within or not all(lengths) or not drafter.pays(sum(lengths), len(batch)):
             drafter.judge(False)
-            return False
-        if not all(draft.tokens for draft in drafts):  # a row stands before its end
             return False
         agreed = self._decoder.check([draft.tokens for draft in drafts], [draft.observed for draft in drafts])
         leaving = []
         for at, (i, draft) in enumerate(zip(batch, drafts)):
             self._accept(i, draft, agreed[at])
-            if listener is not None:
-                listener.fed_run(i, draft.tokens[: agreed[at]], draft.observed[: agreed[at]])
             left[i] -= agreed[at]
             if rows[i].finished or self._is_long(rows[i]):
                 leaving.append(at)
         drafter.judge(drafter.pays(sum(agreed), len(batch)))
-        if leaving:
-            self._leave(leaving)
+        self._leave(leaving)
+        if listener is not None:  # as in `_step`, only once all rows are in order
+            for i, draft, count in zip(batch, drafts, agreed):
+                listener.fed_run(i, draft.tokens[:count], draft.observed[:count])
         return True
 
     def _accept(self, i: int, draft: Draft, count: int) -> None:

@@ -35,6 +35,7 @@ from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.session import Session
 from hf_toolssm.generation.token_protocol import check_prompts
 from hf_toolssm.models.model_state import ModelState
+from hf_toolssm.models.padding import tokens_first
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.tools import Tool, make_tool
 
@@ -169,8 +170,8 @@ def _check_padding(model: Any, input_ids: Tensor, attention_mask: Tensor | None)
             "a prompt is padded on the right, which would be read as part of the problem: "
             "set tokenizer.padding_side = 'left' and tokenize again"
         )
-    if attention_mask is not None and bool((attention_mask.long().diff(dim=1) < 0).any()):
-        raise PaddingError("a prompt has padding between its tokens: pad only before the first")
+    if attention_mask is not None:
+        tokens_first(attention_mask)  # refuses padding between tokens
 
 
 def _check_state(model: Any, state: Any, batch: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hf_toolssm.models.causal_convolution_cuda import causal_convolution_cuda, kernel_applies
-from hf_toolssm.models.cpu_kernels import CpuKernel, clear, flat_rows, load, sigmoid, store
+from hf_toolssm.models.cpu_kernels import CpuKernel, clear, flat_rows, inlined, load, sigmoid, store
 
 BLOCK = 64
 """Channels that one thread convolves together."""
@@ -77,6 +77,18 @@ def causal_convolution_reference(
     return y, last.transpose(1, 2)
 
 
+@inlined
+def _convolve(offset, w, window, t, total):
+    """total = the convolution at time t, before SiLU."""
+    kernel = w.shape[0]
+    for d in range(BLOCK):
+        total[d] = offset[d]
+    for tap in range(kernel):
+        w_tap, input_tap = w[tap], window[(t + 1 + tap) % kernel]
+        for d in range(BLOCK):
+            total[d] += w_tap[d] * input_tap[d]
+
+
 def _forward(x, stride, weight_t, bias, state, lengths, y, last):
     """x is flat with its rows' stride; weight_t is (k, d); state and last are (b, k, d)."""
     batch, length, channels = y.shape
@@ -94,12 +106,7 @@ def _forward(x, stride, weight_t, bias, state, lengths, y, last):
             load(window[tap], state[b, tap], start, width)
         for t in range(lengths[b]):
             load(window[t % kernel], x, (b * length + t) * stride + start, width)
-            for d in range(BLOCK):
-                total[d] = offset[d]
-            for tap in range(kernel):
-                w_tap, input_tap = w[tap], window[(t + 1 + tap) % kernel]
-                for d in range(BLOCK):
-                    total[d] += w_tap[d] * input_tap[d]
+            _convolve(offset, w, window, t, total)
             for d in range(BLOCK):
                 total[d] *= sigmoid(total[d])
             store(y[b, t], total, start, width)
@@ -134,12 +141,7 @@ def _backward(x, stride, weight_t, bias, state, lengths, dy, dlast, dx, dweight_
             dwindow[t % kernel] = np.float32(0.0)
             load(window[t % kernel], x, (b * length + t) * stride + start, width)
             load(upstream, dy[b, t], start, width)
-            for d in range(BLOCK):
-                total[d] = offset[d]
-            for tap in range(kernel):
-                w_tap, input_tap = w[tap], window[(t + 1 + tap) % kernel]
-                for d in range(BLOCK):
-                    total[d] += w_tap[d] * input_tap[d]
+            _convolve(offset, w, window, t, total)
             for d in range(BLOCK):
                 opened = sigmoid(total[d])
                 upstream[d] *= opened * (np.float32(1.0) + total[d] * (np.float32(1.0) - opened))

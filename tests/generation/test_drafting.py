@@ -128,6 +128,25 @@ def test_a_tool_that_may_take_long_is_never_run_ahead(model, tokenizer):
     assert tokens == written(start_lively(model, tokenizer, PROBLEMS), 200)
 
 
+def test_a_listener_that_fails_leaves_every_row_in_order(model, tokenizer):
+    class Fails(Heard):
+        def fed_run(self, row, tokens, observed):
+            raise RuntimeError("enough")
+
+    lively(model, tokenizer)
+    session = start_lively(model, tokenizer, PROBLEMS)
+    with pytest.raises(RuntimeError, match="enough"):
+        session.run(700, listener=Fails(3))
+    state = session.state
+    for row, prompt in enumerate(tokenizer(PROBLEMS)["input_ids"]):
+        alone = start_lively(model, tokenizer, [PROBLEMS[row]])
+        alone.run(state.lengths[row] - len(prompt))
+        assert session.rows[row].tool_calls == alone.rows[0].tool_calls
+        assert session.rows[row].sessions[0].pointers == alone.rows[0].sessions[0].pointers
+        assert list(session.rows[row].sessions[0].memory) == list(alone.rows[0].sessions[0].memory)
+        assert (state.logits[row] - alone.state.logits[0]).abs().max() < 1e-3
+
+
 def test_a_clone_that_shares_its_memory_ends_its_row_by_name(model, tokenizer):
     """Otherwise a drafted observation, carried out again, could be read as the model's own command."""
     session = start_lively(lively(model, tokenizer), tokenizer, ["7+5="])
