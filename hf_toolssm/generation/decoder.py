@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
-from transformers.models.mamba.modeling_mamba import MambaRMSNorm
 
 from hf_toolssm.errors import UnsupportedGenerationError
 from hf_toolssm.generation.model_runner import ModelRunner
@@ -26,6 +25,7 @@ from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaMixer,
     ToolMambaModel,
 )
+from hf_toolssm.models.rms_norm import ToolMambaNorm
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.models.streamed_step import StreamedStep
 
@@ -38,7 +38,7 @@ FUSED_PARAMETERS = 2_000_000
 
 _KNOWN = {
     *(ToolMambaForCausalLM, ToolMambaModel, ToolMambaBlock, ToolMambaMixer),
-    *(MambaRMSNorm, nn.Embedding, nn.Linear, nn.Conv1d, nn.ModuleList, SiLUActivation),
+    *(ToolMambaNorm, nn.Embedding, nn.Linear, nn.Conv1d, nn.ModuleList, SiLUActivation),
 }
 """The modules that the compiled steps compute."""
 

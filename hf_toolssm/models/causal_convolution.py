@@ -4,6 +4,8 @@ A state holds the k inputs before the first one, oldest first, as transformers' 
 than the tensor: its state is then that after its last real input.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hf_toolssm.models.causal_convolution_cuda import causal_convolution_cuda, kernel_applies
-from hf_toolssm.models.cpu_kernels import CpuKernel, clear, flat_rows, inlined, load, sigmoid, store
+from hf_toolssm.models.cpu_kernels import CpuKernel, clear, flat_rows, inlined, load, sigmoid, silu_slope, store
 
 BLOCK = 64
 """Channels that one thread convolves together."""
@@ -116,9 +118,9 @@ def _forward(x, stride, weight_t, bias, state, lengths, y, last):
             store(last[b, tap], window[(lengths[b] + tap) % kernel], start, width)
 
 
-def _backward(x, stride, weight_t, bias, state, lengths, dy, dlast, dx, dweight_t, dbias, dstate):
-    """Gradients; dweight_t (b, k, d) and dbias (b, d) are per row."""
-    batch, length, channels = dx.shape
+def _backward(x, stride, weight_t, bias, state, lengths, dy, dlast, dx, dx_stride, dweight_t, dbias, dstate):
+    """Gradients; dx is flat with its rows' stride, dweight_t (b, k, d) and dbias (b, d) are per row."""
+    batch, length, channels = dy.shape
     kernel = weight_t.shape[0]
     blocks = (channels + BLOCK - 1) // BLOCK
     for task in numba.prange(batch * blocks):
@@ -137,14 +139,13 @@ def _backward(x, stride, weight_t, bias, state, lengths, dy, dlast, dx, dweight_
             if t < kernel:
                 store(dstate[b, t], dwindow[t], start, width)
             else:
-                store(dx[b, t - kernel], dwindow[t % kernel], start, width)
+                store(dx, dwindow[t % kernel], (b * length + t - kernel) * dx_stride + start, width)
             dwindow[t % kernel] = np.float32(0.0)
             load(window[t % kernel], x, (b * length + t) * stride + start, width)
             load(upstream, dy[b, t], start, width)
             _convolve(offset, w, window, t, total)
             for d in range(BLOCK):
-                opened = sigmoid(total[d])
-                upstream[d] *= opened * (np.float32(1.0) + total[d] * (np.float32(1.0) - opened))
+                upstream[d] *= silu_slope(total[d])
                 doffset[d] += upstream[d]
             for tap in range(kernel):
                 row = (t + 1 + tap) % kernel
@@ -161,9 +162,9 @@ def _backward(x, stride, weight_t, bias, state, lengths, dy, dlast, dx, dweight_
             if t < kernel:
                 store(dstate[b, t], remaining, start, width)
             else:
-                store(dx[b, t - kernel], remaining, start, width)
+                store(dx, remaining, (b * length + t - kernel) * dx_stride + start, width)
         for t in range(lengths[b], length):
-            clear(dx[b, t], start, width)
+            clear(dx, (b * length + t) * dx_stride + start, width)
         store(dbias[b], doffset, start, width)
         for tap in range(kernel):
             store(dweight_t[b, tap], dw[tap], start, width)
@@ -176,26 +177,41 @@ _BACKWARD = CpuKernel(_backward, PARALLEL_OUTPUTS)
 class _CausalConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, state, lengths):
-        batch, length, channels = x.shape
-        weight_t, state_t = weight.t().contiguous(), state.transpose(1, 2).contiguous()
-        y, last_t = x.new_empty(batch, length, channels), torch.empty_like(state_t)
-        saved = (x, weight_t, bias, state_t, lengths)
-        _call(_FORWARD, *saved, y, last_t)
+        y, last, saved = convolution_forward(x, weight, bias, state, lengths)
         ctx.save_for_backward(*saved)
-        return y, last_t.transpose(1, 2)
+        return y, last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dlast):
-        x, weight_t, _, state_t, _ = ctx.saved_tensors
-        batch, length, channels = x.shape
-        dx, dstate_t = x.new_empty(batch, length, channels), torch.empty_like(state_t)
-        dweight_t, dbias = x.new_empty(batch, len(weight_t), channels), x.new_empty(batch, channels)
-        upstream = (dy.contiguous(), dlast.transpose(1, 2).contiguous())
-        _call(_BACKWARD, *ctx.saved_tensors, *upstream, dx, dweight_t, dbias, dstate_t)
-        return dx, dweight_t.sum(0).t(), dbias.sum(0), dstate_t.transpose(1, 2), None
+        dx = torch.empty_like(dy, memory_format=torch.contiguous_format)
+        return dx, *convolution_backward(ctx.saved_tensors, dy, dlast, dx), None
 
 
-def _call(kernel: CpuKernel, x: Tensor, *rest: Tensor) -> None:
+def convolution_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """The output, the last inputs and what `convolution_backward` needs, all float32; see `causal_convolution`."""
+    weight_t, state_t = weight.t().contiguous(), state.transpose(1, 2).contiguous()
+    y, last_t = torch.empty(x.shape), torch.empty_like(state_t)
+    saved = (x, weight_t, bias, state_t, lengths)
+    _call(_FORWARD, *saved, y, last_t)
+    return y, last_t.transpose(1, 2), saved
+
+
+def convolution_backward(
+    saved: tuple[Tensor, ...], dy: Tensor, dlast: Tensor, dx: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Writes the gradient of x (b, l, d), whose rows may lie apart; returns those of weight, bias and state."""
+    x, weight_t, _, state_t, _ = saved
+    batch, _, channels = x.shape
+    dweight_t, dbias = x.new_empty(batch, len(weight_t), channels), x.new_empty(batch, channels)
+    dstate_t = torch.empty_like(state_t)
+    upstream = (dy.contiguous(), dlast.transpose(1, 2).contiguous())
+    _call(_BACKWARD, *saved, *upstream, *flat_rows(dx), dweight_t, dbias, dstate_t)
+    return dweight_t.sum(0).t(), dbias.sum(0), dstate_t.transpose(1, 2)
+
+
+def _call(kernel: CpuKernel, x: Tensor, *rest: Any) -> None:
     rows, stride = flat_rows(x)
-    kernel(x.numel(), rows, stride, *(t.detach().numpy() for t in rest))
+    kernel(x.numel(), rows, stride, *(t.detach().numpy() if isinstance(t, Tensor) else t for t in rest))

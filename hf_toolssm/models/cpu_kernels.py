@@ -12,6 +12,8 @@ from numba.core import types as numba_types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from hf_toolssm.models.lanes import at_least, floor, magnitude, times_power_of_two, where_nonnegative
+
 _OPTIONS = {"fastmath": True, "error_model": "numpy"}
 
 inlined = numba.njit(inline="always", **_OPTIONS)
@@ -96,44 +98,23 @@ def clear(target, at, width):
         part[d] = np.float32(0.0)
 
 
-@intrinsic
-def _float_of_bits(typing_context, bits):
-    """The float32 whose bit pattern is an int32."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], llvmlite.ir.FloatType())
-
-    return numba_types.float32(numba_types.int32), generate
-
-
-@intrinsic
-def _bits_of_float(typing_context, value):
-    """The bit pattern of a float32, as an int32."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], llvmlite.ir.IntType(32))
-
-    return numba_types.int32(numba_types.float32), generate
-
-
 LOG2E = np.float32(1.4426950408889634)
 
 
 @inlined
 def exp2_of_nonpositive(value):
     """2**value for values of at most 0, in float32, relative error about 2e-7; below -125 it stays at 2**-125."""
-    value = max(value, np.float32(-125.0))
-    whole = np.floor(value + np.float32(0.5))
+    value = at_least(value, np.float32(-125.0))
+    whole = floor(value + np.float32(0.5))
     f = value - whole
     # The polynomial of degree 5 closest to 2**f on [-0.5, 0.5] in relative error (Remez), exact at 0: an exact
     # zero leaves what it multiplies as it is.
-    p = np.float32(0.0013264727206521339)
-    p = p * f + np.float32(0.009671512650097698)
+    p = np.float32(0.0013264727206521339) * f + np.float32(0.009671512650097698)
     p = p * f + np.float32(0.055507337433247206)
     p = p * f + np.float32(0.24022242085215675)
     p = p * f + np.float32(0.6931469775990667)
     p = p * f + np.float32(1.0)
-    return _float_of_bits(_bits_of_float(p) + (np.int32(whole) << np.int32(23)))
+    return times_power_of_two(p, whole)
 
 
 @inlined
@@ -145,26 +126,37 @@ def exp_of_nonpositive(value):
 @inlined
 def sigmoid(value):
     """1 / (1 + exp(-value)) in float32; never overflows."""
-    small = exp_of_nonpositive(-abs(value))
-    return (np.float32(1.0) if value >= 0 else small) / (np.float32(1.0) + small)
+    small = exp_of_nonpositive(np.float32(-1.0) * magnitude(value))
+    inverse = np.float32(1.0) / (np.float32(1.0) + small)
+    return where_nonnegative(value, inverse, small * inverse)
+
+
+@inlined
+def silu_slope(value):
+    """The derivative of value * sigmoid(value) in float32."""
+    small = exp_of_nonpositive(np.float32(-1.0) * magnitude(value))
+    inverse = np.float32(1.0) / (np.float32(1.0) + small)
+    # Not as 1 - opened: where a processor's quick division is off by one bit, a large value would magnify it.
+    opened = where_nonnegative(value, inverse, small * inverse)
+    closed = where_nonnegative(value, small * inverse, inverse)
+    return opened * (np.float32(1.0) + value * closed)
 
 
 @inlined
 def softplus(value):
     """log(1 + exp(value)) in float32, exact to about 2e-7 for any value; unlike `log1p`, it vectorizes."""
-    small = exp_of_nonpositive(-abs(value))
+    small = exp_of_nonpositive(np.float32(-1.0) * magnitude(value))
     # log(1 + u) = 2 artanh(u / (2 + u)), whose argument is at most 1/3: the series to the fifteenth power.
     s = small / (np.float32(2.0) + small)
     t = s * s
-    p = np.float32(1 / 15)
-    p = p * t + np.float32(1 / 13)
+    p = np.float32(1 / 15) * t + np.float32(1 / 13)
     p = p * t + np.float32(1 / 11)
     p = p * t + np.float32(1 / 9)
     p = p * t + np.float32(1 / 7)
     p = p * t + np.float32(1 / 5)
     p = p * t + np.float32(1 / 3)
     p = p * t + np.float32(1.0)
-    return max(value, np.float32(0.0)) + np.float32(2.0) * s * p
+    return at_least(value, np.float32(0.0)) + np.float32(2.0) * s * p
 
 
 @intrinsic

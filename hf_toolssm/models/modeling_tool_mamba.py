@@ -14,8 +14,10 @@ from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, Mam
 
 from hf_toolssm.models.causal_convolution import causal_convolution, causal_convolution_reference
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
+from hf_toolssm.models.inner_cpu import inner_cpu
 from hf_toolssm.models.padding import gather_rows, tokens_first
-from hf_toolssm.models.projection import project
+from hf_toolssm.models.projection import is_plain, project
+from hf_toolssm.models.rms_norm import ToolMambaNorm
 from hf_toolssm.models.selective_scan import selective_scan
 from hf_toolssm.models.state import MambaState
 
@@ -40,8 +42,29 @@ class ToolMambaMixer(MambaMixer):
         lengths = None if attention_mask is None else attention_mask.sum(1)
         conv_state, recurrent_state = (None, None) if cache_params is None else cache_params.read(self.layer_idx)
 
-        x, gate = project(self.in_proj, hidden_states).chunk(2, dim=-1)  # (b, l, d) each
-        convolve = causal_convolution if self.activation in ("silu", "swish") else self._convolve
+        halves = project(self.in_proj, hidden_states)  # (b, l, 2 d)
+        run = self._fused if self._can_be_fused(halves) else self._composed
+        y, conv_state, recurrent_state = run(halves, conv_state, recurrent_state, lengths)
+        if cache_params is not None:
+            cache_params.write(self.layer_idx, conv_state, recurrent_state)
+        return project(self.out_proj, y.to(hidden_states.dtype))
+
+    def _can_be_fused(self, halves: Tensor) -> bool:
+        return self._is_silu and is_plain(self.x_proj, halves) and is_plain(self.dt_proj, halves)
+
+    def _fused(
+        self, halves: Tensor, conv_state: Tensor | None, recurrent_state: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        convolution = (self.conv1d.weight.squeeze(1), self.conv1d.bias)
+        projections = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias)
+        scan = (-torch.exp(self.A_log.float()), self.D.float())
+        return inner_cpu(halves, *convolution, *projections, *scan, conv_state, recurrent_state, lengths)
+
+    def _composed(
+        self, halves: Tensor, conv_state: Tensor | None, recurrent_state: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, gate = halves.chunk(2, dim=-1)  # (b, l, d) each
+        convolve = causal_convolution if self._is_silu else self._convolve
         x, conv_state = convolve(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, lengths)
         rank, size = self.time_step_rank, self.ssm_state_size
         dt, B, C = torch.split(project(self.x_proj, x), [rank, size, size], dim=-1)
@@ -49,9 +72,11 @@ class ToolMambaMixer(MambaMixer):
         y, recurrent_state = selective_scan(
             x, project(self.dt_proj, dt), A, B, C, self.D, gate, recurrent_state, lengths
         )
-        if cache_params is not None:
-            cache_params.write(self.layer_idx, conv_state, recurrent_state)
-        return project(self.out_proj, y.to(hidden_states.dtype))
+        return y, conv_state, recurrent_state
+
+    @property
+    def _is_silu(self) -> bool:
+        return self.activation in ("silu", "swish")
 
     def _convolve(self, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
         x, conv_state = causal_convolution_reference(*arguments)
@@ -61,6 +86,7 @@ class ToolMambaMixer(MambaMixer):
 class ToolMambaBlock(MambaBlock):
     def __init__(self, config: ToolMambaConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
+        self.norm = ToolMambaNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.mixer = ToolMambaMixer(config, layer_idx, initialize_mixer_weights=False)
 
 
@@ -73,6 +99,7 @@ class ToolMambaModel(MambaModel):
     def __init__(self, config: ToolMambaConfig) -> None:
         super().__init__(config)
         self.layers = nn.ModuleList(ToolMambaBlock(config, index) for index in range(config.num_hidden_layers))
+        self.norm_f = ToolMambaNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.post_init()
 
     def forward(

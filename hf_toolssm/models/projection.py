@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -17,12 +18,31 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
         layer: a linear layer, or what stands in its place.
         x: (b, l, i).
     """
+    if not is_plain(layer, x) or not _is_large(x, layer.weight):
+        return layer(x)
+    return _Project.apply(x, layer.weight, layer.bias)
+
+
+def is_plain(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the layer is a linear one and nothing more, and it and x are float32 on a CPU."""
     plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
-    if not plain or x.device.type != "cpu" or x.dtype != torch.float32 or layer.weight.dtype != torch.float32:
-        return layer(x)
-    if x.numel() * layer.out_features < FEWEST_PRODUCTS or not torch.backends.mkldnn.is_available():
-        return layer(x)
-    return _Project.apply(x.reshape(-1, layer.in_features), layer.weight, layer.bias).view(*x.shape[:-1], -1)
+    return plain and x.device.type == "cpu" and x.dtype == torch.float32 and layer.weight.dtype == torch.float32
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (b, l, i) times weight (o, i), transposed, plus bias (o,); float32 on a CPU, without a gradient."""
+    if not _is_large(x, weight):
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """The gradient (o, i) of the weight in `product(x, weight)` from that of the product (b, l, o)."""
+    dy, x = dy.flatten(0, 1), x.flatten(0, 1)
+    # Summed over many rows into a small matrix, MKL is the faster one.
+    if dy.shape[1] * x.shape[1] < 8 * len(x):
+        return dy.t() @ x
+    return product(dy.t(), x.t())
 
 
 class _Project(torch.autograd.Function):
@@ -30,21 +50,19 @@ class _Project(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        dx = _product(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            # Summed over many rows into a small matrix, MKL is the faster one.
-            small = weight.numel() < 8 * len(x)
-            d_weight = dy.t() @ x if small else _product(dy.t(), x.t(), None)
-        return dx, d_weight, dy.sum(0) if ctx.has_bias else None
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        return (
+            product(dy, weight.t()) if needs_x else None,
+            weight_gradient(dy, x) if needs_weight else None,
+            dy.sum((0, 1)) if ctx.has_bias else None,
+        )
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (r, i) times weight (o, i), transposed, plus bias (o,)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _is_large(x: Tensor, weight: Tensor) -> bool:
+    return x.numel() * len(weight) >= FEWEST_PRODUCTS and torch.backends.mkldnn.is_available()

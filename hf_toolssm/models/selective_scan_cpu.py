@@ -6,6 +6,8 @@ gate are part of the kernels, which saves passes over (b, l, d). Inner loops run
 last block's padded with zeros: such loops compile to vector code without a remainder.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from hf_toolssm.models.cpu_kernels import (
     flat_rows,
     load,
     sigmoid,
+    silu_slope,
     softplus,
     store,
 )
@@ -94,13 +97,14 @@ def _forward(x, dt, A_t, B, C, D, gate, strides, h0, lengths, y, h_last, checkpo
 
 
 def _backward(
-    x, dt, A_t, B, C, D, gate, strides, lengths, checkpoints, dy, dh_last, dx, ddt, dA_t, dB, dC, dD, dgate, dh0
+    x, dt, A_t, B, C, D, gate, strides, lengths, checkpoints, dy, dh_last, dx, ddt, dgate, outputs, dA_t, dB, dC, dD, dh0
 ):
-    """Gradients. dA_t (b, n, d) and dD (b, d) are per row, dB and dC (blocks, b, l, n) per block of channels.
+    """Gradients. dx, ddt and dgate are flat, with the strides of their rows in `outputs`; dA_t (b, n, d) and dD (b, d)
+    are per row, dB and dC (blocks, b, l, n) per block of channels.
 
     Within a chunk one state index is done after the other, so that what the inner loops touch stays in the cache.
     """
-    batch, length, channels = dx.shape
+    batch, length, channels = dy.shape
     size = A_t.shape[0]
     blocks = (channels + BLOCK - 1) // BLOCK
     for task in numba.prange(batch * blocks):
@@ -133,9 +137,8 @@ def _backward(
                 for d in range(BLOCK):
                     w[i, STEP, d] = softplus(raw[d])
                     w[i, STEP_SLOPE, d] = sigmoid(raw[d])
-                    opened = sigmoid(gates[d])
-                    w[i, GATE_SLOPE, d] = upstream[d] * opened * (ONE + gates[d] * (ONE - opened))
-                    w[i, DY, d] = upstream[d] * gates[d] * opened
+                    w[i, GATE_SLOPE, d] = upstream[d] * silu_slope(gates[d])
+                    w[i, DY, d] = upstream[d] * gates[d] * sigmoid(gates[d])
                 for d in range(BLOCK):
                     w[i, STEP_INPUT, d] = w[i, STEP, d] * w[i, INPUT, d]
                     w[i, Y, d] = skip[d] * w[i, INPUT, d]
@@ -183,13 +186,15 @@ def _backward(
                     w[i, DSTEP, d] = dstep * w[i, STEP_SLOPE, d]
                     w[i, DSTEP_INPUT, d] = w[i, DSTEP_INPUT, d] * w[i, STEP, d] + skip[d] * w[i, DY, d]
                     w[i, Y, d] *= w[i, GATE_SLOPE, d]
-                store(dx[b, first + i], w[i, DSTEP_INPUT], start, width)
-                store(ddt[b, first + i], w[i, DSTEP], start, width)
-                store(dgate[b, first + i], w[i, Y], start, width)
+                row = b * length + first + i
+                store(dx, w[i, DSTEP_INPUT], row * outputs[0] + start, width)
+                store(ddt, w[i, DSTEP], row * outputs[1] + start, width)
+                store(dgate, w[i, Y], row * outputs[2] + start, width)
         for t in range(lengths[b], length):
-            clear(dx[b, t], start, width)
-            clear(ddt[b, t], start, width)
-            clear(dgate[b, t], start, width)
+            row = b * length + t
+            clear(dx, row * outputs[0] + start, width)
+            clear(ddt, row * outputs[1] + start, width)
+            clear(dgate, row * outputs[2] + start, width)
             clear(dB[block, b, t], 0, size)
             clear(dC[block, b, t], 0, size)
         store(dD[b], dskip, start, width)
@@ -205,50 +210,81 @@ _BACKWARD = CpuKernel(_backward, PARALLEL_UPDATES)
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, dt, A, B, C, D, gate, h0, lengths):
-        batch, length, channels = x.shape
-        size = A.shape[1]
-        needs_backward = any(ctx.needs_input_grad)
-        chunks = -(-length // CHUNK) if needs_backward else 0
-        y = x.new_empty(batch, length, channels)
-        h_last = x.new_empty(batch, size, channels)
-        checkpoints = x.new_empty(batch, chunks, size, channels)
-        A_t, h0_t = A.t().contiguous(), h0.transpose(1, 2).contiguous()
-        _call(_FORWARD, x, dt, A_t, B, C, D, gate, h0_t, lengths, y, h_last, checkpoints)
-        if needs_backward:
-            ctx.save_for_backward(x, dt, A_t, B, C, D, gate, lengths, checkpoints)
-        return y, h_last.transpose(1, 2)
+        y, h_last, saved = scan_forward(x, dt, A, B, C, D, gate, h0, lengths, any(ctx.needs_input_grad))
+        ctx.save_for_backward(*saved)
+        return y, h_last
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy, dh_last):
-        x, dt, A_t, B, C, D, gate, lengths, checkpoints = ctx.saved_tensors
-        batch, length, channels = x.shape
-        size = A_t.shape[0]
-        blocks = -(-channels // BLOCK)
-        dx, ddt, dgate = (x.new_empty(batch, length, channels) for _ in range(3))
-        dB, dC = x.new_empty(blocks, batch, length, size), x.new_empty(blocks, batch, length, size)
-        dA_t, dh0_t = x.new_empty(batch, size, channels), x.new_empty(batch, size, channels)
-        dD = x.new_empty(batch, channels)
-        _call(
-            *(_BACKWARD, x, dt, A_t, B, C, D, gate, lengths, checkpoints),
-            *(dy.contiguous(), dh_last.transpose(1, 2).contiguous()),
-            *(dx, ddt, dA_t, dB, dC, dD, dgate, dh0_t),
-        )
-        dA = dA_t.sum(0).t()
-        return dx, ddt, dA, _sum_blocks(dB), _sum_blocks(dC), dD.sum(0), dgate, dh0_t.transpose(1, 2), None
+        dx, ddt, dgate = (torch.empty_like(dy, memory_format=torch.contiguous_format) for _ in range(3))
+        dA, dB, dC, dD, dh0 = scan_backward(ctx.saved_tensors, dy, dh_last, dx, ddt, dgate)
+        return dx, ddt, dA, sum_blocks(dB), sum_blocks(dC), dD, dgate, dh0, None
 
 
-def _sum_blocks(partial: Tensor) -> Tensor:
+def scan_forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    gate: Tensor,
+    h0: Tensor,
+    lengths: Tensor,
+    needs_backward: bool,
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """y (b, l, d), the last state (b, d, n), and what `scan_backward` needs; all float32, no gradient is recorded."""
+    batch, length, channels = x.shape
+    size = A.shape[1]
+    chunks = -(-length // CHUNK) if needs_backward else 0
+    y = x.new_empty(batch, length, channels)
+    h_last = x.new_empty(batch, size, channels)
+    checkpoints = x.new_empty(batch, chunks, size, channels)
+    A_t, h0_t = A.t().contiguous(), h0.transpose(1, 2).contiguous()
+    _call(_FORWARD, x, dt, A_t, B, C, D, gate, h0_t, lengths, y, h_last, checkpoints)
+    saved = (x, dt, A_t, B, C, D, gate, lengths, checkpoints) if needs_backward else ()
+    return y, h_last.transpose(1, 2), saved
+
+
+def scan_backward(
+    saved: tuple[Tensor, ...], dy: Tensor, dh_last: Tensor, dx: Tensor, ddt: Tensor, dgate: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Writes the gradients (b, l, d) of x, dt and gate, whose rows may lie apart, and returns the others.
+
+    Returns:
+        dA (d, n), dB and dC (blocks, b, l, n) to be summed over blocks, dD (d,), and dh0 (b, d, n).
+    """
+    x, dt, A_t, B, C, D, gate, lengths, checkpoints = saved
+    batch, length, channels = x.shape
+    size = A_t.shape[0]
+    blocks = -(-channels // BLOCK)
+    dB, dC = x.new_empty(blocks, batch, length, size), x.new_empty(blocks, batch, length, size)
+    dA_t, dh0_t = x.new_empty(batch, size, channels), x.new_empty(batch, size, channels)
+    dD = x.new_empty(batch, channels)
+    rows, strides = zip(*(flat_rows(t) for t in (dx, ddt, dgate)))
+    _call(
+        *(_BACKWARD, x, dt, A_t, B, C, D, gate, lengths, checkpoints),
+        *(dy.contiguous(), dh_last.transpose(1, 2).contiguous()),
+        *(*rows, strides, dA_t, dB, dC, dD, dh0_t),
+    )
+    return dA_t.sum(0).t(), dB, dC, dD.sum(0), dh0_t.transpose(1, 2)
+
+
+def sum_blocks(partial: Tensor) -> Tensor:
+    """The sum over the first dimension."""
     return partial[0] if len(partial) == 1 else partial.sum(0)
 
 
-def _call(kernel: CpuKernel, x: Tensor, dt: Tensor, A_t: Tensor, B: Tensor, C: Tensor, D: Tensor, gate: Tensor, *rest):
+def _call(
+    kernel: CpuKernel, x: Tensor, dt: Tensor, A_t: Tensor, B: Tensor, C: Tensor, D: Tensor, gate: Tensor, *rest: Any
+) -> None:
     flat, strides = zip(*(flat_rows(t) for t in (x, dt, B, C, gate)))
     x_rows, dt_rows, B_rows, C_rows, gate_rows = flat
     updates = x.numel() * A_t.shape[0]
     kernel(
         *(updates, x_rows, dt_rows, A_t.numpy(), B_rows, C_rows, D.numpy(), gate_rows, strides),
-        *(t.numpy() for t in rest),
+        *(t.numpy() if isinstance(t, Tensor) else t for t in rest),
     )
 
 
