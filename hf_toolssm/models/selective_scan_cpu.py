@@ -2,8 +2,8 @@
 
 Time and memory are linear in length. The forward keeps the state at the start of every chunk; the backward recomputes
 the states inside a chunk from it, so that it never stores a (b, l, d, n) tensor. The softplus of the step size and the
-gate are part of the kernels, which saves passes over (b, l, d). Inner loops run over a fixed number of channels, the
-last block's padded with zeros: such loops compile to vector code without a remainder.
+gate are part of the kernels, which saves passes over (b, l, d). Threads share out rows and blocks of LANES channels;
+a block is one vector, and what a recurrence carries from step to step stays in registers.
 """
 
 from typing import Any
@@ -17,190 +17,267 @@ from torch.autograd.function import once_differentiable
 from hf_toolssm.models.cpu_kernels import (
     LOG2E,
     CpuKernel,
+    called,
     clear,
     exp2_of_nonpositive,
     flat_rows,
-    load,
     sigmoid,
     silu_slope,
     softplus,
-    store,
 )
+from hf_toolssm.models.lanes import LANES, full, read_lanes, sum_lanes, write_lanes
 
-ZERO, ONE, LN2 = np.float32(0.0), np.float32(1.0), np.float32(0.6931471805599453)
+ZERO, LN2 = np.float32(0.0), np.float32(0.6931471805599453)
 
 CHUNK = 16
-"""Steps between stored states. A chunk's rows of one block, eight of them a step, fit in the first-level cache."""
+"""Steps between stored states. What the backward keeps of a chunk of one block fits in the first-level cache."""
 
-BLOCK = 64
-"""Channels that one thread scans together."""
-
-ROLES = 11
-INPUT, STEP, STEP_SLOPE, STEP_INPUT, GATE_SLOPE, DY, Y, DECAY, BEFORE, DSTEP, DSTEP_INPUT = range(ROLES)
-"""The rows that the backward keeps of every step of a chunk."""
-
-H, A, DH, DA = range(4)
-"""The rows, behind those of the last step, of the state index at hand."""
+ROLES = 10
+INPUT, STEP, STEP_SLOPE, STEP_INPUT, GATE_SLOPE, DY, Y, DECAY, DSTEP, DSTEP_INPUT = (
+    role * CHUNK * LANES for role in range(ROLES)
+)
+"""Where the vectors of a chunk's steps, one behind the other, lie in the backward's workspace."""
+BEFORE = ROLES * CHUNK * LANES
+"""The states before each step of a chunk, and the one after the last."""
+WORKSPACE = BEFORE + (CHUNK + 1) * LANES
 
 PARALLEL_UPDATES = 1_000_000
 """State updates from which waking the other threads pays; a decode step is far below it."""
 
 
-def _forward(x, dt, A_t, B, C, D, gate, strides, h0, lengths, y, h_last, checkpoints):
-    """x, dt, B, C and gate are flat, each with the stride of its rows; A_t is (n, d), h0 and h_last are (b, n, d).
-
-    checkpoints (b, chunks, n, d) receives the state before every chunk; it may have no chunks.
-    """
-    batch, length, channels = y.shape
-    size = A_t.shape[0]
-    blocks = (channels + BLOCK - 1) // BLOCK
-    keep = checkpoints.shape[1] > 0
-    for task in numba.prange(batch * blocks):
-        b, start = task // blocks, (task % blocks) * BLOCK
-        width = min(BLOCK, channels - start)
-        h, a = np.zeros((size, BLOCK), np.float32), np.zeros((size, BLOCK), np.float32)
-        skip, inputs = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-        step, gates = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-        step_input, total = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-        load(skip, D, start, width)
-        for n in range(size):
-            load(h[n], h0[b, n], start, width)
-            load(a[n], A_t[n], start, width)
-            for d in range(BLOCK):
-                a[n, d] *= LOG2E
-        for t in range(lengths[b]):
-            if keep and t % CHUNK == 0:
-                for n in range(size):
-                    store(checkpoints[b, t // CHUNK, n], h[n], start, width)
-            row = b * length + t
-            load(inputs, x, row * strides[0] + start, width)
-            load(step, dt, row * strides[1] + start, width)
-            load(gates, gate, row * strides[4] + start, width)
-            for d in range(BLOCK):
-                step[d] = softplus(step[d])
-                step_input[d] = step[d] * inputs[d]
-                total[d] = skip[d] * inputs[d]
+@called
+def _forward_block(b, start, x, dt, A_t, B, C, D, gate, strides, h0, length, size, channels, rows, y, h_last, kept):
+    """The channels from `start` on of row b, of which `length` tokens are real; all arrays are flat."""
+    width = min(LANES, channels - start)
+    h, a = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.float32)
+    skip = read_lanes(D, start, width)
+    for n in range(size):
+        write_lanes(h, n * LANES, read_lanes(h0, (b * size + n) * channels + start, width), LANES)
+        write_lanes(a, n * LANES, read_lanes(A_t, n * channels + start, width) * LOG2E, LANES)
+    chunks = (rows + CHUNK - 1) // CHUNK
+    for t in range(length):
+        if len(kept) > 0 and t % CHUNK == 0:
+            at = (b * chunks + t // CHUNK) * size * channels + start
             for n in range(size):
-                a_n, h_n = a[n], h[n]
-                b_n, c_n = B[row * strides[2] + n], C[row * strides[3] + n]
-                for d in range(BLOCK):
-                    value = exp2_of_nonpositive(step[d] * a_n[d]) * h_n[d] + step_input[d] * b_n
-                    h_n[d] = value
-                    total[d] += value * c_n
-            for d in range(BLOCK):
-                total[d] *= gates[d] * sigmoid(gates[d])
-            store(y[b, t], total, start, width)
-        for t in range(lengths[b], length):
-            clear(y[b, t], start, width)
+                write_lanes(kept, at + n * channels, read_lanes(h, n * LANES, LANES), width)
+        row = b * rows + t
+        inputs = read_lanes(x, row * strides[0] + start, width)
+        step = softplus(read_lanes(dt, row * strides[1] + start, width))
+        gates = read_lanes(gate, row * strides[4] + start, width)
+        step_input = step * inputs
+        total = skip * inputs
         for n in range(size):
-            store(h_last[b, n], h[n], start, width)
+            decay = exp2_of_nonpositive(step * read_lanes(a, n * LANES, LANES))
+            value = decay * read_lanes(h, n * LANES, LANES) + step_input * B[row * strides[2] + n]
+            write_lanes(h, n * LANES, value, LANES)
+            total = total + value * C[row * strides[3] + n]
+        write_lanes(y, row * channels + start, total * gates * sigmoid(gates), width)
+    for t in range(length, rows):
+        clear(y, (b * rows + t) * channels + start, width)
+    for n in range(size):
+        write_lanes(h_last, (b * size + n) * channels + start, read_lanes(h, n * LANES, LANES), width)
+
+
+def _forward(x, dt, A_t, B, C, D, gate, strides, h0, lengths, shape, y, h_last, checkpoints):
+    """All arrays are flat; x, dt, B, C and gate with the strides of their rows; shape is (b, l, d, n).
+
+    A_t is (n, d), h0 and h_last are (b, n, d). checkpoints (b, chunks, n, d) receives the state before every chunk; it
+    may be empty.
+    """
+    batch, rows, channels, size = shape
+    blocks = (channels + LANES - 1) // LANES
+    for task in numba.prange(batch * blocks):
+        b, start = task // blocks, (task % blocks) * LANES
+        _forward_block(
+            *(b, start, x, dt, A_t, B, C, D, gate, strides, h0, lengths[b]),
+            *(size, channels, rows, y, h_last, checkpoints),
+        )
+
+
+@called
+def _chunk_inputs(w, steps, row, start, width, skip, dskip, x, dt, gate, strides, dy, channels):
+    """Fills the workspace with what a chunk's steps need for every state index; returns the grown gradient of D."""
+    for i in range(steps):
+        at = i * LANES
+        inputs = read_lanes(x, (row + i) * strides[0] + start, width)
+        raw = read_lanes(dt, (row + i) * strides[1] + start, width)
+        gates = read_lanes(gate, (row + i) * strides[4] + start, width)
+        upstream = read_lanes(dy, (row + i) * channels + start, width)
+        step, ungated = softplus(raw), upstream * gates * sigmoid(gates)
+        write_lanes(w, INPUT + at, inputs, LANES)
+        write_lanes(w, STEP + at, step, LANES)
+        write_lanes(w, STEP_SLOPE + at, sigmoid(raw), LANES)
+        write_lanes(w, STEP_INPUT + at, step * inputs, LANES)
+        write_lanes(w, GATE_SLOPE + at, upstream * silu_slope(gates), LANES)
+        write_lanes(w, DY + at, ungated, LANES)
+        write_lanes(w, Y + at, skip * inputs, LANES)
+        write_lanes(w, DSTEP + at, full(ZERO), LANES)
+        write_lanes(w, DSTEP_INPUT + at, full(ZERO), LANES)
+        dskip = dskip + ungated * inputs
+    return dskip
+
+
+@called
+def _chunk_outputs(w, steps, row, start, width, skip, dx, ddt, dgate, outputs):
+    """Writes the gradients of a chunk's inputs, once all state indices have added their part."""
+    for i in range(steps):
+        at = i * LANES
+        dstep_input = read_lanes(w, DSTEP_INPUT + at, LANES)
+        inputs, step = read_lanes(w, INPUT + at, LANES), read_lanes(w, STEP + at, LANES)
+        dstep = read_lanes(w, DSTEP + at, LANES) * LN2 + dstep_input * inputs  # the exponents were of 2
+        of_input = dstep_input * step + skip * read_lanes(w, DY + at, LANES)
+        of_gate = read_lanes(w, Y + at, LANES) * read_lanes(w, GATE_SLOPE + at, LANES)
+        write_lanes(dx, (row + i) * outputs[0] + start, of_input, width)
+        write_lanes(ddt, (row + i) * outputs[1] + start, dstep * read_lanes(w, STEP_SLOPE + at, LANES), width)
+        write_lanes(dgate, (row + i) * outputs[2] + start, of_gate, width)
+
+
+@called
+def _backward_block(
+    b,
+    block,
+    x,
+    dt,
+    A_t,
+    B,
+    C,
+    D,
+    gate,
+    strides,
+    length,
+    shape,
+    kept,
+    dy,
+    dh_last,
+    dx,
+    ddt,
+    dgate,
+    outputs,
+    dA_t,
+    dB,
+    dC,
+    dD,
+    dh0,
+):
+    """One block of LANES channels of row b, of which `length` tokens are real.
+
+    Within a chunk one state index is done after the other, so that its state and their gradients stay in registers.
+    """
+    batch, rows, channels, size = shape
+    start = block * LANES
+    width = min(LANES, channels - start)
+    w = np.empty(WORKSPACE, np.float32)
+    a, dh, da = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.float32), np.zeros(size * LANES, np.float32)
+    skip, dskip = read_lanes(D, start, width), full(ZERO)
+    for n in range(size):
+        write_lanes(dh, n * LANES, read_lanes(dh_last, (b * size + n) * channels + start, width), LANES)
+        write_lanes(a, n * LANES, read_lanes(A_t, n * channels + start, width) * LOG2E, LANES)
+    most = (rows + CHUNK - 1) // CHUNK
+    chunks = (length + CHUNK - 1) // CHUNK
+    for reverse_chunk in range(chunks):
+        chunk = chunks - 1 - reverse_chunk
+        steps = min(CHUNK, length - chunk * CHUNK)
+        row = b * rows + chunk * CHUNK
+        partial = ((block * batch + b) * rows + chunk * CHUNK) * size
+        dskip = _chunk_inputs(w, steps, row, start, width, skip, dskip, x, dt, gate, strides, dy, channels)
+        for n in range(size):
+            h = read_lanes(kept, ((b * most + chunk) * size + n) * channels + start, width)
+            a_n = read_lanes(a, n * LANES, LANES)
+            for i in range(steps):
+                at = i * LANES
+                decay = exp2_of_nonpositive(read_lanes(w, STEP + at, LANES) * a_n)
+                write_lanes(w, DECAY + at, decay, LANES)
+                write_lanes(w, BEFORE + at, h, LANES)
+                h = decay * h + read_lanes(w, STEP_INPUT + at, LANES) * B[(row + i) * strides[2] + n]
+                shown = read_lanes(w, Y + at, LANES) + h * C[(row + i) * strides[3] + n]
+                write_lanes(w, Y + at, shown, LANES)
+                dC[partial + i * size + n] = sum_lanes(read_lanes(w, DY + at, LANES) * h)
+            dh_n, da_n = read_lanes(dh, n * LANES, LANES), read_lanes(da, n * LANES, LANES)
+            for reverse_i in range(steps):
+                i = steps - 1 - reverse_i
+                at = i * LANES
+                step = read_lanes(w, STEP + at, LANES)
+                dh_n = dh_n + read_lanes(w, DY + at, LANES) * C[(row + i) * strides[3] + n]
+                dB[partial + i * size + n] = sum_lanes(dh_n * read_lanes(w, STEP_INPUT + at, LANES))
+                of_step_input = read_lanes(w, DSTEP_INPUT + at, LANES) + dh_n * B[(row + i) * strides[2] + n]
+                write_lanes(w, DSTEP_INPUT + at, of_step_input, LANES)
+                dh_n = dh_n * read_lanes(w, DECAY + at, LANES)
+                through_decay = dh_n * read_lanes(w, BEFORE + at, LANES)
+                write_lanes(w, DSTEP + at, read_lanes(w, DSTEP + at, LANES) + through_decay * a_n, LANES)
+                da_n = da_n + through_decay * step
+            write_lanes(dh, n * LANES, dh_n, LANES)
+            write_lanes(da, n * LANES, da_n, LANES)
+        _chunk_outputs(w, steps, row, start, width, skip, dx, ddt, dgate, outputs)
+    for t in range(length, rows):
+        clear(dx, (b * rows + t) * outputs[0] + start, width)
+        clear(ddt, (b * rows + t) * outputs[1] + start, width)
+        clear(dgate, (b * rows + t) * outputs[2] + start, width)
+        clear(dB, ((block * batch + b) * rows + t) * size, size)
+        clear(dC, ((block * batch + b) * rows + t) * size, size)
+    write_lanes(dD, b * channels + start, dskip, width)
+    for n in range(size):
+        write_lanes(dA_t, (b * size + n) * channels + start, read_lanes(da, n * LANES, LANES), width)
+        write_lanes(dh0, (b * size + n) * channels + start, read_lanes(dh, n * LANES, LANES), width)
 
 
 def _backward(
-    x, dt, A_t, B, C, D, gate, strides, lengths, checkpoints, dy, dh_last, dx, ddt, dgate, outputs, dA_t, dB, dC, dD, dh0
+    x,
+    dt,
+    A_t,
+    B,
+    C,
+    D,
+    gate,
+    strides,
+    lengths,
+    shape,
+    checkpoints,
+    dy,
+    dh_last,
+    dx,
+    ddt,
+    dgate,
+    outputs,
+    dA_t,
+    dB,
+    dC,
+    dD,
+    dh0,
 ):
-    """Gradients. dx, ddt and dgate are flat, with the strides of their rows in `outputs`; dA_t (b, n, d) and dD (b, d)
-    are per row, dB and dC (blocks, b, l, n) per block of channels.
+    """Gradients; all arrays are flat, dx, ddt and dgate with the strides of their rows in `outputs`.
 
-    Within a chunk one state index is done after the other, so that what the inner loops touch stays in the cache.
+    dA_t (b, n, d) and dD (b, d) are per row, dB and dC (blocks, b, l, n) per block of channels.
     """
-    batch, length, channels = dy.shape
-    size = A_t.shape[0]
-    blocks = (channels + BLOCK - 1) // BLOCK
+    batch, _, channels, _ = shape
+    blocks = (channels + LANES - 1) // LANES
     for task in numba.prange(batch * blocks):
         b, block = task // blocks, task % blocks
-        start = block * BLOCK
-        width = min(BLOCK, channels - start)
-        a, dh = np.zeros((size, BLOCK), np.float32), np.zeros((size, BLOCK), np.float32)
-        da = np.zeros((size, BLOCK), np.float32)
-        skip, dskip = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-        raw, gates, upstream = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-        # One array, so that the compiler sees by their distances that its rows do not overlap.
-        w, now = np.zeros((CHUNK, ROLES, BLOCK), np.float32), np.zeros((4, BLOCK), np.float32)
-        load(skip, D, start, width)
-        for n in range(size):
-            load(dh[n], dh_last[b, n], start, width)
-            load(a[n], A_t[n], start, width)
-            for d in range(BLOCK):
-                a[n, d] *= LOG2E
-        chunks = (lengths[b] + CHUNK - 1) // CHUNK
-        for reverse_chunk in range(chunks):
-            chunk = chunks - 1 - reverse_chunk
-            first = chunk * CHUNK
-            steps = min(CHUNK, lengths[b] - first)
-            for i in range(steps):
-                row = b * length + first + i
-                load(w[i, INPUT], x, row * strides[0] + start, width)
-                load(raw, dt, row * strides[1] + start, width)
-                load(gates, gate, row * strides[4] + start, width)
-                load(upstream, dy[b, first + i], start, width)
-                for d in range(BLOCK):
-                    w[i, STEP, d] = softplus(raw[d])
-                    w[i, STEP_SLOPE, d] = sigmoid(raw[d])
-                    w[i, GATE_SLOPE, d] = upstream[d] * silu_slope(gates[d])
-                    w[i, DY, d] = upstream[d] * gates[d] * sigmoid(gates[d])
-                for d in range(BLOCK):
-                    w[i, STEP_INPUT, d] = w[i, STEP, d] * w[i, INPUT, d]
-                    w[i, Y, d] = skip[d] * w[i, INPUT, d]
-                    dskip[d] += w[i, DY, d] * w[i, INPUT, d]
-                    w[i, DSTEP_INPUT, d] = ZERO
-                    w[i, DSTEP, d] = ZERO
-            for n in range(size):
-                load(now[H], checkpoints[b, chunk, n], start, width)
-                for d in range(BLOCK):
-                    now[A, d], now[DH, d], now[DA, d] = a[n, d], dh[n, d], da[n, d]
-                for i in range(steps):
-                    row = b * length + first + i
-                    b_n, c_n = B[row * strides[2] + n], C[row * strides[3] + n]
-                    dc = ZERO
-                    for d in range(BLOCK):
-                        factor = exp2_of_nonpositive(w[i, STEP, d] * now[A, d])
-                        before = now[H, d]
-                        h = factor * before + w[i, STEP_INPUT, d] * b_n
-                        w[i, DECAY, d] = factor
-                        w[i, BEFORE, d] = before
-                        now[H, d] = h
-                        w[i, Y, d] += h * c_n
-                        dc += w[i, DY, d] * h
-                    dC[block, b, first + i, n] = dc
-                for reverse_i in range(steps):
-                    i = steps - 1 - reverse_i
-                    row = b * length + first + i
-                    b_n, c_n = B[row * strides[2] + n], C[row * strides[3] + n]
-                    db = ZERO
-                    for d in range(BLOCK):
-                        dh_d = now[DH, d] + w[i, DY, d] * c_n
-                        db += dh_d * w[i, STEP_INPUT, d]
-                        w[i, DSTEP_INPUT, d] += dh_d * b_n
-                        carried = dh_d * w[i, DECAY, d]
-                        through_decay = carried * w[i, BEFORE, d]
-                        w[i, DSTEP, d] += through_decay * now[A, d]
-                        now[DA, d] += through_decay * w[i, STEP, d]
-                        now[DH, d] = carried
-                    dB[block, b, first + i, n] = db
-                for d in range(BLOCK):
-                    dh[n, d], da[n, d] = now[DH, d], now[DA, d]
-            for i in range(steps):
-                for d in range(BLOCK):
-                    dstep = w[i, DSTEP, d] * LN2 + w[i, DSTEP_INPUT, d] * w[i, INPUT, d]  # the exponents were of 2
-                    w[i, DSTEP, d] = dstep * w[i, STEP_SLOPE, d]
-                    w[i, DSTEP_INPUT, d] = w[i, DSTEP_INPUT, d] * w[i, STEP, d] + skip[d] * w[i, DY, d]
-                    w[i, Y, d] *= w[i, GATE_SLOPE, d]
-                row = b * length + first + i
-                store(dx, w[i, DSTEP_INPUT], row * outputs[0] + start, width)
-                store(ddt, w[i, DSTEP], row * outputs[1] + start, width)
-                store(dgate, w[i, Y], row * outputs[2] + start, width)
-        for t in range(lengths[b], length):
-            row = b * length + t
-            clear(dx, row * outputs[0] + start, width)
-            clear(ddt, row * outputs[1] + start, width)
-            clear(dgate, row * outputs[2] + start, width)
-            clear(dB[block, b, t], 0, size)
-            clear(dC[block, b, t], 0, size)
-        store(dD[b], dskip, start, width)
-        for n in range(size):
-            store(dA_t[b, n], da[n], start, width)
-            store(dh0[b, n], dh[n], start, width)
+        _backward_block(
+            b,
+            block,
+            x,
+            dt,
+            A_t,
+            B,
+            C,
+            D,
+            gate,
+            strides,
+            lengths[b],
+            shape,
+            checkpoints,
+            dy,
+            dh_last,
+            dx,
+            ddt,
+            dgate,
+            outputs,
+            dA_t,
+            dB,
+            dC,
+            dD,
+            dh0,
+        )
 
 
 _FORWARD = CpuKernel(_forward, PARALLEL_UPDATES)
@@ -242,7 +319,8 @@ def scan_forward(
     h_last = x.new_empty(batch, size, channels)
     checkpoints = x.new_empty(batch, chunks, size, channels)
     A_t, h0_t = A.t().contiguous(), h0.transpose(1, 2).contiguous()
-    _call(_FORWARD, x, dt, A_t, B, C, D, gate, h0_t, lengths, y, h_last, checkpoints)
+    shape = (batch, length, channels, size)
+    _call(_FORWARD, x, dt, A_t, B, C, D, gate, h0_t, lengths, shape, y, h_last, checkpoints)
     saved = (x, dt, A_t, B, C, D, gate, lengths, checkpoints) if needs_backward else ()
     return y, h_last.transpose(1, 2), saved
 
@@ -258,13 +336,13 @@ def scan_backward(
     x, dt, A_t, B, C, D, gate, lengths, checkpoints = saved
     batch, length, channels = x.shape
     size = A_t.shape[0]
-    blocks = -(-channels // BLOCK)
+    blocks = -(-channels // LANES)
     dB, dC = x.new_empty(blocks, batch, length, size), x.new_empty(blocks, batch, length, size)
     dA_t, dh0_t = x.new_empty(batch, size, channels), x.new_empty(batch, size, channels)
     dD = x.new_empty(batch, channels)
     rows, strides = zip(*(flat_rows(t) for t in (dx, ddt, dgate)))
     _call(
-        *(_BACKWARD, x, dt, A_t, B, C, D, gate, lengths, checkpoints),
+        *(_BACKWARD, x, dt, A_t, B, C, D, gate, lengths, (batch, length, channels, size), checkpoints),
         *(dy.contiguous(), dh_last.transpose(1, 2).contiguous()),
         *(*rows, strides, dA_t, dB, dC, dD, dh0_t),
     )
@@ -283,8 +361,8 @@ def _call(
     x_rows, dt_rows, B_rows, C_rows, gate_rows = flat
     updates = x.numel() * A_t.shape[0]
     kernel(
-        *(updates, x_rows, dt_rows, A_t.numpy(), B_rows, C_rows, D.numpy(), gate_rows, strides),
-        *(t.numpy() if isinstance(t, Tensor) else t for t in rest),
+        *(updates, x_rows, dt_rows, A_t.numpy().reshape(-1), B_rows, C_rows, D.numpy(), gate_rows, strides),
+        *(t.numpy().reshape(-1) if isinstance(t, Tensor) else t for t in rest),
     )
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_toolssm.models.selective_scan import selective_scan, selective_scan_reference
-from hf_toolssm.models.selective_scan_cpu import BLOCK, CHUNK, PARALLEL_UPDATES, selective_scan_cpu
+from hf_toolssm.models.lanes import LANES
+from hf_toolssm.models.selective_scan_cpu import CHUNK, PARALLEL_UPDATES, selective_scan_cpu
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "gate", "initial_state")
 
@@ -56,8 +57,8 @@ def run_with_gradients(scan, tensors, lengths):
     [
         (1, 1, 1, 1, None),
         (2, CHUNK, 8, 4, None),
-        (3, 2 * CHUNK + 1, BLOCK + 5, 16, [2 * CHUNK + 1, CHUNK, 1]),
-        (2, 5, 2 * BLOCK, 3, [0, 5]),
+        (3, 2 * CHUNK + 1, LANES + 5, 16, [2 * CHUNK + 1, CHUNK, 1]),
+        (2, 5, 2 * LANES, 3, [0, 5]),
         (8, 200, 128, 16, None),  # large enough for all threads
     ],
 )
@@ -91,7 +92,7 @@ def test_the_definition_is_the_recurrence():
 @settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(0, 2 * CHUNK + 3), min_size=1, max_size=3),
-    channels=st.sampled_from([1, 7, BLOCK, BLOCK + 1, 2 * BLOCK + 9]),
+    channels=st.sampled_from([1, 7, LANES, LANES + 1, 2 * LANES + 9]),
     size=st.integers(1, 17),
     seed=st.integers(0, 1_000),
 )
