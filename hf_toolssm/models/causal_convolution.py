@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hf_toolssm.models.causal_convolution_cuda import causal_convolution_cuda, kernel_applies
-from hf_toolssm.models.cpu_kernels import CpuKernel, clear, flat_rows, inlined, load, sigmoid, silu_slope, store
-
-BLOCK = 64
-"""Channels that one thread convolves together."""
+from hf_toolssm.models.cpu_kernels import CpuKernel, called, clear, flat_rows, sigmoid, silu_slope
+from hf_toolssm.models.lanes import LANES, full, read_lanes, write_lanes
 
 PARALLEL_OUTPUTS = 100_000
 """Outputs from which waking the other threads pays."""
@@ -79,95 +77,115 @@ def causal_convolution_reference(
     return y, last.transpose(1, 2)
 
 
-@inlined
-def _convolve(offset, w, window, t, total):
-    """total = the convolution at time t, before SiLU."""
-    kernel = w.shape[0]
-    for d in range(BLOCK):
-        total[d] = offset[d]
+@called
+def _convolve(t, x, at, stride, width, before, w, offset, kernel):
+    """The convolution at time t, before SiLU, of a row that starts at `at`; `before` holds the k inputs before it."""
+    total = read_lanes(offset, 0, LANES)
     for tap in range(kernel):
-        w_tap, input_tap = w[tap], window[(t + 1 + tap) % kernel]
-        for d in range(BLOCK):
-            total[d] += w_tap[d] * input_tap[d]
+        source = t + 1 + tap - kernel
+        if source < 0:
+            inputs = read_lanes(before, (kernel + source) * LANES, LANES)
+        else:
+            inputs = read_lanes(x, at + source * stride, width)
+        total = total + read_lanes(w, tap * LANES, LANES) * inputs
+    return total
 
 
-def _forward(x, stride, weight_t, bias, state, lengths, y, last):
-    """x is flat with its rows' stride; weight_t is (k, d); state and last are (b, k, d)."""
-    batch, length, channels = y.shape
-    kernel = weight_t.shape[0]
-    blocks = (channels + BLOCK - 1) // BLOCK
+@called
+def _block_constants(b, start, width, weight_t, bias, state, kernel, channels):
+    """Weights, offset and the k inputs before the row of one block of LANES channels."""
+    w, before = np.empty(kernel * LANES, np.float32), np.empty(kernel * LANES, np.float32)
+    offset = np.empty(LANES, np.float32)
+    write_lanes(offset, 0, read_lanes(bias, start, width), LANES)
+    for tap in range(kernel):
+        write_lanes(w, tap * LANES, read_lanes(weight_t, tap * channels + start, width), LANES)
+        write_lanes(before, tap * LANES, read_lanes(state, (b * kernel + tap) * channels + start, width), LANES)
+    return w, before, offset
+
+
+@called
+def _forward_block(b, start, x, stride, weight_t, bias, state, length, shape, y, last):
+    _, rows, channels, kernel = shape
+    width = min(LANES, channels - start)
+    w, before, offset = _block_constants(b, start, width, weight_t, bias, state, kernel, channels)
+    at = b * rows * stride + start
+    for t in range(length):
+        total = _convolve(t, x, at, stride, width, before, w, offset, kernel)
+        write_lanes(y, (b * rows + t) * channels + start, total * sigmoid(total), width)
+    for t in range(length, rows):
+        clear(y, (b * rows + t) * channels + start, width)
+    for tap in range(kernel):
+        source = length + tap - kernel
+        if source < 0:
+            inputs = read_lanes(before, (kernel + source) * LANES, LANES)
+        else:
+            inputs = read_lanes(x, at + source * stride, width)
+        write_lanes(last, (b * kernel + tap) * channels + start, inputs, width)
+
+
+def _forward(x, stride, weight_t, bias, state, lengths, shape, y, last):
+    """All arrays are flat; x with its rows' stride. shape is (b, l, d, k); weight_t (k, d), state and last (b, k, d)."""
+    batch, _, channels, _ = shape
+    blocks = (channels + LANES - 1) // LANES
     for task in numba.prange(batch * blocks):
-        b, start = task // blocks, (task % blocks) * BLOCK
-        width = min(BLOCK, channels - start)
-        w, offset = np.zeros((kernel, BLOCK), np.float32), np.zeros(BLOCK, np.float32)
-        window = np.zeros((kernel, BLOCK), np.float32)  # a ring: the input at time t lies in row t mod k
-        total = np.empty(BLOCK, np.float32)
-        load(offset, bias, start, width)
-        for tap in range(kernel):
-            load(w[tap], weight_t[tap], start, width)
-            load(window[tap], state[b, tap], start, width)
-        for t in range(lengths[b]):
-            load(window[t % kernel], x, (b * length + t) * stride + start, width)
-            _convolve(offset, w, window, t, total)
-            for d in range(BLOCK):
-                total[d] *= sigmoid(total[d])
-            store(y[b, t], total, start, width)
-        for t in range(lengths[b], length):
-            clear(y[b, t], start, width)
-        for tap in range(kernel):
-            store(last[b, tap], window[(lengths[b] + tap) % kernel], start, width)
+        b, start = task // blocks, (task % blocks) * LANES
+        _forward_block(b, start, x, stride, weight_t, bias, state, lengths[b], shape, y, last)
 
 
-def _backward(x, stride, weight_t, bias, state, lengths, dy, dlast, dx, dx_stride, dweight_t, dbias, dstate):
-    """Gradients; dx is flat with its rows' stride, dweight_t (b, k, d) and dbias (b, d) are per row."""
-    batch, length, channels = dy.shape
-    kernel = weight_t.shape[0]
-    blocks = (channels + BLOCK - 1) // BLOCK
-    for task in numba.prange(batch * blocks):
-        b, start = task // blocks, (task % blocks) * BLOCK
-        width = min(BLOCK, channels - start)
-        w, dw = np.zeros((kernel, BLOCK), np.float32), np.zeros((kernel, BLOCK), np.float32)
-        offset, doffset = np.zeros(BLOCK, np.float32), np.zeros(BLOCK, np.float32)
-        window, dwindow = np.zeros((kernel, BLOCK), np.float32), np.zeros((kernel, BLOCK), np.float32)
-        upstream, total = np.zeros(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-        load(offset, bias, start, width)
-        for tap in range(kernel):
-            load(w[tap], weight_t[tap], start, width)
-            load(window[tap], state[b, tap], start, width)
-        for t in range(lengths[b]):
-            # The input that leaves the ring has met its last output.
-            if t < kernel:
-                store(dstate[b, t], dwindow[t], start, width)
-            else:
-                store(dx, dwindow[t % kernel], (b * length + t - kernel) * dx_stride + start, width)
-            dwindow[t % kernel] = np.float32(0.0)
-            load(window[t % kernel], x, (b * length + t) * stride + start, width)
-            load(upstream, dy[b, t], start, width)
-            _convolve(offset, w, window, t, total)
-            for d in range(BLOCK):
-                upstream[d] *= silu_slope(total[d])
-                doffset[d] += upstream[d]
+@called
+def _backward_block(
+    b, start, x, stride, weight_t, bias, state, length, shape, dy, dlast, dx, dx_stride, dweight_t, dbias, dstate
+):
+    """Goes backwards through time; a ring holds the gradients of the last k sums, that at time t in place t mod k."""
+    _, rows, channels, kernel = shape
+    width = min(LANES, channels - start)
+    w, before, offset = _block_constants(b, start, width, weight_t, bias, state, kernel, channels)
+    dw, ring = np.zeros(kernel * LANES, np.float32), np.zeros(kernel * LANES, np.float32)
+    doffset = full(np.float32(0.0))
+    at, dx_at = b * rows * stride + start, b * rows * dx_stride + start
+    for back in range(length + kernel):
+        t = length - 1 - back  # from -1 on, what is left are the gradients of the inputs before the row
+        upstream = full(np.float32(0.0))
+        if t >= 0:
+            total = _convolve(t, x, at, stride, width, before, w, offset, kernel)
+            upstream = read_lanes(dy, (b * rows + t) * channels + start, width) * silu_slope(total)
+            doffset = doffset + upstream
             for tap in range(kernel):
-                row = (t + 1 + tap) % kernel
-                w_tap, dw_tap, input_tap, dinput_tap = w[tap], dw[tap], window[row], dwindow[row]
-                for d in range(BLOCK):
-                    dw_tap[d] += upstream[d] * input_tap[d]
-                    dinput_tap[d] += upstream[d] * w_tap[d]
-        for tap in range(kernel):
-            t = lengths[b] + tap  # `last` holds the inputs from time t - k on
-            remaining = dwindow[t % kernel]
-            load(upstream, dlast[b, tap], start, width)
-            for d in range(BLOCK):
-                remaining[d] += upstream[d]
-            if t < kernel:
-                store(dstate[b, t], remaining, start, width)
-            else:
-                store(dx, remaining, (b * length + t - kernel) * dx_stride + start, width)
-        for t in range(lengths[b], length):
-            clear(dx, (b * length + t) * dx_stride + start, width)
-        store(dbias[b], doffset, start, width)
-        for tap in range(kernel):
-            store(dweight_t[b, tap], dw[tap], start, width)
+                source = t + 1 + tap - kernel
+                if source < 0:
+                    inputs = read_lanes(before, (kernel + source) * LANES, LANES)
+                else:
+                    inputs = read_lanes(x, at + source * stride, width)
+                write_lanes(dw, tap * LANES, read_lanes(dw, tap * LANES, LANES) + upstream * inputs, LANES)
+        write_lanes(ring, (t + kernel) % kernel * LANES, upstream, LANES)
+        of_input = full(np.float32(0.0))
+        for tap in range(kernel):  # the input at time t meets this weight in the sum at time t + k - 1 - tap
+            place = (t + 2 * kernel - 1 - tap) % kernel
+            of_input = of_input + read_lanes(w, tap * LANES, LANES) * read_lanes(ring, place * LANES, LANES)
+        if t >= length - kernel:  # `last` holds the inputs from time length - k on
+            from_last = (b * kernel + t - length + kernel) * channels + start
+            of_input = of_input + read_lanes(dlast, from_last, width)
+        if t >= 0:
+            write_lanes(dx, dx_at + t * dx_stride, of_input, width)
+        else:
+            write_lanes(dstate, (b * kernel + kernel + t) * channels + start, of_input, width)
+    for t in range(length, rows):
+        clear(dx, dx_at + t * dx_stride, width)
+    write_lanes(dbias, b * channels + start, doffset, width)
+    for tap in range(kernel):
+        write_lanes(dweight_t, (b * kernel + tap) * channels + start, read_lanes(dw, tap * LANES, LANES), width)
+
+
+def _backward(x, stride, weight_t, bias, state, lengths, shape, dy, dlast, dx, dx_stride, dweight_t, dbias, dstate):
+    """Gradients; dx is flat with its rows' stride, dweight_t (b, k, d) and dbias (b, d) are per row."""
+    batch, _, channels, _ = shape
+    blocks = (channels + LANES - 1) // LANES
+    for task in numba.prange(batch * blocks):
+        b, start = task // blocks, (task % blocks) * LANES
+        _backward_block(
+            *(b, start, x, stride, weight_t, bias, state, lengths[b], shape),
+            *(dy, dlast, dx, dx_stride, dweight_t, dbias, dstate),
+        )
 
 
 _FORWARD = CpuKernel(_forward, PARALLEL_OUTPUTS)
@@ -195,7 +213,7 @@ def convolution_forward(
     weight_t, state_t = weight.t().contiguous(), state.transpose(1, 2).contiguous()
     y, last_t = torch.empty(x.shape), torch.empty_like(state_t)
     saved = (x, weight_t, bias, state_t, lengths)
-    _call(_FORWARD, *saved, y, last_t)
+    _call(_FORWARD, *saved, (*x.shape, weight.shape[1]), y, last_t)
     return y, last_t.transpose(1, 2), saved
 
 
@@ -208,10 +226,11 @@ def convolution_backward(
     dweight_t, dbias = x.new_empty(batch, len(weight_t), channels), x.new_empty(batch, channels)
     dstate_t = torch.empty_like(state_t)
     upstream = (dy.contiguous(), dlast.transpose(1, 2).contiguous())
-    _call(_BACKWARD, *saved, *upstream, *flat_rows(dx), dweight_t, dbias, dstate_t)
+    _call(_BACKWARD, *saved, (*x.shape, len(weight_t)), *upstream, *flat_rows(dx), dweight_t, dbias, dstate_t)
     return dweight_t.sum(0).t(), dbias.sum(0), dstate_t.transpose(1, 2)
 
 
 def _call(kernel: CpuKernel, x: Tensor, *rest: Any) -> None:
     rows, stride = flat_rows(x)
-    kernel(x.numel(), rows, stride, *(t.detach().numpy() if isinstance(t, Tensor) else t for t in rest))
+    arrays = (t.detach().numpy().reshape(-1) if isinstance(t, Tensor) else t for t in rest)
+    kernel(x.numel(), rows, stride, *arrays)

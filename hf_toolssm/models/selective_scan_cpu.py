@@ -167,7 +167,11 @@ def _backward_block(
     start = block * LANES
     width = min(LANES, channels - start)
     w = np.empty(WORKSPACE, np.float32)
-    a, dh, da = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.float32), np.zeros(size * LANES, np.float32)
+    a, dh, da = (
+        np.empty(size * LANES, np.float32),
+        np.empty(size * LANES, np.float32),
+        np.zeros(size * LANES, np.float32),
+    )
     skip, dskip = read_lanes(D, start, width), full(ZERO)
     for n in range(size):
         write_lanes(dh, n * LANES, read_lanes(dh_last, (b * size + n) * channels + start, width), LANES)

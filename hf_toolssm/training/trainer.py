@@ -26,6 +26,7 @@ from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
 from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS, ToolMambaForCausalLM, ToolMambaModel
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.protocols.render import IGNORED
+from hf_toolssm.training.freed_memory import keep_freed_memory
 from hf_toolssm.training.labelled_head import score_only_labelled_tokens
 from hf_toolssm.training.sft_config import ToolSFTConfig
 
@@ -53,6 +54,8 @@ class ToolSFTTrainer(SFTTrainer):
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
         _check_model(self.model)
         score_only_labelled_tokens(next(m for m in self.model.modules() if isinstance(m, ToolMambaForCausalLM)))
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         self._batches = 0
         self._carried: MambaState | None = None
 

@@ -62,28 +62,27 @@ class Timing:
 
 
 def interleave(contenders: Mapping[str, Contender]) -> dict[str, Timing]:
-    """Times contenders in turns; one with fewer repetitions drops out of the later rounds."""
-    for contender in contenders.values():
+    """Times contenders in turns; one with fewer repetitions drops out of the later rounds.
+
+    Memory is read in a repetition of its own, because it is given back first, and taking it again takes time. Only
+    where there is no warm-up, for work that takes long, is the first repetition both.
+    """
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, float | None] = {}
+    for name, contender in contenders.items():
         if contender.warm_up:
             contender.run()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    peaks: dict[str, list[float | None]] = {name: [] for name in contenders}
+        reset_peak()
+        before = resident_mib()
+        first = contender.run()
+        peak = peak_mib()
+        peaks[name] = None if peak is None else peak - before
+        seconds[name] = [] if contender.warm_up else [first]
     for turn in range(max(contender.repetitions for contender in contenders.values())):
         for name, contender in contenders.items():
-            if turn < contender.repetitions:
-                reset_peak()
-                before = resident_mib()
+            if len(seconds[name]) <= turn < contender.repetitions:
                 seconds[name].append(contender.run())
-                peak = peak_mib()
-                peaks[name].append(None if peak is None else peak - before)
-    return {
-        name: Timing(
-            statistics.median(seconds[name]),
-            len(seconds[name]),
-            max((peak for peak in peaks[name] if peak is not None), default=None),
-        )
-        for name in contenders
-    }
+    return {name: Timing(statistics.median(seconds[name]), len(seconds[name]), peaks[name]) for name in contenders}
 
 
 def reset_peak() -> None:

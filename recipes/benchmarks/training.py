@@ -8,6 +8,7 @@ from transformers.utils.import_utils import is_mambapy_available
 
 from hf_toolssm import ToolMambaForCausalLM
 from hf_toolssm.protocols.render import IGNORED
+from hf_toolssm.training.freed_memory import keep_freed_memory
 from measure import Contender, MatrixProduct, in_new_process, interleave, peak_mib, relative_difference, reset_peak
 from models import ADDITION_SHAPE, Scale, addition_model, random_model, stock_model, training_batch
 from results import Bound, Result, Target
@@ -92,7 +93,8 @@ def _against_stock(name: str, model: ToolMambaForCausalLM, batch: dict[str, Tens
 
 
 def _step(model, batch: dict[str, Tensor]):
-    """A training step of the model on the batch, as a function."""
+    """A training step of the model on the batch, as a function; memory is kept as the trainer keeps it."""
+    keep_freed_memory()
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 

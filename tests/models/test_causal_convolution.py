@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_toolssm.models.causal_convolution import (
-    BLOCK,
     PARALLEL_OUTPUTS,
     causal_convolution,
     causal_convolution_reference,
 )
+from hf_toolssm.models.lanes import LANES
 
 NAMES = ("y", "state", "x", "weight", "bias", "initial state")
 
@@ -41,7 +41,7 @@ def run_with_gradients(convolve, tensors, lengths=None):
 @settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=1, max_size=4),
-    channels=st.sampled_from([1, 5, BLOCK, BLOCK + 3]),
+    channels=st.sampled_from([1, 5, LANES, LANES + 3]),
     kernel=st.integers(2, 5),
     seed=st.integers(0, 1_000),
 )
@@ -54,7 +54,7 @@ def test_any_shape_and_lengths_equal_the_definition(lengths, channels, kernel, s
 
 
 def test_all_threads_give_what_the_definition_gives():
-    tensors = inputs(8, 200, 2 * BLOCK, 4)
+    tensors = inputs(8, 200, 2 * LANES, 4)
     assert tensors[0].numel() > PARALLEL_OUTPUTS
     for name, a, b in zip(
         NAMES, run_with_gradients(causal_convolution, tensors), run_with_gradients(definition, tensors)
