@@ -116,6 +116,17 @@ def _bits_of_float(typing_context, value):
     return numba_types.int32(numba_types.float32), generate
 
 
+@intrinsic
+def loaded(typing_context, address, index):
+    """The int64 at that index of an array whose first element lies at that address; nothing is checked."""
+
+    def generate(context, builder, signature, arguments):
+        first = builder.inttoptr(arguments[0], llvmlite.ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(first, [arguments[1]]))
+
+    return numba_types.int64(numba_types.int64, numba_types.int64), generate
+
+
 LOG2E = np.float32(1.4426950408889634)
 
 
@@ -123,8 +134,8 @@ LOG2E = np.float32(1.4426950408889634)
 def exp2_of_nonpositive(value):
     """2**value for values of at most 0, in float32, relative error about 2e-7; below -125 it stays at 2**-125."""
     value = max(value, np.float32(-125.0))
-    whole = np.floor(value + np.float32(0.5))
-    f = value - whole
+    whole = np.int32(value - np.float32(0.5))  # cut off towards zero: the nearest whole number
+    f = value - np.float32(whole)
     # The polynomial of degree 5 closest to 2**f on [-0.5, 0.5] in relative error (Remez), exact at 0: an exact
     # zero leaves what it multiplies as it is.
     p = np.float32(0.0013264727206521339)
@@ -133,7 +144,7 @@ def exp2_of_nonpositive(value):
     p = p * f + np.float32(0.24022242085215675)
     p = p * f + np.float32(0.6931469775990667)
     p = p * f + np.float32(1.0)
-    return _float_of_bits(_bits_of_float(p) + (np.int32(whole) << np.int32(23)))
+    return _float_of_bits(_bits_of_float(p) + (whole << np.int32(23)))
 
 
 @inlined
