@@ -16,7 +16,7 @@ from transformers.activations import SiLUActivation
 from hf_toolssm.errors import UnsupportedGenerationError
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.models.cpu_kernels import float32_array
-from hf_toolssm.models.fused_step import FusedStep
+from hf_toolssm.models.fused_step import FusedState, FusedStep
 from hf_toolssm.models.graphed_step import GraphedStep
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.modeling_tool_mamba import (
@@ -25,6 +25,7 @@ from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaMixer,
     ToolMambaModel,
 )
+from hf_toolssm.models.pointer_tapes import PointerTapes
 from hf_toolssm.models.rms_norm import ToolMambaNorm
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.models.streamed_step import StreamedStep
@@ -97,7 +98,8 @@ def make_decoder(runner: ModelRunner, step_weights: StepWeights = None) -> Decod
     if step_weights not in (None, "int8"):
         raise UnsupportedGenerationError(f"step_weights is None or 'int8', and not {step_weights!r}")
     if _is_plain(model) and model.device.type == "cpu":
-        return CompiledDecoder(runner, step_weights)
+        small = model.num_parameters() <= FUSED_PARAMETERS and step_weights is None
+        return FusedDecoder(runner) if small else StreamedDecoder(runner, step_weights)
     if step_weights is not None:
         raise UnsupportedGenerationError(
             f"step_weights={step_weights!r} needs a ToolMamba on a CPU in evaluation mode, in float32 or bfloat16, "
@@ -159,68 +161,98 @@ class ModelDecoder:
         return self._state.logits
 
 
-class CompiledDecoder:
-    """Steps a ToolMamba through compiled calls, with the states in arrays of their own."""
+class _ArrayDecoder:
+    """What the compiled decoders share: the states of the rows in arrays of their own."""
 
-    def __init__(self, runner: ModelRunner, step_weights: StepWeights) -> None:
-        model = runner.model
+    def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
-        self._config = model.config
-        small = model.num_parameters() <= FUSED_PARAMETERS and step_weights is None
-        self._step: FusedStep | StreamedStep = FusedStep(model) if small else StreamedStep(model, step_weights)
-        self.piece_from = 64 if small else 4
-        self.draft_from = 3 if small else 4
-        self.exact = small or (model.dtype == torch.float32 and step_weights is None)
+        self._config = runner.model.config
 
     def load(self, state: ModelState) -> None:
         pairs = [state.cache.tensors(layer) for layer in range(self._config.num_hidden_layers)]
         # (b, layers, k, d) and (b, layers, n, d); contiguous, which a stack of transposed arrays need not be, and
         # without which the compiled steps do not vectorize.
-        self._conv, self._recurrent = (
+        conv, recurrent = (
             np.ascontiguousarray(np.stack([float32_array(tensor.transpose(1, 2)) for tensor in tensors], axis=1))
             for tensors in zip(*pairs)
         )
+        logits = state.logits.numpy().copy()
+        self._state = FusedState(conv, recurrent, logits, logits.argmax(1))
         self._lengths = np.array(state.lengths, np.int64)
-        self._logits = state.logits.numpy().copy()
-        self._best = self._logits.argmax(1)
 
     def state(self) -> ModelState:
         cache = MambaState(self._config)
         for layer in range(self._config.num_hidden_layers):
             conv, recurrent = (
                 torch.from_numpy(np.ascontiguousarray(values[:, layer].transpose(0, 2, 1)))
-                for values in (self._conv, self._recurrent)
+                for values in (self._state.conv, self._state.recurrent)
             )
             cache.write(layer, conv, recurrent)
-        return ModelState(cache, self._lengths.tolist(), torch.from_numpy(self._logits.copy()))
+        return ModelState(cache, self._lengths.tolist(), torch.from_numpy(self._state.logits.copy()))
+
+    def greedy(self) -> list[int]:
+        return self._state.best.tolist()
+
+    def logits(self) -> Tensor:
+        return torch.from_numpy(self._state.logits.copy())  # a step may write into them
+
+
+class FusedDecoder(_ArrayDecoder):
+    """Steps a small ToolMamba, all of it in one compiled call, which can also go on by itself."""
+
+    piece_from = 64
+    draft_from = 3
+    exact = True
+
+    def __init__(self, runner: ModelRunner) -> None:
+        super().__init__(runner)
+        self._step = FusedStep(runner.model)
+        self.vocabulary = runner.model.config.vocab_size
 
     def step(self, ids: Sequence[int]) -> None:
-        tokens = np.array(ids, np.int64)
-        if isinstance(self._step, FusedStep):
-            alone = np.zeros((len(ids), 1), np.bool_)
-            self._logits, self._best, _ = self._step(tokens[:, None], alone, self._conv, self._recurrent)
-        else:
-            self._logits, self._best = self._step(tokens, self._conv, self._recurrent)
+        self._feed(np.array(ids, np.int64)[:, None], np.ones((len(ids), 1), np.bool_), np.ones(len(ids), np.int64))
+
+    def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:
+        lengths = np.array([len(draft) for draft in drafts], np.int64)
+        shape = (len(drafts), int(lengths.max()))
+        ids, stands = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)
+        for row, (draft, by_tool) in enumerate(zip(drafts, observed)):
+            ids[row, : len(draft)], stands[row, : len(draft)] = draft, by_tool
+        stands[:, 0] = True
+        return self._feed(ids, stands, lengths).tolist()
+
+    def write(
+        self, ids: np.ndarray, observed: np.ndarray, given: np.ndarray, limits: np.ndarray, tapes: PointerTapes
+    ) -> np.ndarray:
+        """Lets the rows write greedily, with a pointer memory each; see `FusedStep`."""
+        fed = self._step(ids, observed, given, limits, tapes, self._state)
+        self._lengths += fed
+        return fed
+
+    def _feed(self, ids: np.ndarray, stands: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        return self.write(ids, stands, lengths, lengths, PointerTapes.none())
+
+
+class StreamedDecoder(_ArrayDecoder):
+    """Steps a ToolMamba of any size, layer by layer."""
+
+    piece_from = 4
+    draft_from = 4
+
+    def __init__(self, runner: ModelRunner, step_weights: StepWeights) -> None:
+        super().__init__(runner)
+        self._step = StreamedStep(runner.model, step_weights)
+        self.exact = runner.model.dtype == torch.float32 and step_weights is None
+
+    def step(self, ids: Sequence[int]) -> None:
+        state = self._state
+        state.logits, state.best = self._step(np.array(ids, np.int64), state.conv, state.recurrent)
         self._lengths += 1
 
     def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:
-        if not isinstance(self._step, FusedStep):
-            after, agreed = check_by_forward(self._runner, self.state(), drafts, observed)
-            self.load(after)
-            return agreed
-        shape = (len(drafts), max(map(len, drafts)))
-        ids, stands = np.full(shape, -1, np.int64), np.zeros(shape, np.bool_)
-        for row, (draft, by_tool) in enumerate(zip(drafts, observed)):
-            ids[row, : len(draft)], stands[row, : len(draft)] = draft, by_tool
-        self._logits, self._best, fed = self._step(ids, stands, self._conv, self._recurrent)
-        self._lengths += fed
-        return fed.tolist()
-
-    def greedy(self) -> list[int]:
-        return self._best.tolist()
-
-    def logits(self) -> Tensor:
-        return torch.from_numpy(self._logits)
+        after, agreed = check_by_forward(self._runner, self.state(), drafts, observed)
+        self.load(after)
+        return agreed
 
 
 class GraphedDecoder:

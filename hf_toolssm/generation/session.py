@@ -24,8 +24,9 @@ from hf_toolssm.errors import (
     ToolFaultError,
     UnsupportedGenerationError,
 )
-from hf_toolssm.generation.decoder import StepWeights, make_decoder
+from hf_toolssm.generation.decoder import FusedDecoder, StepWeights, make_decoder
 from hf_toolssm.generation.drafting import ORDER, Draft, Drafter, extend
+from hf_toolssm.generation.free_runs import FreeRuns, make_free_runs
 from hf_toolssm.generation.model_runner import ModelRunner, Pieces
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts, make_protocol
@@ -99,6 +100,7 @@ class Session:
         self._apart = {row: state.select([row]) for row in range(len(rows))}  # the state of every other row
         self._contexts = [0] * len(rows)
         self._drafter = Drafter(self._decoder.draft_from)
+        self._free_runs = make_free_runs(self._decoder, protocol)
 
     @classmethod
     def start(
@@ -228,7 +230,9 @@ class Session:
         # A row that was stopped before a call carries it out first.
         watched = set(left) - set(self.held) if stop_before_call else None
         stopped: set[int] = set()  # rows before a call, and rows that `steering` has ended
-        drafting = steering is None and self.temperature == 0 and not stop_before_call
+        greedy = steering is None and self.temperature == 0 and not stop_before_call
+        free_runs = self._free_runs if greedy else None
+        drafting = greedy and free_runs is None
         drafting = drafting and self._decoder.exact and self.runner.pieces is not Pieces.SINGLY
         drafting = drafting and self.protocol.allows_drafts
         self._running = True
@@ -237,6 +241,9 @@ class Session:
             while self._batch or away:
                 if not self._batch:
                     self._wait(away)
+                elif free_runs is not None and not self.held:
+                    if self._run_freely(free_runs, left, listener):
+                        self._step(left, stopped, watched, listener, steering)
                 elif not (drafting and self._drafter.may_try() and self._run_drafts(left, listener)):
                     self._step(left, stopped, watched, listener, steering)
                 if away or len(self._batch) < len(left):
@@ -399,6 +406,22 @@ class Session:
             drawn = 0.0 if self.rows[i].pending or i in self.held else self.randoms[i].random()
             choices.append(min(int(torch.searchsorted(share, drawn * share[-1], right=True)), len(share) - 1))
         return choices
+
+    def _run_freely(self, free_runs: FreeRuns, left: dict[int, int], listener: Listener | None) -> bool:
+        """Lets the rows of the batch write by themselves; true if one now stands before what only a step can do."""
+        batch, rows, decoder = self._batch, self.rows, self._decoder
+        assert isinstance(decoder, FusedDecoder)
+        runs = free_runs.write(decoder, [rows[i] for i in batch], [left[i] for i in batch])
+        for i, run in zip(batch, runs):
+            self.tokens += len(run.tokens)
+            left[i] -= len(run.tokens)
+        self._leave([at for at, i in enumerate(batch) if left[i] == 0])
+        # From here on all is in order, whatever the listener does.
+        if listener is not None:
+            for i, run in zip(batch, runs):
+                if len(run.tokens):
+                    listener.fed_run(i, run.tokens.tolist(), run.observed.tolist())
+        return any(run.stopped and left[i] > 0 for i, run in zip(batch, runs))
 
     def _run_drafts(self, left: dict[int, int], listener: Listener | None) -> bool:
         """Lets every row of the batch write a run, checked at once; false if the runs are too short to pay."""

@@ -124,7 +124,10 @@ def _forward_block(b, start, x, stride, weight_t, bias, state, length, shape, y,
 
 
 def _forward(x, stride, weight_t, bias, state, lengths, shape, y, last):
-    """All arrays are flat; x with its rows' stride. shape is (b, l, d, k); weight_t (k, d), state and last (b, k, d)."""
+    """All arrays are flat, x with its rows' stride; shape is (b, l, d, k).
+
+    weight_t is (k, d), state and last are (b, k, d).
+    """
     batch, _, channels, _ = shape
     blocks = (channels + LANES - 1) // LANES
     for task in numba.prange(batch * blocks):

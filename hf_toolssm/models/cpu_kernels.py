@@ -12,7 +12,7 @@ from numba.core import types as numba_types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from hf_toolssm.models.lanes import at_least, floor, magnitude, times_power_of_two, where_nonnegative
+from hf_toolssm.models.lanes import at_least, magnitude, times_power_of_two, truncated, where_nonnegative
 
 _OPTIONS = {"fastmath": True, "error_model": "numpy"}
 
@@ -71,31 +71,24 @@ def flat_rows(tensor: Tensor) -> tuple[np.ndarray, int]:
     return tensor.as_strided(((batch * length - 1) * stride + width,), (1,)).numpy(), stride
 
 
-# Each slices first and then counts from 0: numba would check every other index for being negative, one by one.
-
-
-@inlined
-def load(target, source, at, width):
-    """target[:width] = source[at : at + width]"""
-    part = source[at : at + width]
-    for d in range(width):
-        target[d] = part[d]
-
-
-@inlined
-def store(target, source, at, width):
-    """target[at : at + width] = source[:width]"""
-    part = target[at : at + width]
-    for d in range(width):
-        part[d] = source[d]
-
-
 @inlined
 def clear(target, at, width):
     """target[at : at + width] = 0"""
+    # Slices first and then counts from 0: numba would check every other index for being negative, one by one.
     part = target[at : at + width]
     for d in range(width):
         part[d] = np.float32(0.0)
+
+
+@intrinsic
+def loaded(typing_context, address, index):
+    """The int64 at that index of an array whose first element lies at that address; nothing is checked."""
+
+    def generate(context, builder, signature, arguments):
+        first = builder.inttoptr(arguments[0], llvmlite.ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(first, [arguments[1]]))
+
+    return numba_types.int64(numba_types.int64, numba_types.int64), generate
 
 
 LOG2E = np.float32(1.4426950408889634)
@@ -105,7 +98,7 @@ LOG2E = np.float32(1.4426950408889634)
 def exp2_of_nonpositive(value):
     """2**value for values of at most 0, in float32, relative error about 2e-7; below -125 it stays at 2**-125."""
     value = at_least(value, np.float32(-125.0))
-    whole = floor(value + np.float32(0.5))
+    whole = truncated(value - np.float32(0.5))  # the nearest whole number
     f = value - whole
     # The polynomial of degree 5 closest to 2**f on [-0.5, 0.5] in relative error (Remez), exact at 0: an exact
     # zero leaves what it multiplies as it is.

@@ -1,27 +1,39 @@
 """Decode steps of a whole small Mamba, compiled: all layers of all rows in one call, float32 on a CPU.
 
-A tiny model's weights stay in the CPU's cache, so what counts is how often a step passes over its vectors: matrices
-lie transposed, and a product adds eight of their rows at a time to a result that is as wide as a layer.
+A tiny model's weights stay in the CPU's cache, so what counts is how often a step passes over its vectors and loads
+a weight: matrices lie transposed, a product adds several of their rows at a time to a result that is as wide as a
+layer, and four rows of the batch go side by side. Tokens that the model writes may follow each other within a call,
+with the pointer memory at work between them.
 """
+
+from dataclasses import dataclass
 
 import numba
 import numpy as np
+import torch
 
 from hf_toolssm.models.cpu_kernels import (
+    LOG2E,
     CpuKernel,
-    exp_of_nonpositive,
+    called,
+    exp2_of_nonpositive,
     float32_array,
     inlined,
     normalize,
     sigmoid,
     softplus,
 )
+from hf_toolssm.models.pointer_tapes import PointerTapes, carry_out
 
 PARALLEL_WORK = 1_000_000
 """Parameters times tokens from which waking the other threads pays."""
 
 _LANES = 16
 """The float32 values of the widest register: a result whose width divides by it needs no scalar remainder."""
+
+
+_GROUP = 4
+"""Rows that go side by side."""
 
 
 class FusedStep:
@@ -37,29 +49,54 @@ class FusedStep:
         self._parameters = model.num_parameters()
 
     def __call__(
-        self, ids: np.ndarray, observed: np.ndarray, conv: np.ndarray, recurrent: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Feeds each row its tokens one after the other, up to the first that the model itself would not choose.
+        self,
+        ids: np.ndarray,
+        stands: np.ndarray,
+        given: np.ndarray,
+        limits: np.ndarray,
+        tapes: PointerTapes,
+        state: "FusedState",
+    ) -> np.ndarray:
+        """Feeds each row the tokens that are given, up to the first that the model itself would not choose, and then
+        what the model writes and the pointer memory answers, up to the first token that the memory cannot carry out.
 
         Args:
-            ids: (b, m), int64; a row with fewer tokens ends with -1. The first token of each row always stands.
-            observed: (b, m), bool: tokens that stand whatever the model would choose.
-            conv: (b, layers, k, d), float32, the last k inputs of each convolution, oldest first; moved on in place.
-            recurrent: (b, layers, n, d), float32, the state of each scan; moved on in place.
+            ids: (b, m), int64, begins with the tokens that are given; those that are fed behind them are filled in.
+            stands: (b, m), bool: which tokens stand whatever the model would choose; filled in as `ids` is.
+            given: (b,), int64, how many tokens are given.
+            limits: (b,), int64, how many tokens are fed at most, up to m.
+            tapes: the pointer memories, moved on in place; nobody asks for them where no limit exceeds what is given.
+            state: moved on in place.
 
         Returns:
-            Behind the last token that was fed, the logits (b, v), float32, and the first largest of them (b,), int64;
-            and how many tokens were fed (b,), int64.
+            How many tokens were fed (b,), int64.
         """
-        rows = len(ids)
-        logits, best = np.empty((rows, len(self._embeddings)), np.float32), np.empty(rows, np.int64)
-        fed = np.empty(rows, np.int64)
-        work = self._parameters * ids.size if rows > 1 else 0  # the rows are what can be shared out
-        _STEP(
-            *(work, ids, observed, self._embeddings, self._layers, self._head, self._rank, self._epsilon),
-            *(conv, recurrent, logits, best, fed),
+        fed = np.zeros(len(ids), np.int64)
+        work = self._parameters * int(limits.sum()) if len(ids) > 1 else 0  # the rows are what can be shared out
+        group = min(_GROUP, -(-len(ids) // torch.get_num_threads()))
+        _RUN(
+            *(work, group, ids, stands, given, limits, *tapes.arrays(), fed),
+            *(self._embeddings, self._layers, self._head, self._rank, self._epsilon),
+            *(state.conv, state.recurrent, state.logits, state.best),
         )
-        return logits, best, fed
+        return fed
+
+
+@dataclass
+class FusedState:
+    """What b rows remember.
+
+    Attributes:
+        conv: (b, layers, k, d), float32, the last k inputs of each convolution, oldest first.
+        recurrent: (b, layers, n, d), float32, the state of each scan.
+        logits: (b, v), float32, of each row's next token.
+        best: (b,), int64, the first largest of them.
+    """
+
+    conv: np.ndarray
+    recurrent: np.ndarray
+    logits: np.ndarray
+    best: np.ndarray
 
 
 def _pack_layer(block) -> np.ndarray:
@@ -77,7 +114,7 @@ def _pack_layer(block) -> np.ndarray:
             mixer.dt_proj.bias,
             float32_array(mixer.dt_proj.weight).T,  # (r, d)
             mixer.D,
-            -np.exp(float32_array(mixer.A_log)).T,  # (n, d)
+            -LOG2E * np.exp(float32_array(mixer.A_log)).T,  # (n, d), for powers of two
             mixer.out_proj.bias if mixer.use_bias else np.zeros(e),
             float32_array(mixer.out_proj.weight).T,  # (d, e)
         ]
@@ -136,92 +173,205 @@ def _add_product(matrix, vector, out):
             out[i] += matrix[j, i] * v0
 
 
-def _step(ids, observed, embeddings, layers, head, r, epsilon, conv, recurrent, logits, best, fed):
-    """See `FusedStep`; layers (layers, weights) are of `_pack_layer`, head (e + e * padded v,)."""
-    rows, tokens = ids.shape
+@inlined
+def _add_four_products(matrix, vectors, out):
+    """Adds four vectors (4, r) times the matrix (r x columns, flat) to out (4, columns): a weight is loaded once."""
+    rows, columns = vectors.shape[1], out.shape[1]
+    matrix = matrix[: rows * columns].reshape(rows, columns)
+    a, b, c, d = vectors[0], vectors[1], vectors[2], vectors[3]
+    out_a, out_b, out_c, out_d = out[0], out[1], out[2], out[3]
+    whole = rows // 4 * 4
+    for j in range(0, whole, 4):
+        a0, a1, a2, a3 = a[j], a[j + 1], a[j + 2], a[j + 3]
+        b0, b1, b2, b3 = b[j], b[j + 1], b[j + 2], b[j + 3]
+        c0, c1, c2, c3 = c[j], c[j + 1], c[j + 2], c[j + 3]
+        d0, d1, d2, d3 = d[j], d[j + 1], d[j + 2], d[j + 3]
+        for i in range(columns):
+            m0, m1, m2, m3 = matrix[j, i], matrix[j + 1, i], matrix[j + 2, i], matrix[j + 3, i]
+            out_a[i] += m0 * a0 + m1 * a1 + m2 * a2 + m3 * a3
+            out_b[i] += m0 * b0 + m1 * b1 + m2 * b2 + m3 * b3
+            out_c[i] += m0 * c0 + m1 * c1 + m2 * c2 + m3 * c3
+            out_d[i] += m0 * d0 + m1 * d1 + m2 * d2 + m3 * d3
+    for j in range(whole, rows):
+        a0, b0, c0, d0 = a[j], b[j], c[j], d[j]
+        for i in range(columns):
+            m0 = matrix[j, i]
+            out_a[i] += m0 * a0
+            out_b[i] += m0 * b0
+            out_c[i] += m0 * c0
+            out_d[i] += m0 * d0
+
+
+@inlined
+def _add_products(matrix, vectors, lanes, out):
+    """Adds the first `lanes` of the vectors (4, r), or all, times the matrix to those of out (4, columns)."""
+    if lanes == 1:
+        _add_product(matrix, vectors[0], out[0])
+    else:
+        _add_four_products(matrix, vectors, out)
+
+
+@called
+def _gated_convolution(xz, bias, taps, window, x):
+    """x (d,) becomes the convolution's output for its newest inputs xz (>= d,), which enter the window (k, d)."""
+    newest = window.shape[0] - 1
+    for tap in range(newest):
+        _copy(window[tap + 1], window[tap])
+    _copy(xz[: x.shape[0]], window[newest])
+    _copy(bias, x)
+    for tap in range(newest + 1):
+        weights, inputs = taps[tap], window[tap]
+        for i in range(x.shape[0]):
+            x[i] += weights[i] * inputs[i]
+    for i in range(x.shape[0]):
+        x[i] *= sigmoid(x[i])
+
+
+@called
+def _scan(x, gate, dt, skip, decay, B, C, state, y):
+    """y (d,) becomes the gated output of one step of the state (n, d); dt comes without its softplus."""
+    for i in range(x.shape[0]):
+        dt[i] = softplus(dt[i])
+        y[i] = skip[i] * x[i]
+        x[i] *= dt[i]  # x is the scan's input from here on
+    for s in range(state.shape[0]):
+        h, decay_s, b_s, c_s = state[s], decay[s], B[s], C[s]
+        for i in range(x.shape[0]):
+            value = exp2_of_nonpositive(dt[i] * decay_s[i]) * h[i] + x[i] * b_s
+            h[i] = value
+            y[i] += value * c_s
+    for i in range(x.shape[0]):
+        y[i] *= gate[i] * sigmoid(gate[i])
+
+
+@called
+def _first_largest(scores):
+    largest = 0
+    for i in range(1, scores.shape[0]):
+        if scores[i] > scores[largest]:
+            largest = i
+    return largest
+
+
+@inlined
+def _space(e, d, p, v):
+    """What `_feed` writes into, for each of four rows: hidden, normed (e,), xz (2 d,), x, y, dt (d,), projected (p,)
+    and scores (v,)."""
+    return (
+        np.zeros((_GROUP, e), np.float32),
+        np.zeros((_GROUP, e), np.float32),
+        np.zeros((_GROUP, 2 * d), np.float32),
+        np.zeros((_GROUP, d), np.float32),
+        np.zeros((_GROUP, d), np.float32),
+        np.zeros((_GROUP, d), np.float32),
+        np.zeros((_GROUP, _padded(p)), np.float32),
+        np.zeros((_GROUP, _padded(v)), np.float32),
+    )
+
+
+@called
+def _feed(rows, tokens, lanes, space, embeddings, layers, head, r, epsilon, conv, recurrent, logits, best):
+    """Feeds one token to each of the first `lanes` of at most four rows; layers are of `_pack_layer`, head is
+    (e + e * padded v,)."""
     e, v = embeddings.shape[1], logits.shape[1]
     k, d = conv.shape[2:]
     n = recurrent.shape[2]
-    for b in numba.prange(rows):
-        hidden, normed = np.empty(e, np.float32), np.empty(e, np.float32)
-        xz = np.empty(2 * d, np.float32)
-        x, y, dt = np.empty(d, np.float32), np.empty(d, np.float32), np.empty(d, np.float32)
-        projected = np.empty(_padded(r + 2 * n), np.float32)
-        scores = np.empty(_padded(v), np.float32)
-        at_token, largest, going = 0, 0, True
-        while going:
-            _copy(embeddings[ids[b, at_token]], hidden)
-            for layer in range(layers.shape[0]):
-                w = layers[layer]
-                normalize(hidden, w, epsilon, normed)
-                at = e
-                _copy(w[at : at + 2 * d], xz)
-                at += 2 * d
-                _add_product(w[at : at + 2 * d * e], normed, xz)
-                at += 2 * d * e
+    hidden, normed, xz, x, y, dt, projected, scores = space
+    for q in range(lanes):
+        _clear(scores[q])
+    for q in range(lanes):
+        _copy(embeddings[tokens[q]], hidden[q])
+    for layer in range(layers.shape[0]):
+        w = layers[layer]
+        for q in range(lanes):
+            normalize(hidden[q], w, epsilon, normed[q])
+            _copy(w[e : e + 2 * d], xz[q])
+        at = e + 2 * d
+        _add_products(w[at : at + 2 * d * e], normed, lanes, xz)
+        at += 2 * d * e
 
-                window = conv[b, layer]
-                for tap in range(k - 1):
-                    _copy(window[tap + 1], window[tap])
-                _copy(xz[:d], window[k - 1])
-                _copy(w[at : at + d], x)
-                at += d
-                for tap in range(k):
-                    taps, inputs = w[at + tap * d : at + tap * d + d], window[tap]
-                    for i in range(d):
-                        x[i] += taps[i] * inputs[i]
-                at += k * d
-                for i in range(d):
-                    x[i] *= sigmoid(x[i])
+        bias, taps = w[at : at + d], w[at + d : at + d + k * d].reshape(k, d)
+        at += d + k * d
+        for q in range(lanes):
+            _gated_convolution(xz[q], bias, taps, conv[rows[q], layer], x[q])
 
-                _clear(projected)
-                size = d * projected.shape[0]
-                _add_product(w[at : at + size], x, projected)
-                at += size
-                _copy(w[at : at + d], dt)
-                at += d
-                _add_product(w[at : at + r * d], projected[:r], dt)
-                at += r * d
-                for i in range(d):
-                    dt[i] = softplus(dt[i])
+        size = d * projected.shape[1]
+        for q in range(lanes):
+            _clear(projected[q])
+        _add_products(w[at : at + size], x, lanes, projected)
+        at += size
+        for q in range(lanes):
+            _copy(w[at : at + d], dt[q])
+        at += d
+        _add_products(w[at : at + r * d], projected[:, :r], lanes, dt)
+        at += r * d
 
-                for i in range(d):
-                    y[i] = w[at + i] * x[i]
-                    x[i] *= dt[i]  # x is the scan's input from here on
-                at += d
-                for s in range(n):
-                    decay, h = w[at + s * d : at + s * d + d], recurrent[b, layer, s]
-                    b_s, c_s = projected[r + s], projected[r + n + s]
-                    for i in range(d):
-                        value = exp_of_nonpositive(dt[i] * decay[i]) * h[i] + x[i] * b_s
-                        h[i] = value
-                        y[i] += value * c_s
-                at += n * d
-                for i in range(d):
-                    gate = xz[d + i]
-                    y[i] *= gate * sigmoid(gate)
+        skip, decay = w[at : at + d], w[at + d : at + d + n * d].reshape(n, d)
+        at += d + n * d
+        for q in range(lanes):
+            B, C = projected[q, r : r + n], projected[q, r + n : r + 2 * n]
+            _scan(x[q], xz[q, d:], dt[q], skip, decay, B, C, recurrent[rows[q], layer], y[q])
 
-                for i in range(e):
-                    hidden[i] += w[at + i]
-                at += e
-                _add_product(w[at : at + d * e], y, hidden)
+        for q in range(lanes):
+            for i in range(e):
+                hidden[q, i] += w[at + i]
+        at += e
+        _add_products(w[at : at + d * e], y, lanes, hidden)
 
-            at_token += 1
-            ended = at_token == tokens or ids[b, at_token] < 0
-            if not ended and observed[b, at_token]:
-                continue  # nobody asks what the model would choose
-            normalize(hidden, head, epsilon, normed)
-            _clear(scores)
-            _add_product(head[e:], normed, scores)
-            largest = 0
-            for i in range(1, v):
-                if scores[i] > scores[largest]:
-                    largest = i
-            going = not ended and ids[b, at_token] == largest
-        for i in range(v):
-            logits[b, i] = scores[i]
-        best[b] = largest
-        fed[b] = at_token
+    for q in range(lanes):
+        normalize(hidden[q], head, epsilon, normed[q])
+    _add_products(head[e:], normed, lanes, scores)
+    for q in range(lanes):
+        _copy(scores[q, :v], logits[rows[q]])
+        best[rows[q]] = _first_largest(logits[rows[q]])
 
 
-_STEP = CpuKernel(_step, PARALLEL_WORK)
+@inlined
+def _next_token(
+    b, at, ids, stands, given, limits,
+    actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, best,
+):  # fmt: skip
+    """The token that row b is fed behind `at` others, or -1 where it stops."""
+    if at == limits[b]:
+        return -1
+    if at < given[b]:
+        return ids[b, at] if stands[b, at] or ids[b, at] == best[b] else -1
+    if waiting[b] >= 0:
+        ids[b, at], stands[b, at] = waiting[b], True
+        waiting[b] = -1
+    elif carry_out(best[b], b, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls):
+        ids[b, at] = best[b]
+    else:
+        return -1
+    return ids[b, at]
+
+
+def _run(
+    group, ids, stands, given, limits,
+    actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, fed,
+    embeddings, layers, head, r, epsilon, conv, recurrent, logits, best,
+):  # fmt: skip
+    """See `FusedStep`; `group` rows go side by side."""
+    batch = ids.shape[0]
+    for block in numba.prange((batch + group - 1) // group):
+        first, last = block * group, min(batch, block * group + group)
+        rows, tokens = np.empty(_GROUP, np.int64), np.empty(_GROUP, np.int64)
+        space = _space(embeddings.shape[1], conv.shape[3], r + 2 * recurrent.shape[2], logits.shape[1])
+        lanes = 1
+        while lanes > 0:
+            lanes = 0
+            for b in range(first, last):
+                # A row that stops would stop again: nothing about it has changed.
+                token = _next_token(
+                    b, fed[b], ids, stands, given, limits,
+                    actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, best,
+                )  # fmt: skip
+                if token >= 0:
+                    rows[lanes], tokens[lanes] = b, token
+                    lanes += 1
+                    fed[b] += 1
+            if lanes > 0:
+                _feed(rows, tokens, lanes, space, embeddings, layers, head, r, epsilon, conv, recurrent, logits, best)
+
+
+_RUN = CpuKernel(_run, PARALLEL_WORK)

@@ -4,8 +4,6 @@ Separately the parts give each their own gradient, and joining those of the two 
 step size, B and C, costs a small model as much as a scan. Here the kernels write into one array each.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable

@@ -158,11 +158,12 @@ def magnitude(typing_context, value):
 
 
 @intrinsic
-def floor(typing_context, value):
-    """The largest whole number that is not larger."""
+def truncated(typing_context, value):
+    """The value without what follows its point, for values that an int32 can hold."""
 
     def generate(context, builder, signature, arguments):
-        return _llvm(builder, _intrinsic_name("floor", value), arguments[0].type, arguments[0])
+        whole = builder.fptosi(arguments[0], _INTEGERS if value == lanes_type else _INT)
+        return builder.sitofp(whole, arguments[0].type)
 
     return (value(value), generate) if _numbers(value) else None
 

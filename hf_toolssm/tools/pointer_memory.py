@@ -10,7 +10,8 @@ created one at a time and start at the first cell of the problem:
 not a cell: when the model writes, the new cell stands where the pointer at the end already points.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
 from typing import Any, Generic
 
 import numpy as np
@@ -59,24 +60,32 @@ class PointerMemory:
         self.markers = (MEMORY_BEGIN, MEMORY_END)
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "PointerSession[Cell]":
-        return PointerSession(self, list(problem), len(problem), [], marker(MEMORY_BEGIN), marker(MEMORY_END))
+        return self._session(problem, [], marker)
 
     def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> "PointerSession[Cell]":
-        memory, pointers = np.asarray(state["memory"]).tolist(), [int(pointer) for pointer in state["pointers"]]
-        return PointerSession(self, memory, len(memory), pointers, marker(MEMORY_BEGIN), marker(MEMORY_END))
+        pointers = [int(pointer) for pointer in state["pointers"]]
+        return self._session(np.asarray(state["memory"]).tolist(), pointers, marker)
+
+    def _session(
+        self, cells: Sequence[Any], pointers: list[int], marker: Callable[[str], Cell]
+    ) -> "PointerSession[Cell]":
+        begin, end = marker(MEMORY_BEGIN), marker(MEMORY_END)
+        # Token ids take 8 bytes each, side by side, where compiled code can read them.
+        column: MutableSequence[Any] = array("q", cells) if isinstance(begin, int) else list(cells)
+        return PointerSession(self, column, len(cells), pointers, begin, end)
 
 
 class PointerSession(Generic[Cell]):
     """Memory and pointers of one problem. Every command takes constant time, and so does a clone.
 
-    Memory only grows, so clones share one list of cells and each knows how many of them are its own. The first of
+    Memory only grows, so clones share one column of cells and each knows how many of them are its own. The first of
     them to write appends in place; one that finds foreign cells behind its own takes a copy of its part first.
     """
 
     __slots__ = ("_cells", "_size", "begin", "end", "pointers", "tool")
 
     def __init__(
-        self, tool: PointerMemory, cells: list[Cell], size: int, pointers: list[int], begin: Cell, end: Cell
+        self, tool: PointerMemory, cells: MutableSequence[Cell], size: int, pointers: list[int], begin: Cell, end: Cell
     ) -> None:
         self.tool = tool
         self._cells = cells
@@ -88,13 +97,25 @@ class PointerSession(Generic[Cell]):
     @property
     def memory(self) -> Sequence[Cell]:
         """The cells, the problem's first."""
-        return self._cells[: self._size]
+        return list(self._cells[: self._size])
 
     def write(self, cell: Cell) -> None:
+        self.extend((cell,))
+
+    def extend(self, cells: Sequence[Cell]) -> None:
+        """Takes cells one after the other, as `write` does."""
         if len(self._cells) != self._size:
             self._cells = self._cells[: self._size]
-        self._cells.append(cell)
-        self._size += 1
+        self._cells.extend(cells)
+        self._size += len(cells)
+
+    def place(self) -> tuple[int, int]:
+        """Where the cells lie in this process's memory, 8 bytes each, until the next one is written; and how many.
+
+        Only of cells that are token ids.
+        """
+        assert isinstance(self._cells, array)
+        return self._cells.buffer_info()[0], self._size
 
     def execute(self, command: str) -> tuple[Cell, ...]:
         action = self.tool.actions.get(command)

@@ -22,7 +22,7 @@ from transformers import (
 from hf_toolssm import RnnConfig, RnnForCausalLM
 from hf_toolssm.generation import Session
 from hf_toolssm.generation.model_runner import Pieces
-from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, read, right
+from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, left, read, right
 
 ATTENTION = {"intermediate_size": 64, "num_attention_heads": 4}
 GROUPED = {**ATTENTION, "num_key_value_heads": 2}
@@ -97,6 +97,10 @@ def start_lively(model, tokenizer, problems, **options):
     for row in session.rows:
         row.sessions[0].execute(NEW_POINTER)
     return session
+
+
+class NotCompiled(PointerMemory):
+    """The same tool, of which the compiled kernels know nothing."""
 
 
 class Heard:

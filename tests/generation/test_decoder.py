@@ -11,7 +11,7 @@ from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 from torch import nn
 
 from hf_toolssm.errors import UnsupportedGenerationError
-from hf_toolssm.generation.decoder import CompiledDecoder, ModelDecoder, make_decoder
+from hf_toolssm.generation.decoder import FusedDecoder, ModelDecoder, StreamedDecoder, make_decoder
 from hf_toolssm.generation.model_runner import ModelRunner
 
 TOLERANCE = 3e-5
@@ -21,7 +21,7 @@ def decoders(model, batch, length):
     """The fused step and the model itself, in the same state."""
     runner = ModelRunner(model)
     state, _ = runner.feed(None, torch.randint(3, 20, (batch, length)).tolist())
-    fused, plain = CompiledDecoder(runner, None), ModelDecoder(runner)
+    fused, plain = FusedDecoder(runner), ModelDecoder(runner)
     for decoder in (fused, plain):
         decoder.load(state)
     return fused, plain
@@ -78,7 +78,7 @@ def test_bfloat16_is_stepped_in_float32_on_the_rounded_weights(model, fused, mon
     rounded = model.bfloat16()
     exact = copy.deepcopy(rounded).float()
     decoder, plain = make_decoder(ModelRunner(rounded)), ModelDecoder(ModelRunner(exact))
-    assert isinstance(decoder, CompiledDecoder)
+    assert isinstance(decoder, FusedDecoder if fused else StreamedDecoder)
     assert decoder.exact is fused  # a streamed step has no draft checked by a forward that rounds
     state, _ = ModelRunner(exact).feed(None, [[5, 6, 7]])
     for each in (decoder, plain):

@@ -5,7 +5,8 @@ import torch
 from conftest import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import Heard, lively, small_model, start_lively, written
+from small_models import Heard, NotCompiled, lively, small_model, written
+from small_models import start_lively as start_with
 
 from hf_toolssm.generation import Session
 from hf_toolssm.generation.drafting import MAX_CONTEXTS, ORDER, ContextTree, Drafter, extend
@@ -13,6 +14,11 @@ from hf_toolssm.generation.row import Row
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, read
 
 PROBLEMS = ["7+5=", "98765+4321=", "1+1="]
+
+
+def start_lively(model, tokenizer, problems, tools=None, **options):
+    """A session that drafts, because nothing compiled knows its tool."""
+    return start_with(model, tokenizer, problems, tools=tools or [NotCompiled(max_pointers=3)], **options)
 
 
 def without_drafts(session, count):
@@ -39,7 +45,7 @@ def test_the_same_tokens_and_state_with_and_without(tokenizer, specs, seed, rows
 def test_what_rounds_is_not_drafted(tokenizer, specs, name):
     """In bfloat16 a forward over many tokens rounds otherwise than a step, and another token may win."""
     model = lively(small_model(name, tokenizer, specs), tokenizer).bfloat16()
-    options = {"tools": specs, "end_ids": [tokenizer.eos_token_id]}
+    options = {"end_ids": [tokenizer.eos_token_id]}
     session = start_lively(model, tokenizer, PROBLEMS, **options)
     session._run_drafts = pytest.fail
     session.run(60)
@@ -48,7 +54,7 @@ def test_what_rounds_is_not_drafted(tokenizer, specs, name):
 @pytest.mark.parametrize("name", ["mamba2", "gpt_neox", "falcon_h1"])
 def test_other_architectures_draft_too(tokenizer, specs, name):
     model = lively(small_model(name, tokenizer, specs), tokenizer)
-    options = {"tools": specs, "end_ids": [tokenizer.eos_token_id]}
+    options = {"end_ids": [tokenizer.eos_token_id]}
     drafted = start_lively(model, tokenizer, PROBLEMS, **options)
     plain = start_lively(model, tokenizer, PROBLEMS, **options)
     assert written(drafted, 150) == without_drafts(plain, 150)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import random_model
 from safetensors.torch import save_file
-from small_models import ARCHITECTURES, Heard, lively, small_model, start_lively, written
+from small_models import ARCHITECTURES, Heard, NotCompiled, lively, small_model, start_lively, written
 
 from hf_toolssm.errors import (
     EmptyProblemError,
@@ -25,7 +25,7 @@ from hf_toolssm.errors import (
     UnsupportedGenerationError,
 )
 from hf_toolssm.generation import Session
-from hf_toolssm.generation.decoder import CompiledDecoder
+from hf_toolssm.generation.decoder import FusedDecoder
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.pointer_memory import PointerMemory, PointerSession
 
@@ -232,20 +232,29 @@ def test_samples_do_not_depend_on_where_a_run_stops_or_on_other_rows(model, toke
 
 
 class Meddler(Heard):
+    """Acts in the fifth step, or when it has heard of the first run of every row."""
+
     def __init__(self, rows, act):
         super().__init__(rows)
-        self.act, self.calls = act, 0
+        self.act, self.steps, self.runs = act, 0, 0
 
     def fed(self, rows, tokens, observed):
         super().fed(rows, tokens, observed)
-        self.calls += 1
-        if self.calls == 5:
+        self.steps += 1
+        if self.steps == 5:
+            self.act()
+
+    def fed_run(self, row, tokens, observed):
+        super().fed_run(row, tokens, observed)
+        self.runs += 1
+        if self.runs == 3:
             self.act()
 
 
+@pytest.mark.parametrize("tool", [PointerMemory, NotCompiled])
 @pytest.mark.parametrize("what", ["state", "clone", "save", "tell", "run"])
-def test_a_listener_cannot_meddle_with_the_session_that_calls_it(model, tokenizer, tmp_path, what):
-    session, expected = start(model, tokenizer), start(model, tokenizer)
+def test_a_listener_cannot_meddle_with_the_session_that_calls_it(model, tokenizer, tmp_path, what, tool):
+    session, expected = (start(model, tokenizer, tools=[tool(max_pointers=3)]) for _ in range(2))
     actions = {
         "state": lambda: session.state,
         "clone": session.clone,
@@ -363,7 +372,7 @@ def test_a_session_starts_from_a_state(model, tokenizer):
 
 def test_memory_does_not_grow_with_the_length(model, tokenizer):
     session = start(model, tokenizer, ["7+5="])
-    assert isinstance(session._decoder, CompiledDecoder)
+    assert isinstance(session._decoder, FusedDecoder)
     process = psutil.Process()
     session.run(20_000)
     cells = len(session.rows[0].sessions[0].memory)
@@ -372,7 +381,7 @@ def test_memory_does_not_grow_with_the_length(model, tokenizer):
     grown = process.memory_info().rss - before
     own = 8 * (len(session.rows[0].sessions[0].memory) - cells)
     assert session.tokens == 120_000
-    assert grown - 2 * own < 4 * 2**20  # a list may hold up to twice what it needs
+    assert grown - 2 * own < 4 * 2**20  # a column may hold up to twice what it needs
 
 
 def test_tools_may_be_given_as_objects(model, tokenizer, specs):

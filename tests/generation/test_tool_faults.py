@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from small_models import Heard, lively, start_lively, written
+from small_models import Heard, NotCompiled, lively, start_lively, written
 
 from hf_toolssm.errors import ToolError, UnknownToolError
 from hf_toolssm.generation import Session, tool_calls
@@ -199,7 +199,7 @@ def test_text_without_a_tokenizer_is_named(model, tokenizer):
 
 
 def test_a_tool_that_fails_when_the_model_writes_ends_its_row(model, tokenizer):
-    session = start_lively(model, tokenizer, PROBLEMS)
+    session = start_lively(model, tokenizer, PROBLEMS, tools=[NotCompiled(max_pointers=3)])
 
     class Full:
         def write(self, cell):

@@ -9,7 +9,8 @@ from conftest import random_model, relative_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_toolssm.models.fused_step import FusedStep
+from hf_toolssm.models.fused_step import FusedState, FusedStep
+from hf_toolssm.models.pointer_tapes import PointerTapes
 from hf_toolssm.models.streamed_step import StreamedStep
 
 TOLERANCE = 3e-5
@@ -33,6 +34,24 @@ def zero_state(model, batch):
     shape = (batch, config.num_hidden_layers)
     conv = np.zeros((*shape, config.conv_kernel, config.intermediate_size), np.float32)
     return conv, np.zeros((*shape, config.state_size, config.intermediate_size), np.float32)
+
+
+def feed(step, state, ids, stands, lengths=None):
+    """What `FusedStep` does with the first `lengths` of the tokens ids (b, m), which begin behind any choice."""
+    lengths = np.full(len(ids), ids.shape[1]) if lengths is None else np.array(lengths)
+    stands = stands.copy()
+    stands[:, 0] = True
+    return step(ids, stands, lengths, lengths, PointerTapes.none(), state)
+
+
+def zero_fused(model, batch):
+    vocabulary = model.config.vocab_size
+    return FusedState(*zero_state(model, batch), np.zeros((batch, vocabulary), np.float32), np.zeros(batch, np.int64))
+
+
+def rows_of(state, rows):
+    """A copy of some rows of a `FusedState`."""
+    return FusedState(*(array[rows].copy() for array in vars(state).values()))
 
 
 def random_ids(batch, seed, steps=STEPS):
@@ -67,13 +86,13 @@ def test_the_fused_step_equals_the_model_and_chooses_its_best(tokenizer, specs, 
     step = FusedStep(model)
     ids = random_ids(batch, seed)
     expected, states = forward(model, ids)
-    found = zero_state(model, batch)
+    found = zero_fused(model, batch)
     for t in range(STEPS):
-        logits, best, fed = step(ids[:, t : t + 1].numpy().copy(), np.zeros((batch, 1), bool), *found)
+        fed = feed(step, found, ids[:, t : t + 1].numpy().copy(), np.zeros((batch, 1), bool))
         assert fed.tolist() == [1] * batch
-        assert relative_distance(torch.from_numpy(logits), expected[:, t]) < TOLERANCE
-        assert best.tolist() == torch.from_numpy(logits).argmax(1).tolist()
-    for a, b in zip(found, states):
+        assert relative_distance(torch.from_numpy(found.logits), expected[:, t]) < TOLERANCE
+        assert found.best.tolist() == torch.from_numpy(found.logits).argmax(1).tolist()
+    for a, b in zip((found.conv, found.recurrent), states):
         assert relative_distance(torch.from_numpy(a), b) < TOLERANCE
 
 
@@ -82,40 +101,38 @@ def test_the_fused_step_equals_the_model_and_chooses_its_best(tokenizer, specs, 
 def test_a_draft_is_fed_up_to_the_first_token_that_the_model_would_not_choose(tokenizer, specs, seed, batch, data):
     """Each row's draft is the model's own greedy run, with observations in it and, in some rows, one wrong token."""
     model = random_model(tokenizer, specs, seed)
-    step, singly, together = FusedStep(model), zero_state(model, batch), zero_state(model, batch)
+    step, together = FusedStep(model), zero_fused(model, batch)
     generator = torch.Generator().manual_seed(seed)
-    ids, observed = np.full((batch, 12), -1, np.int64), torch.rand(batch, 12, generator=generator).numpy() < 0.4
+    ids, observed = np.zeros((batch, 12), np.int64), torch.rand(batch, 12, generator=generator).numpy() < 0.4
     lengths = [data.draw(st.integers(1, 12)) for _ in range(batch)]
     wrong = [data.draw(st.one_of(st.none(), st.integers(1, 11))) for _ in range(batch)]
-    expected, logits_of, states_of = [], [], []
+    expected, alone = [], []
     for row in range(batch):
-        state, token = [array[row : row + 1] for array in singly], 5
+        state, token = rows_of(together, [row]), 5
         for t in range(lengths[row]):
             token = int(torch.randint(3, 20, (), generator=generator)) if t and observed[row, t] else token
             if t == wrong[row] and not observed[row, t]:
                 ids[row, t] = (token + 1) % 20
                 break
             ids[row, t] = token
-            logits, best, _ = step(np.array([[token]]), np.zeros((1, 1), bool), *state)
-            token = int(best[0])
+            feed(step, state, np.array([[token]]), np.zeros((1, 1), bool))
+            token = int(state.best[0])
         stop = wrong[row] is not None and wrong[row] < lengths[row] and not observed[row, wrong[row]]
         expected.append(wrong[row] if stop else lengths[row])
-        logits_of.append(logits[0])
-        states_of.append(state)
-    logits, best, fed = step(ids, observed, *together)
-    assert fed.tolist() == expected
-    for row in range(batch):
-        assert np.allclose(logits[row], logits_of[row], atol=1e-4)
-        for mine, theirs in zip(together, states_of[row]):
+        alone.append(state)
+    assert feed(step, together, ids, observed, lengths).tolist() == expected
+    for row, state in enumerate(alone):
+        for mine, theirs in zip(vars(together).values(), vars(state).values()):
             assert np.allclose(mine[row], theirs[0], atol=1e-4)
 
 
 def test_of_equal_logits_the_first_is_the_best(model):
     with torch.no_grad():
         model.lm_head.weight[5:9] = 100 * model.lm_head.weight[4]  # four equal rows, which win or lose by far
-    _, best, _ = FusedStep(model)(np.arange(3, 19)[:, None].copy(), np.zeros((16, 1), bool), *zero_state(model, 16))
-    assert 5 in best
-    assert not set(best.tolist()) & {6, 7, 8}
+    state = zero_fused(model, 16)
+    feed(FusedStep(model), state, np.arange(3, 19)[:, None].copy(), np.zeros((16, 1), bool))
+    assert 5 in state.best
+    assert not set(state.best.tolist()) & {6, 7, 8}
 
 
 @settings(max_examples=25)

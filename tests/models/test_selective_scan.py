@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_toolssm.models.selective_scan import selective_scan, selective_scan_reference
 from hf_toolssm.models.lanes import LANES
+from hf_toolssm.models.selective_scan import selective_scan, selective_scan_reference
 from hf_toolssm.models.selective_scan_cpu import CHUNK, PARALLEL_UPDATES, selective_scan_cpu
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "gate", "initial_state")
