@@ -128,9 +128,22 @@ def _project(matrix, scale, inputs, out, first, last):
         w0, w1, w2, w3 = matrix[o], matrix[o + 1], matrix[o + 2], matrix[o + 3]
         for b in range(0, fours, 4):
             _four_by_four(w0, w1, w2, w3, scale[o : o + 4], inputs[b : b + 4], columns, out[b : b + 4, o : o + 4])
-    for o in range(first, last):
+    for b in range(fours, batch):
+        x = inputs[b]
+        for o in range(first, whole, 4):
+            w0, w1, w2, w3 = matrix[o], matrix[o + 1], matrix[o + 2], matrix[o + 3]
+            s0 = s1 = s2 = s3 = np.float32(0.0)
+            for i in range(columns):
+                value = x[i]
+                s0, s1 = s0 + widened(w0[i]) * value, s1 + widened(w1[i]) * value
+                s2, s3 = s2 + widened(w2[i]) * value, s3 + widened(w3[i]) * value
+            out[b, o] += scale[o] * s0
+            out[b, o + 1] += scale[o + 1] * s1
+            out[b, o + 2] += scale[o + 2] * s2
+            out[b, o + 3] += scale[o + 3] * s3
+    for o in range(whole, last):
         weights = matrix[o]
-        for b in range(fours if o < whole else 0, batch):
+        for b in range(batch):
             x = inputs[b]
             total = np.float32(0.0)
             for i in range(columns):
