@@ -24,13 +24,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from dataset_builders.decimal_numbers import DIGITS, number_with_zeros, random_number
+from dataset_builders.pointer_steps import look, walk
 from dataset_builders.task import task_tool
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
-from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, read, right
+from hf_toolssm.tools.pointer_memory import NEW_POINTER, left
 from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
-DIGITS = "0123456789"
 _PROBLEM = re.compile(r"(0|[1-9][0-9]*)\+(0|[1-9][0-9]*)=")
 
 
@@ -54,11 +55,11 @@ class Addition:
         return [{"name": "pointer_memory", "max_pointers": 3 if variant == "local" else 2}]
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
-        first, second = (_number(rng, rng.randint(1, max_length)) for _ in range(2))
+        first, second = (random_number(rng, rng.randint(1, max_length)) for _ in range(2))
         return f"{first}+{second}="
 
     def sample_test(self, rng: random.Random, length: int) -> str:
-        return f"{_number(rng, length)}+{_number(rng, length)}="
+        return f"{random_number(rng, length)}+{random_number(rng, length)}="
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
         """The problem number `index` of an adversarial set.
@@ -84,9 +85,9 @@ class Addition:
             if index % 2:
                 first, second = second, first
         elif name == "zeros_inside":  # long runs of zeros between digits
-            first, second = (_number_with_zeros(rng, length) for _ in range(2))
+            first, second = (number_with_zeros(rng, length) for _ in range(2))
         elif name == "unequal_lengths":  # one number is much shorter, often a single digit
-            first, second = _number(rng, length), _number(rng, rng.randint(1, max(1, length // 10)))
+            first, second = random_number(rng, length), random_number(rng, rng.randint(1, max(1, length // 10)))
             if rng.random() < 0.5:
                 first, second = second, first
         else:
@@ -123,7 +124,7 @@ class Addition:
             _walk_new_pointer(pen, 3, until=ANSWER)
             _copy_sum(pen, 3)
         else:
-            _walk(pen, 2, until=ANSWER)
+            walk(pen, 2, until=ANSWER)
             _copy_sum(pen, 2)
         return pen.trajectory()
 
@@ -136,21 +137,14 @@ class Addition:
 
 def _walk_new_pointer(pen: Recorder, pointer: int, until: str) -> None:
     pen.call(NEW_POINTER)
-    if pen.call(read(pointer)) != (until,):
-        _walk(pen, pointer, until)
-
-
-def _walk(pen: Recorder, pointer: int, until: str) -> None:
-    while True:
-        pen.call(right(pointer))
-        if pen.call(read(pointer)) == (until,):
-            return
+    if look(pen, pointer) != until:
+        walk(pen, pointer, until)
 
 
 def _add_columns(pen: Recorder) -> None:
     carry = 0
     while True:
-        shown = [pen.call(read(pointer))[0] for pointer in (1, 2)]
+        shown = [look(pen, pointer) for pointer in (1, 2)]
         digits = [cell if cell in DIGITS else None for cell in shown]
         if digits == [None, None]:
             break
@@ -169,11 +163,10 @@ def _copy_sum(pen: Recorder, pointer: int) -> None:
     """Goes left from the answer marker over carry, digit, carry, digit, ... and writes out the digits, until `=`."""
     while True:
         pen.call(left(pointer))
-        if pen.call(read(pointer)) == ("=",):
+        if look(pen, pointer) == "=":
             return
         pen.call(left(pointer))
-        (digit,) = pen.call(read(pointer))
-        pen.output(digit)
+        pen.output(look(pen, pointer))
 
 
 def _operands(problem: str) -> tuple[str, str]:
@@ -184,21 +177,3 @@ def _operands(problem: str) -> tuple[str, str]:
             "as in 98765+4321="
         )
     return match[1], match[2]
-
-
-def _number(rng: random.Random, length: int) -> str:
-    if length == 1:
-        return rng.choice(DIGITS)
-    return rng.choice(DIGITS[1:]) + _digits(rng, length - 1)
-
-
-def _number_with_zeros(rng: random.Random, length: int) -> str:
-    digits = [rng.choice(DIGITS[1:]) for _ in range(length)]
-    for at in range(1, length - 1):
-        if rng.random() < 0.9:
-            digits[at] = "0"
-    return "".join(digits)
-
-
-def _digits(rng: random.Random, count: int) -> str:
-    return "".join(rng.choices(DIGITS, k=count))

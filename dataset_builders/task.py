@@ -14,6 +14,7 @@ from hf_toolssm.tools import Tool, make_tool
 from hf_toolssm.trajectory import Trajectory
 
 _NOT_TASKS = {"build", "builder", "card", "task"}
+_SHARED_BY_TASKS = {"decimal_numbers", "multiplication", "partial_products", "pointer_steps"}
 
 _SPLIT_SHARES = {"train": 80, "validation": 10, "test": 10}
 
@@ -66,7 +67,8 @@ class Task(Protocol):
 def available_tasks() -> tuple[str, ...]:
     """The names of all tasks, sorted."""
     folder = Path(__file__).parent
-    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if m.name not in _NOT_TASKS))
+    others = _NOT_TASKS | _SHARED_BY_TASKS
+    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if m.name not in others))
 
 
 def load_task(name: str) -> Task:

@@ -136,15 +136,18 @@ def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> D
     """The training split of the given dataset, or of the one that the task builds."""
     sizes = (("train", recipe.num_examples), ("validation", 1_000))
     problems = ProblemSet(recipe.task, TRAINING, recipe.train_max_length, sizes, variant, recipe.dataset_seed)
-    if recipe.dataset is not None:
+    if recipe.dataset is not None and not Path(recipe.dataset).is_dir():
         return load_dataset(recipe.dataset, problems.name, split="train")
-    folder = output / "dataset"
-    if PartialState().is_main_process:
+    folder = Path(recipe.dataset) if recipe.dataset is not None else output / "dataset"
+    if recipe.dataset is None and PartialState().is_main_process:
         tests = evaluation_sets(
             recipe.task, variant, recipe.eval_lengths, recipe.eval_adversarial_lengths, recipe.eval_num_problems
         )
         build_folder([problems, *tests], folder, recipe.num_proc)
-    return load_dataset(str(folder), problems.name, split="train")
+    # By files, not by folder and configuration: two folders of one name share their cache in `datasets`, and the rows
+    # of another task would be read without a word.
+    files = str(folder.resolve() / problems.name / "train-*.parquet")
+    return load_dataset("parquet", data_files={"train": files}, split="train")
 
 
 def make_model(

@@ -19,7 +19,7 @@ from hf_toolssm.evaluation.exactness import exactness
 from hf_toolssm.locality import locality
 from hf_toolssm.trajectory import StepKind
 
-LARGEST_K = 8
+LARGEST_K = 12
 VARIANTS = [(name, variant) for name in available_tasks() for variant in load_task(name).variants]
 TRAINED = [(name, load_task(name).variants[0]) for name in available_tasks()]
 
@@ -54,8 +54,10 @@ def test_another_seed_shares_next_to_nothing(name, variant):
 
     def drawn(seed):
         sets = ProblemSet(name, TRAINING, 20, (("train", 200),), variant, seed)
-        return {problem_at(task, sets, "train", index) for index in range(200)}
+        problems = {problem_at(task, sets, "train", index) for index in range(200)}
+        return {problem for problem in problems if task.length(problem) > 3}  # of the shortest there are few at all
 
+    assert len(drawn(0)) > 100
     assert len(drawn(0) & drawn(1)) <= 2
 
 

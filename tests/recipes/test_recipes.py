@@ -151,6 +151,23 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["steps"] == 40
 
 
+def test_rows_come_from_the_folder_that_was_built_whatever_another_folder_of_that_name_holds(tmp_path):
+    """`datasets` caches a folder by its last name and configurations, and would answer with another task's rows."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    try:
+        import sft
+    finally:
+        sys.path.pop(0)
+    for task in ("multiplication_nx1", "multiplication_nx2", "multiplication_nx1"):
+        recipe = sft.RecipeArguments(
+            task=task, train_max_length=3, num_examples=20, num_proc=1, eval_lengths=[3], eval_num_problems=2
+        )
+        rows = sft.load_training_rows(recipe, "local", tmp_path / task)
+        assert {row["id"].split("/")[0] for row in rows} == {task}
+        recipe.dataset = str(tmp_path / task / "dataset")
+        assert sft.load_training_rows(recipe, "local", tmp_path)["id"] == rows["id"]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_a_config_has_only_options_that_change_something_and_says_how_it_was_run(path):
     sys.path.insert(0, str(ROOT / "recipes"))

@@ -1,0 +1,252 @@
+"""Multiplication of two decimal numbers with a pointer memory (PAPER section 4, task 2): what its three tasks share.
+
+The tasks differ in their second number only: `multiplication_nx1` has one digit, `multiplication_nx2` up to two,
+`multiplication_nxn` as many as the first. All three run one algorithm, row by row as on paper, lowest digit first. The
+memory for `47*36=`, where a row begins at each `;`, spaces are for the eye, and `a` marks the answer:
+
+    47*36=  ;|0 4202024 2408082 000202  ;2|0 2101092 1204061 000101  ;2961  a1692
+
+    ;2       digits of the result that are finished, lowest first: every row copies them and adds one
+    |0       the columns begin; no carry
+    1204061  a column, 7 cells, for one digit of the first number (here 4 x 3 = 12): the product's tens 1 and units 2;
+             units plus the carry of the column before, 2 + 2 = 04; the carry 0 and the digit 6 of 4 plus the digit 2
+             of the row before; and the carry 1 into the next column, tens and the two small carries together
+    000101   the last column, behind the first number: its digit is the carry, and a carry of its own is left out
+
+Three pointers move: B down the second number, one digit a row; A down the first number, and back up between rows; R
+along the row before the one that is being written. A row's digit stands 7 cells behind the one before it, which is how
+R finds what to add. When B meets `*` a last row collects the digits, and R goes along it and back to write them out.
+
+Variants:
+    local: the above. The last 12 tokens determine the next one (9 where all problems have one row), however many rows
+        and columns there are. A column takes 24 tokens: 300 x 300 digits are 2.4 million.
+    partial_products: the paper's algorithm, see partial_products.py; for second numbers of at most two digits.
+"""
+
+import decimal
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dataset_builders.decimal_numbers import DIGITS, number_with_zeros, random_number
+from dataset_builders.partial_products import PARTIAL_PRODUCTS, add_partial_products
+from dataset_builders.pointer_steps import advance, look, walk
+from dataset_builders.task import task_tool
+from hf_toolssm.errors import InvalidProblemError
+from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, right
+from hf_toolssm.tools.recorder import Recorder
+from hf_toolssm.trajectory import ANSWER, Trajectory
+
+ROW, COLUMNS = ";", "|"
+B, R, A = 1, 2, 3
+"""The pointers in the order of their creation: into the second number, the row before, the first number."""
+
+COLUMN_CELLS = 7
+
+_PROBLEM = re.compile(r"(0|[1-9][0-9]*)\*(0|[1-9][0-9]*)=")
+
+
+class Multiplication:
+    """See the module's text. Problems read `98765*4321=`; numbers have no sign and no leading zero.
+
+    Attributes:
+        second_digits: the most digits of the second number; None for as many as the first has.
+    """
+
+    second_digits: int | None = None
+    title = "Multiplication of two decimal numbers of n digits with a pointer memory"
+    version = "1"
+    cells: Sequence[str] = (*DIGITS, "*", "=", ROW, COLUMNS)
+    variants: Sequence[str] = ("local",)
+    adversarial: Sequence[str] = ("nines", "zeros_inside", "zero_or_one", "power_of_ten", "equal_digits")
+    unit = "digits"
+
+    def tools(self, variant: str) -> list[dict[str, Any]]:
+        return [{"name": "pointer_memory", "max_pointers": 2 if variant == PARTIAL_PRODUCTS else 3}]
+
+    def sample_training(self, rng: random.Random, max_length: int) -> str:
+        # One problem in four has the largest carries, which are rare among random digits.
+        draw = _number_of_nines if rng.random() < 0.25 else random_number
+        first = draw(rng, rng.randint(1, max_length))
+        second = draw(rng, rng.randint(1, self.second_digits or max_length))
+        return f"{first}*{second}="
+
+    def sample_test(self, rng: random.Random, length: int) -> str:
+        return f"{random_number(rng, length)}*{random_number(rng, self.second_digits or length)}="
+
+    def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
+        """The problem number `index` of an adversarial set.
+
+        Raises:
+            InvalidProblemError: no set has that name.
+        """
+        second_length = self.second_digits or length
+        if name == "nines":  # the largest carries; problem 0 is nothing but nines
+            lengths = (length, second_length)
+            first, second = ("".join("9" if index == 0 else rng.choice("99998") for _ in range(n)) for n in lengths)
+        elif name == "zeros_inside":  # long runs of zeros between digits
+            first, second = number_with_zeros(rng, length), number_with_zeros(rng, second_length)
+        elif name == "zero_or_one":
+            first, second = random_number(rng, length), rng.choice("01")
+        elif name == "power_of_ten":
+            first, second = "1" + "0" * (length - 1), random_number(rng, second_length)
+        elif name == "equal_digits":
+            first, second = rng.choice(DIGITS[1:]) * length, rng.choice(DIGITS[1:]) * second_length
+        else:
+            raise InvalidProblemError(
+                f"multiplication has no adversarial set {name!r}; they are {', '.join(self.adversarial)}"
+            )
+        if self.second_digits is None and rng.random() < 0.5:
+            first, second = second, first
+        return f"{first}*{second}="
+
+    def held_out(self, problem: str) -> bool:
+        """All nines, and powers of ten from 100 on: sets of so few problems that a hash could leave them empty."""
+        first, second = _operands(problem)
+        return set(first + second) == {"9"} or any(re.fullmatch("100+", number) for number in (first, second))
+
+    def length(self, problem: str) -> int:
+        first, second = _operands(problem)
+        return max(len(first), len(second)) if self.second_digits is None else len(first)
+
+    def solve(self, problem: str, variant: str) -> Trajectory:
+        """Records the algorithm.
+
+        Raises:
+            InvalidProblemError: the problem is not `number*number=`, the variant does not exist, or it does not
+                multiply by so many digits.
+            EmptyProblemError: the problem is empty.
+        """
+        if variant not in self.variants:
+            raise InvalidProblemError(f"{self.title} has no variant {variant!r}; they are {', '.join(self.variants)}")
+        pen = Recorder(problem, task_tool(self, variant))
+        _, second = _operands(problem)
+        if variant == PARTIAL_PRODUCTS:
+            if self.second_digits is not None and len(second) > self.second_digits:
+                raise InvalidProblemError(
+                    f"{PARTIAL_PRODUCTS} multiplies by at most {self.second_digits} digit(s) here, "
+                    f"not by {len(second)}: use the variant local"
+                )
+            add_partial_products(pen)
+        else:
+            _multiply(pen)
+        return pen.trajectory()
+
+    def answer(self, problem: str) -> str:
+        first, second = _operands(problem)
+        # The decimal module has no limit on digits, unlike int(), and shares nothing with the column algorithm.
+        context = decimal.Context(prec=len(first) + len(second), Emax=decimal.MAX_EMAX)
+        return str(context.multiply(decimal.Decimal(first), decimal.Decimal(second)))
+
+
+def _multiply(pen: Recorder) -> None:
+    for pointer in (B, R):
+        pen.call(NEW_POINTER)
+        walk(pen, pointer, until="=")
+        pen.call(left(pointer))
+    pen.call(NEW_POINTER)
+    while True:
+        walk(pen, A, until="*")
+        has_row_before = _begin_row(pen)
+        if has_row_before:
+            advance(pen, R, COLUMN_CELLS)
+            pen.think(look(pen, R))
+        _write_columns(pen, has_row_before)
+        pen.call(left(B))
+        if look(pen, B) == "*":
+            break
+    _begin_row(pen)
+    _collect_digits(pen)
+    pen.think(ANSWER)
+    walk(pen, R, until=ANSWER)
+    _write_out(pen)
+
+
+def _begin_row(pen: Recorder) -> bool:
+    """Begins a row with the digits that are finished in the row before, and says whether there is a row before.
+
+    R comes from the cell in front of the row before and rests where its columns begin. Looking at B tells what is
+    next: another row of columns, or, at `*`, the last row.
+    """
+    pen.think(ROW)
+    pen.call(right(R))
+    if look(pen, R) != ROW:
+        return False
+    while True:
+        pen.call(right(R))
+        cell = look(pen, R)
+        if cell == COLUMNS:
+            look(pen, B)
+            return True
+        pen.think(cell)
+
+
+def _write_columns(pen: Recorder, has_row_before: bool) -> None:
+    carry = 0
+    pen.think(COLUMNS)
+    pen.think(str(carry))
+    while True:
+        pen.call(left(A))
+        first = look(pen, A)
+        if first == MEMORY_BEGIN:
+            for digit in (0, 0, 0, carry, 0, carry):
+                pen.think(str(digit))
+            return
+        # R's moves are split in two so that no result stands further back than it must.
+        if has_row_before:
+            advance(pen, R, 3)
+        tens, units = divmod(int(first) * int(look(pen, B)), 10)
+        carry_of_carry, low = divmod(units + carry, 10)
+        for digit in (tens, units, carry_of_carry, low):
+            pen.think(str(digit))
+        above = 0
+        if has_row_before:
+            advance(pen, R, COLUMN_CELLS - 3)
+            above = int(look(pen, R))
+        carry_of_sum, total = divmod(low + above, 10)
+        carry = tens + carry_of_carry + carry_of_sum
+        for digit in (carry_of_sum, total, carry):
+            pen.think(str(digit))
+
+
+def _collect_digits(pen: Recorder) -> None:
+    """Appends the digits of the row before, one of each column, to those that are finished."""
+    while True:
+        pen.call(right(R))
+        if look(pen, R) == ROW:
+            return
+        advance(pen, R, COLUMN_CELLS - 1)
+        pen.think(look(pen, R))
+
+
+def _write_out(pen: Recorder) -> None:
+    """Goes left over the collected digits, lowest first as they stand, and writes them out without leading zeros."""
+    started = False
+    while True:
+        pen.call(left(R))
+        digit = look(pen, R)
+        if digit == ROW:
+            break
+        started = started or digit != "0"
+        if started:
+            pen.output(digit)
+    if not started:
+        pen.output("0")
+
+
+def _operands(problem: str) -> tuple[str, str]:
+    match = _PROBLEM.fullmatch(problem)
+    if match is None:
+        raise InvalidProblemError(
+            f"{problem[:60]!r} is no multiplication problem: write two numbers of decimal digits without leading "
+            "zeros, as in 98765*4321="
+        )
+    return match[1], match[2]
+
+
+def _number_of_nines(rng: random.Random, length: int) -> str:
+    """A number of mostly nines; the others are 0 and 8."""
+    if length == 1:
+        return rng.choice("0899")
+    return rng.choice("899") + "".join(rng.choices("089999", k=length - 1))
