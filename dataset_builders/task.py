@@ -14,6 +14,7 @@ from hf_toolssm.tools import Tool, make_tool
 from hf_toolssm.trajectory import Trajectory
 
 _NOT_TASKS = {"build", "builder", "card", "task"}
+_NOT_TASKS |= {"hanoi"}  # what several tasks share
 
 _SPLIT_SHARES = {"train": 80, "validation": 10, "test": 10}
 
