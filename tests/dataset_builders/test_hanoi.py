@@ -1,7 +1,6 @@
 """The moves of both Hanoi tasks solve the puzzle by its own rules, and a wrong move is caught."""
 
 import random
-from itertools import batched
 
 import pytest
 from hypothesis import given
@@ -22,8 +21,8 @@ def play(problem, moves):
     size = {label: -at for at, label in enumerate(labels)}
     rods = {"A": labels.copy(), "B": [], "C": []}
     count = 0
-    for move in batched(moves, 4):
-        label, start, goal = "".join(move[:2]), move[2], move[3]
+    for at in range(0, len(moves), 4):
+        label, start, goal = moves[at : at + 2], *moves[at + 2 : at + 4]
         if not rods[start] or rods[start].pop() != label:
             return f"move {count}: {label} is not on top of {start}"
         if rods[goal] and size[rods[goal][-1]] < size[label]:
