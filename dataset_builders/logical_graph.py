@@ -79,7 +79,8 @@ class LogicalGraph:
         if name == "wide":  # a tree over nodes of inputs alone
             return _graph(rng, length, lambda at, free: _wide(rng, at, length))
         if name == "one_hub":  # every node uses the first, whose value is looked up over and over
-            return _graph(rng, length, lambda at, free: [at - 1, min(INPUTS, at - 1)], ordered=True)
+            hub = INPUTS  # the first node
+            return _graph(rng, length, lambda at, free: [at - 1, min(hub, at - 1)], ordered=True, undecided=True)
         if name == "never_decided_early":  # every first value leaves the second open
             return _graph(rng, length, lambda at, free: [at - 1, free], undecided=True)
         raise InvalidProblemError(
