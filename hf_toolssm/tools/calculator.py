@@ -101,4 +101,4 @@ def evaluate(expression: str) -> str:
         for number in product.split("*"):
             term = _EXACT.multiply(term, _EXACT.create_decimal(number))
         total = _EXACT.subtract(total, term) if sign == "-" else _EXACT.add(total, term)
-    return str(total) if total else "0"  # a zero may have a minus
+    return str(total)
