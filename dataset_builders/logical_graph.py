@@ -18,14 +18,18 @@ Worked example, from the question on:
     find =jkl   shows ghi-=jkl              the node's last definition; its last name is looked up
     find :ghi   shows nothing               so think ghi<jkl, and enter ghi
     find =ghi   shows abc+&def-=ghi
-    find :def   shows 0:def                 not def is 1 and leaves abc: think abc+=ghi
-    find :abc   shows 1:abc                 think 1:ghi
+    find :def   shows 0:def                 think -0&, and as not def is 1, it leaves abc: think abc+=ghi
+    find :abc   shows 1:abc                 think +1=, and 1:ghi
     find ghi<   shows ghi<jkl               back to jkl
-    find =jkl   shows ghi-=jkl;  find :ghi shows 1:ghi;  think 0:jkl
+    find =jkl   shows ghi-=jkl;  find :ghi shows 1:ghi;  think -1=, 0:jkl
     find jkl<   shows nothing               the question's own node: think <|answer|>, output 0
 
+The line `-0&` (sign, value and operator, `=` where there is none) puts side by side what decides: without it a model of
+67,000 parameters learned to copy everything within 350 steps and guessed the decisions for 650 more.
+
 A pattern holds the mark beside the name, so that a search shows one line, or two definitions, however many nodes use
-the name. A node of which one known value decides (false in an and, true in an or) never looks at the other.
+the name.
+A node of which one known value decides (false in an and, true in an or) never looks at the other.
 """
 
 import random
@@ -146,8 +150,10 @@ def _resolve(pen: Recorder, node: str, definition: str) -> str | None:
         if not shown:
             _think_line(pen, f"{name}<{node}")
             return name
-        truth = (shown[0][0] == "1") == (sign == "+")
-        if rest and truth == (rest[-1] == "&"):
+        value, operator = shown[0][0], rest[-1:] or "="
+        _think_line(pen, sign + value + operator)
+        truth = (value == "1") == (sign == "+")
+        if rest and truth == (operator == "&"):
             definition = f"{rest[:-1]}={node}"
             _think_line(pen, definition)
             continue

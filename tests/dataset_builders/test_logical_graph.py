@@ -40,7 +40,9 @@ def false_lines(problem, trajectory):
     values, wrong = meaning(problem), []
     thoughts = "".join(s.text for s in trajectory.steps if s.kind is StepKind.THOUGHT)
     for line in thoughts.removesuffix("<|answer|>").split("\n")[:-1]:
-        if ":" in line:
+        if len(line) == 3:  # sign, value and operator, which the next line shows
+            true = True
+        elif ":" in line:
             true = values[line[2:]] == (line[0] == "1")
         elif "<" in line:
             true = line[:3] in next(d for d in problem.split("\n") if d.endswith("=" + line[4:]))
