@@ -24,12 +24,11 @@ Worked example, from the question on:
     find =jkl   shows ghi-=jkl;  find :ghi shows 1:ghi;  think -1=, 0:jkl
     find jkl<   shows nothing               the question's own node: think <|answer|>, output 0
 
-The line `-0&` (sign, value and operator, `=` where there is none) puts side by side what decides: without it a model of
-67,000 parameters learned to copy everything within 350 steps and guessed the decisions for 650 more.
+The line `-0&` (sign, value and operator, `=` where there is none) puts side by side what decides: without it a small
+model learned to copy everything within 350 steps and guessed the decisions for 650 more.
 
 A pattern holds the mark beside the name, so that a search shows one line, or two definitions, however many nodes use
-the name.
-A node of which one known value decides (false in an and, true in an or) never looks at the other.
+the name. A node of which one known value decides (false in an and, true in an or) never looks at the other.
 """
 
 import random
