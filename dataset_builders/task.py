@@ -14,7 +14,7 @@ from hf_toolssm.tools import Tool, make_tool
 from hf_toolssm.trajectory import Trajectory
 
 _NOT_TASKS = {"build", "builder", "card", "task"}
-_SHARED_BY_TASKS = {"decimal_numbers", "multiplication", "partial_products", "pointer_steps"}
+_SHARED_BY_TASKS = {"decimal_numbers", "hanoi", "multiplication", "partial_products", "pointer_steps"}
 
 _SPLIT_SHARES = {"train": 80, "validation": 10, "test": 10}
 

@@ -53,6 +53,14 @@ class TooManyPointersError(ToolError):
     """One more pointer than the pointer memory was made for."""
 
 
+class NoArgumentError(ToolError):
+    """A command that ends an argument, where none was begun."""
+
+
+class InvalidExpressionError(ToolError):
+    """Something that the calculator cannot compute."""
+
+
 class ToolFaultError(ToolError):
     """A tool that failed, or answered with something that is no observation. It ends the row that called it."""
 

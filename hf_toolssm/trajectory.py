@@ -6,7 +6,8 @@
     command      model        no                         yes
     observation  tool         no                         no
 
-The problem itself is the initial memory and carries no loss. A trajectory knows no tokenizer: every step is one
+A command with an argument is several steps of that kind, as in `<|find|> a b <|search|>`; an observation follows the
+last. The problem itself is the initial memory and carries no loss. A trajectory knows no tokenizer: every step is one
 *cell*, the text of one memory cell or of one command, and a tokenizer renders it later, one cell at a time.
 """
 

@@ -32,9 +32,9 @@ def add_tool_tokens(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -
         raise MissingToolTokensError(
             "the tokenizer has no end-of-sequence token, which ends a trajectory: set tokenizer.eos_token first"
         )
-    return tokenizer.add_tokens(
-        [AddedToken(text, special=True, normalized=False) for text in tool_tokens(tools)], special_tokens=True
-    )
+    known = tokenizer.get_vocab()  # a calculator's digits stay the ordinary tokens that they are
+    new = [AddedToken(text, special=True, normalized=False) for text in tool_tokens(tools) if text not in known]
+    return tokenizer.add_tokens(new, special_tokens=True)
 
 
 def tool_token_ids(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -> dict[str, int]:

@@ -45,6 +45,17 @@ class Recorder:
         self._steps.extend(step(StepKind.OBSERVATION, cell) for cell in observation)
         return observation
 
+    def ask(self, begin: str, argument: Sequence[str], end: str) -> Sequence[str]:
+        """Writes a command with an argument, as in `<|find|> a b <|search|>`, and returns the observation.
+
+        The argument's cells are part of the command: they carry loss and do not enter memory.
+        """
+        self.call(begin)
+        for cell in argument:
+            self._steps.append(step(StepKind.COMMAND, cell))
+            self._session.write(cell)
+        return self.call(end)
+
     def trajectory(self) -> Trajectory:
         """What was recorded, checked."""
         return Trajectory(self._problem, self._steps, "".join(self._answer)).check()

@@ -12,7 +12,10 @@ class ToolSession(Protocol[Cell]):
     """One tool at work on one problem."""
 
     def write(self, cell: Cell) -> None:
-        """Takes a thought or an output that the model has just written."""
+        """Takes what the model has just written: a thought, an output, or a cell of a command's argument.
+
+        Only the tool knows which commands take an argument, so it tells the two apart.
+        """
 
     def execute(self, command: str) -> tuple[Cell, ...] | list[Cell] | str | bytes:
         """Carries out a command and returns its observation, empty for a command that shows nothing.
@@ -39,9 +42,10 @@ class Tool(Protocol):
         commands: every command that the model can write, each one token.
         markers: cells that only the tool writes, such as the begin of memory.
         time_limit: seconds that a call may take; beyond it the row that called ends, and the others go on. None is a
-            promise that every call takes constant time and touches nothing but the session: such calls run at once,
-            may run on a clone to draft ahead, and have no limit. Calls with a limit run on threads of their own,
-            those of several rows side by side; one that is given up must not change its session afterwards.
+            promise that a call takes no more than a few milliseconds, that a clone is cheap at any length, and that
+            neither touches anything but the session: such calls run at once, may run on a clone to draft ahead, and
+            have no limit. Calls with a limit run on threads of their own, those of several rows side by side; one that
+            is given up must not change its session afterwards.
     """
 
     commands: tuple[str, ...]

@@ -1,0 +1,133 @@
+"""The Tower of Hanoi, recursively: list i is made of list i - 1 twice (PAPER section 4, task 4).
+
+Lists of moves for 1, 2, ..., n disks stand in memory, each behind a `#`, the last behind the answer marker:
+
+    list i = list i - 1 with B and C swapped, disk i from A to C, list i - 1 with A and B swapped
+
+Worked example, `0345=` (disk 45 on disk 03):
+
+    new 1, walk to =, left 1 twice                             pointer 1 rests on the smallest disk
+    new 2, walk to =, right 2; the same with pointer 3         both stand where list 0 would end
+    left 1 twice, read 1 -> 0, right 1 twice, think #          a larger disk follows: not the last list
+    read 2 -> #, right 2                                       list 0 is empty
+    read 1 -> 4, think 4, right 1, read 1 -> 5, think 5, left 1, think A, think C
+    read 3 -> #, right 3                                       list 0 again; list 1 is 45AC
+    left 1 twice                                               pointer 1 rests on the next disk
+    left 1 twice, read 1 -> begin, right 1, think <|answer|>   the last list is the answer
+    read 2 -> 4, output 4, right 2, ... read 2 -> C, output B, right 2, read 2 -> <|answer|>, right 2
+    ... 03AC, then with pointer 3: read 3 -> A, output B, ... until <|answer|>, the end
+
+Variants:
+    three_pointers: each of the two copies has a pointer of its own, so the swap in force is the pointer's.
+    two_pointers: the paper's number; pointer 2 makes both copies, going back to the list's start between them, and
+        which copy it is has to be remembered for as long as the copy takes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from dataset_builders.hanoi import HanoiPuzzle, labels_of
+from dataset_builders.task import task_tool
+from hf_toolssm.errors import InvalidProblemError
+from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, read, right
+from hf_toolssm.tools.recorder import Recorder
+from hf_toolssm.trajectory import ANSWER, Trajectory
+
+_FIRST = str.maketrans("BC", "CB")
+_SECOND = str.maketrans("AB", "BA")
+_LIST_ENDS = ("#", ANSWER)
+
+
+class HanoiRecursive(HanoiPuzzle):
+    """See the module's text."""
+
+    title = "Tower of Hanoi, solved recursively with a pointer memory"
+    variants: Sequence[str] = ("three_pointers", "two_pointers")
+
+    def tools(self, variant: str) -> list[dict[str, Any]]:
+        return [{"name": "pointer_memory", "max_pointers": 3 if variant == "three_pointers" else 2}]
+
+    def solve(self, problem: str, variant: str) -> Trajectory:
+        """Records the algorithm.
+
+        Raises:
+            InvalidProblemError: the problem is no tower, or the variant does not exist.
+            EmptyProblemError: the problem is empty.
+        """
+        if variant not in self.variants:
+            raise InvalidProblemError(
+                f"hanoi_recursive has no variant {variant!r}; they are {', '.join(self.variants)}"
+            )
+        pen = Recorder(problem, task_tool(self, variant))
+        labels_of(problem)
+        first, second, disk = (2, 3, 1) if variant == "three_pointers" else (2, 2, 1)
+        _walk_new_pointer(pen, disk)
+        _move(pen, left(disk), 2)
+        for pointer in range(2, 4 if variant == "three_pointers" else 3):
+            _walk_new_pointer(pen, pointer)
+            pen.call(right(pointer))
+        while True:
+            last = _announce_list(pen, disk)
+            write = pen.output if last else pen.think
+            _copy(pen, first, _FIRST, write)
+            _write_disk(pen, disk, write)
+            if first == second:
+                _go_back(pen, second)
+            _copy(pen, second, _SECOND, write)
+            if last:
+                return pen.trajectory()
+            _move(pen, left(disk), 2)
+
+
+def _walk_new_pointer(pen: Recorder, pointer: int) -> None:
+    """A new pointer, on the `=` behind the disks."""
+    pen.call(NEW_POINTER)
+    while True:
+        _move(pen, right(pointer), 2)
+        if pen.call(read(pointer)) == ("=",):
+            return
+
+
+def _announce_list(pen: Recorder, disk: int) -> bool:
+    """Writes what stands before a list, and says whether it is the last: whether no disk is larger."""
+    _move(pen, left(disk), 2)
+    last = pen.call(read(disk)) == (MEMORY_BEGIN,)
+    if last:
+        pen.call(right(disk))  # left of the first cell there is one place only
+    else:
+        _move(pen, right(disk), 2)
+    pen.think(ANSWER if last else "#")
+    return last
+
+
+def _copy(pen: Recorder, pointer: int, swap: dict[int, int], write: Any) -> None:
+    """Copies a list with two rods swapped, and leaves the pointer at the start of the next."""
+    while (cell := pen.call(read(pointer))[0]) not in _LIST_ENDS:
+        write(cell.translate(swap))
+        pen.call(right(pointer))
+    pen.call(right(pointer))
+
+
+def _write_disk(pen: Recorder, disk: int, write: Any) -> None:
+    """The move of the list's largest disk."""
+    write(pen.call(read(disk))[0])
+    pen.call(right(disk))
+    write(pen.call(read(disk))[0])
+    pen.call(left(disk))
+    write("A")
+    write("C")
+
+
+def _go_back(pen: Recorder, pointer: int) -> None:
+    """From behind a list to its first cell."""
+    pen.call(left(pointer))
+    while True:
+        pen.call(left(pointer))
+        if pen.call(read(pointer))[0] in (*_LIST_ENDS, "="):
+            pen.call(right(pointer))
+            return
+
+
+def _move(pen: Recorder, command: str, times: int) -> None:
+    for _ in range(times):
+        pen.call(command)

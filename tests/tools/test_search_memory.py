@@ -1,0 +1,126 @@
+"""The search memory shows what grep would show of the problem and of what the model wrote."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataset_builders.task import load_task
+from hf_toolssm.errors import NoArgumentError, ObservationTooLongError, UnknownCommandError, UnknownToolError
+from hf_toolssm.protocols import build_task_tokenizer
+from hf_toolssm.tools import make_tool
+from hf_toolssm.tools.recorder import Recorder
+from hf_toolssm.tools.search_memory import FIND, NEWLINE, SEARCH, SEARCH_END, SearchMemory
+from hf_toolssm.trajectory import ANSWER, StepKind
+
+
+def start(problem="ab\nbc\ncd", **options):
+    return SearchMemory(**options).start(problem, marker=str)
+
+
+def write(session, text):
+    for cell in text:
+        session.write(cell)
+
+
+def search(session, pattern):
+    assert session.execute(FIND) == ()
+    write(session, pattern)
+    return "".join(session.execute(SEARCH))
+
+
+def test_every_line_that_holds_the_pattern_is_shown_in_order():
+    assert search(start(), "b") == f"ab{NEWLINE}bc{SEARCH_END}"
+
+
+def test_the_end_alone_says_that_no_line_matches():
+    assert search(start(), "x") == SEARCH_END
+
+
+def test_a_search_sees_what_the_model_wrote_also_in_an_unfinished_line():
+    session = start("ab\n")
+    search(session, "a")
+    write(session, "xa\nya")
+    assert search(session, "a") == f"ab\nxa\nya{SEARCH_END}"
+
+
+def test_a_pattern_does_not_enter_memory():
+    session = start()
+    search(session, "xyz")
+    assert "".join(session.memory) == "ab\nbc\ncd"
+
+
+def test_a_new_find_drops_the_pattern_that_was_open():
+    session = start()
+    session.execute(FIND)
+    write(session, "x")
+    assert search(session, "d") == f"cd{SEARCH_END}"
+
+
+def test_a_search_without_a_pattern_is_named():
+    session = start()
+    with pytest.raises(NoArgumentError, match="none is open"):
+        session.execute(SEARCH)
+    search(session, "a")
+    with pytest.raises(NoArgumentError, match="none is open"):
+        session.execute(SEARCH)
+
+
+def test_an_observation_that_is_too_long_is_refused_and_leaves_the_pattern_open():
+    session = start(max_cells=4)
+    with pytest.raises(ObservationTooLongError, match="more than 4 cells.*max_cells"):
+        search(session, "b")
+    write(session, "c")
+    assert "".join(session.execute(SEARCH)) == f"bc{SEARCH_END}"
+
+
+def test_an_observation_never_has_more_cells_than_the_option_says():
+    assert len(start(max_cells=6).execute(FIND)) == 0
+    session = start(max_cells=6)
+    session.execute(FIND)
+    session.write("b")
+    assert len(session.execute(SEARCH)) == 6
+
+
+def test_a_clone_goes_its_own_way():
+    session = start()
+    clone = session.clone()
+    write(clone, "\nbb")
+    write(session, "\nbz")
+    assert search(session, "z") == f"bz{SEARCH_END}"
+    assert search(clone, "bb") == f"bb{SEARCH_END}"
+
+
+def test_what_it_cannot_do_is_named():
+    with pytest.raises(UnknownCommandError, match="read_1"):
+        start().execute("<|read_1|>")
+    with pytest.raises(UnknownToolError, match="max_cells"):
+        make_tool({"name": "search_memory", "max_cells": 0})
+
+
+@given(
+    pieces=st.lists(st.text("ab\n", max_size=12), min_size=1, max_size=6),
+    patterns=st.lists(st.text("ab\n", max_size=3), min_size=6, max_size=6),
+)
+def test_any_search_agrees_with_looking_at_every_line(pieces, patterns):
+    session, memory = start("a"), "a"
+    for piece, pattern in zip(pieces, patterns):
+        write(session, piece)
+        memory += piece
+        lines = memory.removesuffix("\n").split("\n") if "\n" not in pattern else []
+        assert search(session, pattern) == "\n".join(line for line in lines if pattern in line) + SEARCH_END
+
+
+def test_a_recorded_argument_is_part_of_the_command():
+    pen = Recorder("ab\n", SearchMemory())
+    assert "".join(pen.ask(FIND, "b", SEARCH)) == f"ab{SEARCH_END}"
+    pen.think(ANSWER)
+    pen.output("b")
+    steps = pen.trajectory().steps
+    assert [s.text for s in steps if s.kind is StepKind.COMMAND] == [FIND, "b", SEARCH]
+    assert [s.text for s in steps if s.kind is StepKind.OBSERVATION] == ["a", "b", SEARCH_END]
+
+
+def test_a_newline_that_the_tokenizer_has_stays_an_ordinary_token():
+    task = load_task("logical_graph")
+    tokenizer = build_task_tokenizer(task.cells, [SearchMemory()])
+    assert tokenizer.decode(tokenizer("1:abc\n")["input_ids"], skip_special_tokens=True) == "1:abc\n"
