@@ -246,7 +246,8 @@ def _operands(problem: str) -> tuple[str, str]:
 
 
 def _number_of_nines(rng: random.Random, length: int) -> str:
-    """A number of mostly nines; the others are 0 and 8."""
-    if length == 1:
-        return rng.choice("0899")
-    return rng.choice("899") + "".join(rng.choices("089999", k=length - 1))
+    """A number of mostly nines. The others are any digit: the largest carry meets every one of them."""
+    digits = [rng.choice("9" if rng.random() < 0.7 else DIGITS) for _ in range(length)]
+    if length > 1 and digits[0] == "0":
+        digits[0] = "9"
+    return "".join(digits)
