@@ -12,7 +12,8 @@ from numba.core import types as numba_types
 from numba.extending import intrinsic
 from torch import Tensor
 
-_OPTIONS = {"fastmath": True, "error_model": "numpy"}
+# All of LLVM's liberties but that with reciprocals: with an estimate, 1 / 1 is not 1 on every CPU.
+_OPTIONS = {"fastmath": {"nnan", "ninf", "nsz", "contract", "afn", "reassoc"}, "error_model": "numpy"}
 
 inlined = numba.njit(inline="always", **_OPTIONS)
 """Compiles a function into every kernel that calls it."""

@@ -25,7 +25,7 @@ LARGE_DIGITS = 5
 
 
 class Greedy:
-    """Chooses what a session would choose by itself. A steered session drafts nothing: every token is a step."""
+    """Chooses what a session would choose by itself. A steered session takes every token in a step of its own."""
 
     def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
         return logits.argmax(-1).tolist()
@@ -49,12 +49,12 @@ class Scripted(Greedy):
 
 
 def one_stream(scale: Scale, path: str | None) -> Iterator[Result]:
-    """One addition, with drafts and without."""
+    """One addition, in free runs and token by token."""
     yield from _additions(scale, path, scale.digits[0], 1, 80)
 
 
 def batch(scale: Scale, path: str | None) -> Iterator[Result]:
-    """Many additions side by side, with drafts and without."""
+    """Many additions side by side, in free runs and token by token."""
     yield from _additions(scale, path, scale.digits[1], BATCH, 20)
 
 
@@ -87,9 +87,9 @@ def _additions(scale: Scale, path: str | None, digits: int, rows: int, target: f
     prompts, solutions = [problem.prompt for problem in solved], [problem.solution for problem in solved]
     tokens = sum(map(len, solutions))
     difference = stepwise_difference(model, stock, solutions[0][:DIFFERENCE_TOKENS])
-    steerings: dict[str, Callable[[], Steering | None]] = {"no drafts": lambda: Scripted(solutions)}
+    steerings: dict[str, Callable[[], Steering | None]] = {"token by token": lambda: Scripted(solutions)}
     if path is not None:
-        steerings = {"drafts": lambda: None, "no drafts": Greedy}
+        steerings = {"free runs": lambda: None, "token by token": Greedy}
     ran: dict[str, Session] = {}
 
     def contender(name: str, make_steering: Callable[[], Steering | None]) -> Contender:

@@ -12,8 +12,8 @@ RUN = [sys.executable, "recipes/benchmarks/run.py", "--scale", "small"]
 COMPARED = [
     "training, addition, 4 x 24",
     "training, 130M, 1 x 32",
-    "decode, addition, 1 x 5 digits, no drafts",
-    "decode, addition, 32 x 3 digits, no drafts",
+    "decode, addition, 1 x 5 digits, token by token",
+    "decode, addition, 32 x 3 digits, token by token",
     "decode, 130M, 1 stream, float32",
     "observation of 200 tokens",
 ]
