@@ -3,6 +3,8 @@
 The trajectories of this package are local: the last few tokens determine the next one. A tree of contexts, learned
 while the model writes, therefore drafts long runs, with the tool executed on a clone. The model has the last word:
 a run counts as far as the model itself chooses the same tokens, so the output is that of greedy decoding.
+
+Where `free_runs` apply, model and tool run in one compiled call and nothing is drafted.
 """
 
 from dataclasses import dataclass

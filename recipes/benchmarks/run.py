@@ -49,7 +49,7 @@ class BenchmarkArguments:
         default=None,
         metadata={
             "help": "A model trained on addition, which then runs free. Without one, random weights of the same shape "
-            "write known solutions: the same work, but nothing can be drafted."
+            "write known solutions token by token: the same work, but never in free runs."
         },
     )
     output: Path = field(default=Path("outputs/benchmarks.json"), metadata={"help": "The JSON file."})

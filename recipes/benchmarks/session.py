@@ -13,10 +13,10 @@ TOKENS_PER_DIGIT = 35
 """Fewer than a solution has, so that the problem outlasts the session."""
 
 WARM_UP_DIGITS = 300
-"""Of the addition that is solved first: it compiles all kernels and learns enough to draft the longest runs."""
+"""Of the addition that is solved first: it compiles all kernels."""
 
 BYTES_PER_CELL = 8
-"""Of the pointer tool's memory: a reference, because the cells themselves are shared small integers."""
+"""Of the pointer tool's memory: a token id."""
 
 
 def long_session(scale: Scale, path: str | None) -> Iterator[Result]:
