@@ -12,9 +12,9 @@ from numba.core import types as numba_types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from hf_toolssm.models.lanes import at_least, magnitude, times_power_of_two, truncated, where_nonnegative
+from hf_toolssm.models.lanes import FAST, at_least, magnitude, times_power_of_two, truncated, where_nonnegative
 
-_OPTIONS = {"fastmath": True, "error_model": "numpy"}
+_OPTIONS = {"fastmath": set(FAST), "error_model": "numpy"}
 
 inlined = numba.njit(inline="always", **_OPTIONS)
 """Compiles a function into every kernel that calls it."""
@@ -129,7 +129,7 @@ def silu_slope(value):
     """The derivative of value * sigmoid(value) in float32."""
     small = exp_of_nonpositive(np.float32(-1.0) * magnitude(value))
     inverse = np.float32(1.0) / (np.float32(1.0) + small)
-    # Not as 1 - opened: where a processor's quick division is off by one bit, a large value would magnify it.
+    # Not as 1 - opened, whose rounding a large value would magnify.
     opened = where_nonnegative(value, inverse, small * inverse)
     closed = where_nonnegative(value, small * inverse, inverse)
     return opened * (np.float32(1.0) + value * closed)

@@ -20,7 +20,8 @@ LANES = 32
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _VECTOR, _INTEGERS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
 _NAME = f"v{LANES}f32"
-_FAST = ("fast",)
+FAST = ("nnan", "ninf", "nsz", "contract", "afn", "reassoc")
+"""LLVM's liberties with float arithmetic but that with reciprocals: with an estimate, 1 / 1 is not 1 on every CPU."""
 
 
 class _LanesType(types.Type):
@@ -131,7 +132,7 @@ def sum_lanes(typing_context, value):
 
     def generate(context, builder, signature, arguments):
         zero = ir.Constant(_FLOAT, 0.0)
-        return _llvm(builder, f"llvm.vector.reduce.fadd.{_NAME}", _FLOAT, zero, arguments[0], fastmath=_FAST)
+        return _llvm(builder, f"llvm.vector.reduce.fadd.{_NAME}", _FLOAT, zero, arguments[0], fastmath=FAST)
 
     return types.float32(lanes_type), generate
 
@@ -174,7 +175,7 @@ def at_least(typing_context, value, bound):
 
     def generate(context, builder, signature, arguments):
         limit = _splat(builder, arguments[1]) if value == lanes_type else arguments[1]
-        return builder.select(builder.fcmp_ordered(">", arguments[0], limit, flags=_FAST), arguments[0], limit)
+        return builder.select(builder.fcmp_ordered(">", arguments[0], limit, flags=FAST), arguments[0], limit)
 
     return (value(value, types.float32), generate) if _numbers(value) else None
 
@@ -185,7 +186,7 @@ def where_nonnegative(typing_context, value, a, b):
 
     def generate(context, builder, signature, arguments):
         zero = ir.Constant(arguments[0].type, [0.0] * LANES if value == lanes_type else 0.0)
-        return builder.select(builder.fcmp_ordered(">=", arguments[0], zero, flags=_FAST), *arguments[1:])
+        return builder.select(builder.fcmp_ordered(">=", arguments[0], zero, flags=FAST), *arguments[1:])
 
     return (value(value, value, value), generate) if _numbers(value, a, b) else None
 
@@ -214,7 +215,7 @@ def _arithmetic(name: str) -> Callable:
                 value if kind == lanes_type else _splat(builder, value)
                 for kind, value in zip(signature.args, arguments)
             )
-            return getattr(builder, name)(*vectors, flags=_FAST)
+            return getattr(builder, name)(*vectors, flags=FAST)
 
         return lanes_type(*(kind if kind == lanes_type else types.float32 for kind in (a, b))), generate
 
