@@ -16,23 +16,34 @@ Variants:
     local: a third pointer copies the sum out, so the last 8 tokens determine the next one.
     two_pointers: the paper's algorithm; pointer 2 copies the sum out, and reading `=` means "go to the last digit"
         early and "stop" late, which no bounded context tells apart.
+    no_cot, reversed_answer, plain_cot, calculator: the regimes without interaction, see addition_regimes.py.
 """
 
 import decimal
 import random
-import re
 from collections.abc import Sequence
 from typing import Any
 
-from dataset_builders.decimal_numbers import DIGITS, number_with_zeros, random_number
-from dataset_builders.pointer_steps import look, walk
+from dataset_builders.addition_regimes import (
+    CALCULATOR,
+    CALCULATOR_TOOL,
+    LETTERS,
+    PLAIN_COT,
+    REGIMES,
+    REVERSED_ANSWER,
+    answer_at_once,
+    call_calculator,
+    think_without_tool,
+)
+from dataset_builders.decimal_numbers import DIGITS, number_with_zeros, operands, random_number
+from dataset_builders.pointer_steps import look, walk, walk_new_pointer
 from dataset_builders.task import task_tool
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
-from hf_toolssm.tools.pointer_memory import NEW_POINTER, left
+from hf_toolssm.tools.pointer_memory import left
 from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
-_PROBLEM = re.compile(r"(0|[1-9][0-9]*)\+(0|[1-9][0-9]*)=")
+LOCAL, TWO_POINTERS = "local", "two_pointers"
 
 
 class Addition:
@@ -40,8 +51,7 @@ class Addition:
 
     title = "Addition of two decimal numbers with a pointer memory"
     version = "1"
-    cells: Sequence[str] = (*DIGITS, "+", "=")
-    variants: Sequence[str] = ("local", "two_pointers")
+    variants: Sequence[str] = (LOCAL, TWO_POINTERS, *REGIMES)
     adversarial: Sequence[str] = (
         "all_carries",
         "no_carry",
@@ -52,7 +62,12 @@ class Addition:
     unit = "digits"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "pointer_memory", "max_pointers": 3 if variant == "local" else 2}]
+        if variant in REGIMES:
+            return [CALCULATOR_TOOL] if variant == CALCULATOR else []
+        return [{"name": "pointer_memory", "max_pointers": 3 if variant == LOCAL else 2}]
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return (*DIGITS, "+", "=", *(LETTERS.values() if variant == PLAIN_COT else ()))
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         first, second = (random_number(rng, rng.randint(1, max_length)) for _ in range(2))
@@ -97,11 +112,11 @@ class Addition:
         return f"{first}+{second}="
 
     def held_out(self, problem: str) -> bool:
-        first, second = sorted(_operands(problem), key=lambda number: number.startswith("9"))
+        first, second = sorted(operands(problem, "addition", "+"), key=lambda number: number.startswith("9"))
         return set(second) == {"9"} and first.rstrip("0") == "1"
 
     def length(self, problem: str) -> int:
-        return max(map(len, _operands(problem)))
+        return max(map(len, operands(problem, "addition", "+")))
 
     def solve(self, problem: str, variant: str) -> Trajectory:
         """Records the algorithm.
@@ -110,35 +125,36 @@ class Addition:
             InvalidProblemError: the problem is not `number+number=`, or the variant does not exist.
             EmptyProblemError: the problem is empty.
         """
-        if variant not in self.variants:
-            raise InvalidProblemError(f"addition has no variant {variant!r}; they are {', '.join(self.variants)}")
+        if variant in REGIMES:
+            return self._solve_without_interaction(problem, variant)
         pen = Recorder(problem, task_tool(self, variant))
-        _operands(problem)
-        _walk_new_pointer(pen, 1, until="+")
+        operands(problem, "addition", "+")
+        walk_new_pointer(pen, 1, until="+")
         pen.call(left(1))
-        _walk_new_pointer(pen, 2, until="=")
+        walk_new_pointer(pen, 2, until="=")
         pen.call(left(2))
         _add_columns(pen)
         pen.think(ANSWER)
-        if variant == "local":
-            _walk_new_pointer(pen, 3, until=ANSWER)
+        if variant == LOCAL:
+            walk_new_pointer(pen, 3, until=ANSWER)
             _copy_sum(pen, 3)
         else:
             walk(pen, 2, until=ANSWER)
             _copy_sum(pen, 2)
         return pen.trajectory()
 
-    def answer(self, problem: str) -> str:
-        first, second = _operands(problem)
+    def _solve_without_interaction(self, problem: str, variant: str) -> Trajectory:
+        if variant == PLAIN_COT:
+            return think_without_tool(self.solve(problem, LOCAL))
+        answer = self.answer(problem, variant)
+        return call_calculator(problem) if variant == CALCULATOR else answer_at_once(problem, answer)
+
+    def answer(self, problem: str, variant: str) -> str:
+        first, second = operands(problem, "addition", "+")
         # The decimal module has no limit on digits, unlike int(), and shares nothing with the column algorithm.
         context = decimal.Context(prec=max(len(first), len(second)) + 1, Emax=decimal.MAX_EMAX)
-        return str(context.add(decimal.Decimal(first), decimal.Decimal(second)))
-
-
-def _walk_new_pointer(pen: Recorder, pointer: int, until: str) -> None:
-    pen.call(NEW_POINTER)
-    if look(pen, pointer) != until:
-        walk(pen, pointer, until)
+        total = str(context.add(decimal.Decimal(first), decimal.Decimal(second)))
+        return total[::-1] if variant == REVERSED_ANSWER else total
 
 
 def _add_columns(pen: Recorder) -> None:
@@ -167,13 +183,3 @@ def _copy_sum(pen: Recorder, pointer: int) -> None:
             return
         pen.call(left(pointer))
         pen.output(look(pen, pointer))
-
-
-def _operands(problem: str) -> tuple[str, str]:
-    match = _PROBLEM.fullmatch(problem)
-    if match is None:
-        raise InvalidProblemError(
-            f"{problem[:60]!r} is no addition problem: write two numbers of decimal digits without leading zeros, "
-            "as in 98765+4321="
-        )
-    return match[1], match[2]

@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from dataset_builders.task import Task, example_rng, load_task, split_of
+from dataset_builders.task import Task, check_variant, example_rng, load_task, split_of
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.trajectory import Trajectory
 
@@ -58,10 +58,7 @@ class ProblemSet:
         kinds = (TRAINING, TEST, *task.adversarial)
         if self.kind not in kinds:
             raise InvalidProblemError(f"{self.task} has no problem set {self.kind!r}; they are {', '.join(kinds)}")
-        if self.variant not in task.variants:
-            raise InvalidProblemError(
-                f"{self.task} has no variant {self.variant!r}; they are {', '.join(task.variants)}"
-            )
+        check_variant(task, self.variant)
         if self.length < 1 or not self.sizes or any(size < 1 for _, size in self.sizes):
             raise InvalidProblemError(
                 f"lengths and sizes start at 1, with at least one split: {self.kind} {self.length} {self.sizes}"

@@ -1,6 +1,9 @@
 """Decimal numbers as texts of any length, for the arithmetic tasks."""
 
 import random
+import re
+
+from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
 
 DIGITS = "0123456789"
 
@@ -19,3 +22,21 @@ def number_with_zeros(rng: random.Random, length: int) -> str:
         if rng.random() < 0.9:
             digits[at] = "0"
     return "".join(digits)
+
+
+def operands(problem: str, task: str, sign: str) -> tuple[str, str]:
+    """The two numbers of a problem `number sign number =`.
+
+    Raises:
+        EmptyProblemError: the problem is empty.
+        InvalidProblemError: the problem is no such text; the message names the task.
+    """
+    if not problem:
+        raise EmptyProblemError("the problem is empty: state a problem of at least one cell")
+    match = re.fullmatch(rf"(0|[1-9][0-9]*){re.escape(sign)}(0|[1-9][0-9]*)=", problem)
+    if match is None:
+        raise InvalidProblemError(
+            f"{problem[:60]!r} is no {task} problem: write two numbers of decimal digits without leading zeros, "
+            f"as in 98765{sign}4321="
+        )
+    return match[1], match[2]

@@ -1,35 +1,43 @@
 """The Tower of Hanoi: what both ways of solving it share (PAPER section 4, tasks 3 and 4).
 
-A problem names the disks on rod A, largest first, each by two digits that say nothing of its size: `970345=` is a
-tower of three, with 45 on top. The answer is every move in order as disk and rods: `45AC03AB45CB...`.
+A problem names the disks on rod A, largest first, each by two digits that say nothing of its size: `970345<` is a
+tower of three, with 45 on top. The answer is every move in order as disk and rods: `45AC03AB45CB...`. The cell behind
+the disks says which way it is solved, so that one model can learn both: `<` recursively, `>` iteratively.
 """
 
 import random
 import re
 from collections.abc import Sequence
 
+from dataset_builders.decimal_numbers import DIGITS
 from hf_toolssm.errors import InvalidProblemError
 
-DIGITS = "0123456789"
 RODS = "ABC"
 MOST_DISKS = 99
-_PROBLEM = re.compile(r"((?!00)[0-9][0-9])+=")
+_DISKS = re.compile(r"((?!00)[0-9][0-9])+")
 
 
 class HanoiPuzzle:
-    """The problems of both tasks and their right answers."""
+    """The problems of both tasks and their right answers.
 
-    version = "1"
-    cells: Sequence[str] = (*DIGITS, *RODS, "=", "#", "+", "-")
+    Attributes:
+        end: the cell behind the disks.
+    """
+
+    end: str
+    version = "2"
     adversarial: Sequence[str] = ("consecutive_labels", "equal_units", "growing_labels")
     unit = "disks"
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return (*DIGITS, *RODS, self.end)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         return self.sample_test(rng, rng.randint(1, max_length))
 
     def sample_test(self, rng: random.Random, length: int) -> str:
         _check_number(length)
-        return _state(rng.sample(range(1, 100), length))
+        return self._problem(rng.sample(range(1, 100), length))
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
         """The problem number `index` of an adversarial set.
@@ -49,47 +57,46 @@ class HanoiPuzzle:
             labels = sorted(rng.sample(range(1, 100), length))
         else:
             raise InvalidProblemError(f"there is no adversarial set {name!r}; they are {', '.join(self.adversarial)}")
-        return _state(labels)
+        return self._problem(labels)
 
     def held_out(self, problem: str) -> bool:
         return False
 
     def length(self, problem: str) -> int:
-        return len(labels_of(problem))
+        return len(self.labels(problem))
 
-    def answer(self, problem: str) -> str:
+    def answer(self, problem: str, variant: str) -> str:
         """Every move from the binary digits of its number, which neither algorithm looks at.
 
         The disk of move m is the number of zeros at the end of m, and its rods are m & (m - 1) and (m | (m - 1)) + 1
         modulo 3, where an even number of disks swaps the goal with the other rod.
         """
-        labels = labels_of(problem)[::-1]
+        labels = self.labels(problem)[::-1]
         rods = "ABC" if len(labels) % 2 else "ACB"
         moves = range(1, 2 ** len(labels))
         return "".join(
             labels[(m & -m).bit_length() - 1] + rods[(m & (m - 1)) % 3] + rods[((m | (m - 1)) + 1) % 3] for m in moves
         )
 
+    def labels(self, problem: str) -> list[str]:
+        """The labels of the disks, largest disk first.
 
-def labels_of(problem: str) -> list[str]:
-    """The labels of the disks, largest disk first.
+        Raises:
+            InvalidProblemError: the problem is not two digits per disk and `end`, or a label repeats.
+        """
+        disks = problem.removesuffix(self.end)
+        labels = [disks[at : at + 2] for at in range(0, len(disks), 2)]
+        if disks == problem or not _DISKS.fullmatch(disks) or len(set(labels)) < len(labels):
+            raise InvalidProblemError(
+                f"{problem[:60]!r} is no tower to be solved so: write two digits from 01 to 99 for each disk, largest "
+                f"disk first, no label twice, and {self.end} behind them, as in 970345{self.end}"
+            )
+        return labels
 
-    Raises:
-        InvalidProblemError: the problem is not two digits per disk and `=`, or a label repeats.
-    """
-    labels = [problem[at : at + 2] for at in range(0, len(problem) - 1, 2)]
-    if not _PROBLEM.fullmatch(problem) or len(set(labels)) < len(labels):
-        raise InvalidProblemError(
-            f"{problem[:60]!r} is no tower: write two digits from 01 to 99 for each disk, largest disk first, no "
-            "label twice, as in 970345="
-        )
-    return labels
+    def _problem(self, labels: Sequence[int]) -> str:
+        return "".join(f"{label:02}" for label in labels) + self.end
 
 
 def _check_number(length: int) -> None:
     if length > MOST_DISKS:
         raise InvalidProblemError(f"there are labels for {MOST_DISKS} disks, and not for {length}")
-
-
-def _state(labels: Sequence[int]) -> str:
-    return "".join(f"{label:02}" for label in labels) + "="

@@ -5,33 +5,36 @@ the even moves no state is kept: without the smallest disk they are the solution
 move j with the next larger disk, and B and C swapped. A pointer that walks along the moves at half their speed reads
 move j.
 
-Worked example, `970345=`:
+Worked example, `970345>`:
 
     new 1, then per disk right 1 twice, think - or +, read 1       - is an odd number: A, C, B; + is even: A, B, C
     think <|answer|>, right 1 ... read 1 -> <|answer|>, left 1     pointer 1 rests on the last sign
-    new 2, walk to =, left 2 twice                                 pointer 2 rests on the smallest disk
+    new 2, walk to >, left 2 twice                                 pointer 2 rests on the smallest disk
     new 3, walk to <|answer|>, right 3                             pointer 3 rests on the first move
     read 2 -> 4, output 4, right 2, read 2 -> 5, output 5, left 2, read 1 -> -, output A, output C    an odd move
     read 3 -> 4, read 2 -> 4, right 3, read 3 -> 5, right 2, read 2 -> 5       move j's disk is the one at pointer 2
     left 2 three times, read 2 -> 0, output 0, right 2, read 2 -> 3, output 3  the next larger disk
-    right 2, read 2 -> 4, ... read 2 -> =, left 2 twice                        back to the smallest
+    right 2, read 2 -> 4, ... read 2 -> >, left 2 twice                        back to the smallest
     right 3, read 3 -> A, output A, right 3, read 3 -> C, output B, right 3    the rods of move j, swapped
     ... until the next larger disk is the begin of memory, the end
 
-The paper's algorithm writes the whole state after every move instead, with one pointer: about four tokens a disk and
-move where ours takes about 31 tokens a move for any number of disks.
+Variants:
+    half_speed: the above, about 31 tokens a move for any number of disks.
+    copied_states: the paper's algorithm, which writes the whole state after every move; see hanoi_states.py.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from dataset_builders.hanoi import RODS, HanoiPuzzle, labels_of
+from dataset_builders.hanoi import RODS, HanoiPuzzle
+from dataset_builders.hanoi_states import COPIED_STATES, MOVE_END, STATE_END, state_text, write_states
+from dataset_builders.pointer_steps import look, repeat, walk
 from dataset_builders.task import task_tool
-from hf_toolssm.errors import InvalidProblemError
-from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, read, right
+from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, right
 from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
+END = ">"
 _SIGN, _DISK, _MOVE = 1, 2, 3
 _SWAP = {"A": "A", "B": "C", "C": "B"}
 _NEXT = {"-": {"A": "C", "C": "B", "B": "A"}, "+": {"A": "B", "B": "C", "C": "A"}}
@@ -41,10 +44,14 @@ class HanoiIterative(HanoiPuzzle):
     """See the module's text."""
 
     title = "Tower of Hanoi, solved iteratively with a pointer memory"
-    variants: Sequence[str] = ("half_speed",)
+    end = END
+    variants: Sequence[str] = ("half_speed", COPIED_STATES)
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "pointer_memory", "max_pointers": 3}]
+        return [{"name": "pointer_memory", "max_pointers": 1 if variant == COPIED_STATES else 3}]
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return (*super().cells(variant), *((STATE_END, MOVE_END) if variant == COPIED_STATES else "+-"))
 
     def solve(self, problem: str, variant: str) -> Trajectory:
         """Records the algorithm.
@@ -53,31 +60,46 @@ class HanoiIterative(HanoiPuzzle):
             InvalidProblemError: the problem is no tower, or the variant does not exist.
             EmptyProblemError: the problem is empty.
         """
-        if variant not in self.variants:
-            raise InvalidProblemError(
-                f"hanoi_iterative has no variant {variant!r}; they are {', '.join(self.variants)}"
-            )
         pen = Recorder(problem, task_tool(self, variant))
-        labels_of(problem)
-        _write_signs(pen)
-        pen.think(ANSWER)
-        _walk(pen, _SIGN, ANSWER)
-        pen.call(left(_SIGN))
-        pen.call(NEW_POINTER)
-        # Disk by disk: cell by cell is how it comes back later, and then something else follows.
-        _repeat(pen, right(_DISK), 2)
-        while _look(pen, _DISK) != "=":
-            _repeat(pen, right(_DISK), 2)
-        _repeat(pen, left(_DISK), 2)
-        pen.call(NEW_POINTER)
-        _walk(pen, _MOVE, ANSWER)
-        pen.call(right(_MOVE))
-        start = "A"
-        while True:
-            start = _move_smallest(pen, start)
-            if not _find_next_larger(pen):
-                return pen.trajectory()
-            start = _move_other(pen)
+        labels = self.labels(problem)
+        if variant == COPIED_STATES:
+            write_states(pen, labels, END)
+        else:
+            _write_moves(pen)
+        return pen.trajectory()
+
+    def answer(self, problem: str, variant: str) -> str:
+        moves = super().answer(problem, variant)
+        if variant != COPIED_STATES:
+            return moves
+        rods: dict[str, list[str]] = {"A": self.labels(problem), "B": [], "C": []}
+        written = []
+        for move in (moves[at : at + 4] for at in range(0, len(moves), 4)):
+            rods[move[3]].append(rods[move[2]].pop())
+            written += [move, MOVE_END, state_text(rods)]
+        return "".join(written)
+
+
+def _write_moves(pen: Recorder) -> None:
+    _write_signs(pen)
+    pen.think(ANSWER)
+    walk(pen, _SIGN, ANSWER)
+    pen.call(left(_SIGN))
+    pen.call(NEW_POINTER)
+    # Disk by disk: cell by cell is how it comes back later, and then something else follows.
+    repeat(pen, right(_DISK), 2)
+    while look(pen, _DISK) != END:
+        repeat(pen, right(_DISK), 2)
+    repeat(pen, left(_DISK), 2)
+    pen.call(NEW_POINTER)
+    walk(pen, _MOVE, ANSWER)
+    pen.call(right(_MOVE))
+    start = "A"
+    while True:
+        start = _move_smallest(pen, start)
+        if not _find_next_larger(pen):
+            return
+        start = _move_other(pen)
 
 
 def _write_signs(pen: Recorder) -> None:
@@ -85,20 +107,20 @@ def _write_signs(pen: Recorder) -> None:
     pen.call(NEW_POINTER)
     sign = "+"
     while True:
-        _repeat(pen, right(_SIGN), 2)
+        repeat(pen, right(_SIGN), 2)
         sign = "+" if sign == "-" else "-"
         pen.think(sign)
-        if pen.call(read(_SIGN)) == ("=",):
+        if look(pen, _SIGN) == END:
             return
 
 
 def _move_smallest(pen: Recorder, start: str) -> str:
     """Writes an odd move from a rod; returns where it leads."""
-    pen.output(_look(pen, _DISK))
+    pen.output(look(pen, _DISK))
     pen.call(right(_DISK))
-    pen.output(_look(pen, _DISK))
+    pen.output(look(pen, _DISK))
     pen.call(left(_DISK))
-    goal = _NEXT[_look(pen, _SIGN)][start]
+    goal = _NEXT[look(pen, _SIGN)][start]
     pen.output(start)
     pen.output(goal)
     return goal
@@ -107,52 +129,35 @@ def _move_smallest(pen: Recorder, start: str) -> str:
 def _find_next_larger(pen: Recorder) -> bool:
     """Writes the disk above that of move j in size; false if there is none, which is the end."""
     while True:
-        if _look(pen, _MOVE) != _look(pen, _DISK):
-            _repeat(pen, left(_DISK), 2)
+        if look(pen, _MOVE) != look(pen, _DISK):
+            repeat(pen, left(_DISK), 2)
             continue
         pen.call(right(_MOVE))
-        moved = _look(pen, _MOVE)
+        moved = look(pen, _MOVE)
         pen.call(right(_DISK))
-        if moved == _look(pen, _DISK):
+        if moved == look(pen, _DISK):
             break
         pen.call(left(_MOVE))
-        _repeat(pen, left(_DISK), 3)
-    _repeat(pen, left(_DISK), 3)
-    tens = _look(pen, _DISK)
+        repeat(pen, left(_DISK), 3)
+    repeat(pen, left(_DISK), 3)
+    tens = look(pen, _DISK)
     if tens == MEMORY_BEGIN:
         return False
     pen.output(tens)
     pen.call(right(_DISK))
-    pen.output(_look(pen, _DISK))
-    _walk(pen, _DISK, "=")
-    _repeat(pen, left(_DISK), 2)
+    pen.output(look(pen, _DISK))
+    walk(pen, _DISK, END)
+    repeat(pen, left(_DISK), 2)
     return True
 
 
 def _move_other(pen: Recorder) -> str:
     """Writes the rods of an even move; returns the third rod, where the smallest disk is."""
     pen.call(right(_MOVE))
-    start = _SWAP[_look(pen, _MOVE)]
+    start = _SWAP[look(pen, _MOVE)]
     pen.output(start)
     pen.call(right(_MOVE))
-    goal = _SWAP[_look(pen, _MOVE)]
+    goal = _SWAP[look(pen, _MOVE)]
     pen.output(goal)
     pen.call(right(_MOVE))
     return next(rod for rod in RODS if rod not in (start, goal))
-
-
-def _walk(pen: Recorder, pointer: int, until: str) -> None:
-    """Moves a pointer to the right, looking at every cell, until it stands on `until`."""
-    pen.call(right(pointer))
-    while _look(pen, pointer) != until:
-        pen.call(right(pointer))
-
-
-def _look(pen: Recorder, pointer: int) -> str:
-    (cell,) = pen.call(read(pointer))
-    return cell
-
-
-def _repeat(pen: Recorder, command: str, times: int) -> None:
-    for _ in range(times):
-        pen.call(command)

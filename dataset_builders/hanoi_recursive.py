@@ -4,10 +4,10 @@ Lists of moves for 1, 2, ..., n disks stand in memory, each behind a `#`, the la
 
     list i = list i - 1 with B and C swapped, disk i from A to C, list i - 1 with A and B swapped
 
-Worked example, `0345=` (disk 45 on disk 03):
+Worked example, `0345<` (disk 45 on disk 03):
 
-    new 1, walk to =, left 1 twice                             pointer 1 rests on the smallest disk
-    new 2, walk to =, right 2; the same with pointer 3         both stand where list 0 would end
+    new 1, walk to <, left 1 twice                             pointer 1 rests on the smallest disk
+    new 2, walk to <, right 2; the same with pointer 3         both stand where list 0 would end
     left 1 twice, read 1 -> 0, right 1 twice, think #          a larger disk follows: not the last list
     read 2 -> #, right 2                                       list 0 is empty
     read 1 -> 4, think 4, right 1, read 1 -> 5, think 5, left 1, think A, think C
@@ -26,13 +26,14 @@ Variants:
 from collections.abc import Sequence
 from typing import Any
 
-from dataset_builders.hanoi import HanoiPuzzle, labels_of
+from dataset_builders.hanoi import HanoiPuzzle
+from dataset_builders.pointer_steps import look, repeat
 from dataset_builders.task import task_tool
-from hf_toolssm.errors import InvalidProblemError
-from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, read, right
+from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, right
 from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
+END = "<"
 _FIRST = str.maketrans("BC", "CB")
 _SECOND = str.maketrans("AB", "BA")
 _LIST_ENDS = ("#", ANSWER)
@@ -42,10 +43,14 @@ class HanoiRecursive(HanoiPuzzle):
     """See the module's text."""
 
     title = "Tower of Hanoi, solved recursively with a pointer memory"
+    end = END
     variants: Sequence[str] = ("three_pointers", "two_pointers")
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
         return [{"name": "pointer_memory", "max_pointers": 3 if variant == "three_pointers" else 2}]
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return (*super().cells(variant), "#")
 
     def solve(self, problem: str, variant: str) -> Trajectory:
         """Records the algorithm.
@@ -54,15 +59,11 @@ class HanoiRecursive(HanoiPuzzle):
             InvalidProblemError: the problem is no tower, or the variant does not exist.
             EmptyProblemError: the problem is empty.
         """
-        if variant not in self.variants:
-            raise InvalidProblemError(
-                f"hanoi_recursive has no variant {variant!r}; they are {', '.join(self.variants)}"
-            )
         pen = Recorder(problem, task_tool(self, variant))
-        labels_of(problem)
+        self.labels(problem)
         first, second, disk = (2, 3, 1) if variant == "three_pointers" else (2, 2, 1)
         _walk_new_pointer(pen, disk)
-        _move(pen, left(disk), 2)
+        repeat(pen, left(disk), 2)
         for pointer in range(2, 4 if variant == "three_pointers" else 3):
             _walk_new_pointer(pen, pointer)
             pen.call(right(pointer))
@@ -76,33 +77,33 @@ class HanoiRecursive(HanoiPuzzle):
             _copy(pen, second, _SECOND, write)
             if last:
                 return pen.trajectory()
-            _move(pen, left(disk), 2)
+            repeat(pen, left(disk), 2)
 
 
 def _walk_new_pointer(pen: Recorder, pointer: int) -> None:
-    """A new pointer, on the `=` behind the disks."""
+    """A new pointer, on the `<` behind the disks."""
     pen.call(NEW_POINTER)
     while True:
-        _move(pen, right(pointer), 2)
-        if pen.call(read(pointer)) == ("=",):
+        repeat(pen, right(pointer), 2)
+        if look(pen, pointer) == END:
             return
 
 
 def _announce_list(pen: Recorder, disk: int) -> bool:
     """Writes what stands before a list, and says whether it is the last: whether no disk is larger."""
-    _move(pen, left(disk), 2)
-    last = pen.call(read(disk)) == (MEMORY_BEGIN,)
+    repeat(pen, left(disk), 2)
+    last = look(pen, disk) == MEMORY_BEGIN
     if last:
         pen.call(right(disk))  # left of the first cell there is one place only
     else:
-        _move(pen, right(disk), 2)
+        repeat(pen, right(disk), 2)
     pen.think(ANSWER if last else "#")
     return last
 
 
 def _copy(pen: Recorder, pointer: int, swap: dict[int, int], write: Any) -> None:
     """Copies a list with two rods swapped, and leaves the pointer at the start of the next."""
-    while (cell := pen.call(read(pointer))[0]) not in _LIST_ENDS:
+    while (cell := look(pen, pointer)) not in _LIST_ENDS:
         write(cell.translate(swap))
         pen.call(right(pointer))
     pen.call(right(pointer))
@@ -110,9 +111,9 @@ def _copy(pen: Recorder, pointer: int, swap: dict[int, int], write: Any) -> None
 
 def _write_disk(pen: Recorder, disk: int, write: Any) -> None:
     """The move of the list's largest disk."""
-    write(pen.call(read(disk))[0])
+    write(look(pen, disk))
     pen.call(right(disk))
-    write(pen.call(read(disk))[0])
+    write(look(pen, disk))
     pen.call(left(disk))
     write("A")
     write("C")
@@ -123,11 +124,6 @@ def _go_back(pen: Recorder, pointer: int) -> None:
     pen.call(left(pointer))
     while True:
         pen.call(left(pointer))
-        if pen.call(read(pointer))[0] in (*_LIST_ENDS, "="):
+        if look(pen, pointer) in (*_LIST_ENDS, END):
             pen.call(right(pointer))
             return
-
-
-def _move(pen: Recorder, command: str, times: int) -> None:
-    for _ in range(times):
-        pen.call(command)

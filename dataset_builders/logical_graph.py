@@ -3,32 +3,35 @@
 A problem is code, one line a cell sequence of fixed width, earlier lines first; names are three letters:
 
     1:abc            an input and its value (three of them)
-    abc+&def-=ghi    ghi is abc and not def
-    ghi-=jkl         jkl is not ghi
+    abc+&def~=ghi    ghi is abc and not def
+    ghi~=jkl         jkl is not ghi; the sign of a line's last name is ^ or ~, that of another + or -
     >jkl             the question: the last node
 
 What the model learns it writes as lines of the same kind, so that one search shows it again:
 
     1:ghi            the value of ghi is known
-    abc+=ghi         def is known and leaves ghi = abc
     def<ghi          def was entered from ghi: the way back
 
 Worked example, from the question on:
 
-    find =jkl   shows ghi-=jkl              the node's last definition; its last name is looked up
+    find =jkl   shows ghi~=jkl              a definition; its last name is looked up
     find :ghi   shows nothing               so think ghi<jkl, and enter ghi
-    find =ghi   shows abc+&def-=ghi
-    find :def   shows 0:def                 think -0&, and as not def is 1, it leaves abc: think abc+=ghi
+    find =ghi   shows abc+&def~=ghi
+    find :def   shows 0:def                 think ~0&, and as not def is 1, abc decides
+    find =ghi   shows abc+&def~=ghi         think >, the other name is looked up
     find :abc   shows 1:abc                 think +1=, and 1:ghi
     find ghi<   shows ghi<jkl               back to jkl
-    find =jkl   shows ghi-=jkl;  find :ghi shows 1:ghi;  think -1=, 0:jkl
+    find =jkl   shows ghi~=jkl;  find :ghi shows 1:ghi;  think ~1=, 0:jkl
     find jkl<   shows nothing               the question's own node: think <|answer|>, output 0
 
-The line `-0&` (sign, value and operator, `=` where there is none) puts side by side what decides: without it a small
-model learned to copy everything within 350 steps and guessed the decisions for 650 more.
+A node that is visited again is decided from its beginning: nothing is remembered but what is written. The line `~0&`
+(sign, value and operator, `=` where no other name is left) puts side by side what decides: without it a small model
+learned to copy everything within 350 steps and guessed the decisions for 650 more. The definition is shown again
+before its other name is used, because a name copied from thirty tokens back was all that such a model still got wrong;
+and where the rest of a definition was copied as a line of its own, one seed of two did not learn its sign.
 
-A pattern holds the mark beside the name, so that a search shows one line, or two definitions, however many nodes use
-the name. A node of which one known value decides (false in an and, true in an or) never looks at the other.
+A pattern holds the mark beside the name, so that a search shows one line, however many nodes use the name. A node of
+which one known value decides (false in an and, true in an or) never looks at the other.
 """
 
 import random
@@ -48,21 +51,26 @@ WIDTH = 3
 """Letters of a name."""
 MOST_NODES = len(ascii_lowercase) ** WIDTH - INPUTS
 
-_LINE = re.compile(r"([01]):([a-z]{3})|(?:([a-z]{3})([+-])([&|]))?([a-z]{3})([+-])=([a-z]{3})|>([a-z]{3})")
+_LINE = re.compile(r"([01]):([a-z]{3})|(?:([a-z]{3})([+-])([&|]))?([a-z]{3})([\^~])=([a-z]{3})|>([a-z]{3})")
+
+_LAST_SIGN = {"+": "^", "-": "~"}
+"""How a sign is written behind the last name of a line, so that no model takes it for the other name's."""
 
 
 class LogicalGraph:
     """See the module's text. The length counts the nodes that are no inputs."""
 
     title = "The value of a logical graph, depth-first with a search memory"
-    version = "1"
-    cells: Sequence[str] = (*ascii_lowercase, *"01+-&|=:<>", NEWLINE)
+    version = "2"
     variants: Sequence[str] = ("depth_first",)
     adversarial: Sequence[str] = ("deep_chain", "wide", "one_hub", "never_decided_early")
     unit = "nodes"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
         return [{"name": "search_memory"}]
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return (*ascii_lowercase, *"01+-^~&|=:<>", NEWLINE)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         return self.sample_test(rng, rng.randint(1, max_length))
@@ -103,16 +111,13 @@ class LogicalGraph:
             InvalidProblemError: the problem is no such code, or the variant does not exist.
             EmptyProblemError: the problem is empty.
         """
-        if variant not in self.variants:
-            raise InvalidProblemError(f"logical_graph has no variant {variant!r}; they are {', '.join(self.variants)}")
         pen = Recorder(problem, task_tool(self, variant))
         node: str | None = _lines(problem)[-1][1:]
         while node is not None:
-            definition = _search(pen, "=" + node)[-1]
-            node = _resolve(pen, node, definition)
+            node = _visit(pen, node)
         return pen.trajectory()
 
-    def answer(self, problem: str) -> str:
+    def answer(self, problem: str, variant: str) -> str:
         """Every node's value in the order of the code, where what a node uses always stands before it."""
         return values_of(problem)[_lines(problem)[-1][1:]]
 
@@ -129,7 +134,7 @@ def values_of(problem: str) -> dict[str, str]:
         if given:
             values[given] = value
             continue
-        truth = (values[second] == "1") == (sign == "+")
+        truth = (values[second] == "1") == (sign == "^")
         if operator:
             other = (values[first] == "1") == (first_sign == "+")
             truth = (truth and other) if operator == "&" else (truth or other)
@@ -137,33 +142,41 @@ def values_of(problem: str) -> dict[str, str]:
     return values
 
 
-def _resolve(pen: Recorder, node: str, definition: str) -> str | None:
-    """Follows a node's definition to its value, or to a child that has to be entered; returns the next node."""
-    while True:
-        rest, name, sign = (
-            definition[: -2 * WIDTH - 2],
-            definition[-2 * WIDTH - 2 : -WIDTH - 2],
-            definition[-WIDTH - 2],
-        )
-        shown = _search(pen, ":" + name)
-        if not shown:
-            _think_line(pen, f"{name}<{node}")
-            return name
-        value, operator = shown[0][0], rest[-1:] or "="
-        _think_line(pen, sign + value + operator)
-        truth = (value == "1") == (sign == "+")
-        if rest and truth == (operator == "&"):
-            definition = f"{rest[:-1]}={node}"
-            _think_line(pen, definition)
-            continue
-        value = str(int(truth))
-        _think_line(pen, f"{value}:{node}")
-        shown = _search(pen, node + "<")
-        if shown:
-            return shown[0][-WIDTH:]
-        pen.think(ANSWER)
-        pen.output(value)
-        return None
+def _visit(pen: Recorder, node: str) -> str | None:
+    """Follows a node's definition as far as known values go; returns the node to visit next, or None at the end."""
+    definition = _LINE.fullmatch(_search(pen, "=" + node)[0])
+    _, _, first, first_sign, operator, last, sign, _, _ = definition.groups()  # type: ignore[union-attr]
+    value = _look_up(pen, last, node)
+    if value is None:
+        return last
+    _think_line(pen, sign + value + (operator or "="))
+    truth = (value == "1") == (sign == "^")
+    if operator and truth == (operator == "&"):
+        # Shown once more, so that the other name stands close by.
+        _search(pen, "=" + node)
+        _think_line(pen, ">")
+        value = _look_up(pen, first, node)
+        if value is None:
+            return first
+        _think_line(pen, first_sign + value + "=")
+        truth = (value == "1") == (first_sign == "+")
+    value = str(int(truth))
+    _think_line(pen, f"{value}:{node}")
+    shown = _search(pen, node + "<")
+    if shown:
+        return shown[0][-WIDTH:]
+    pen.think(ANSWER)
+    pen.output(value)
+    return None
+
+
+def _look_up(pen: Recorder, name: str, node: str) -> str | None:
+    """The value of a name if it is known; otherwise the way back to the node is written."""
+    shown = _search(pen, ":" + name)
+    if shown:
+        return shown[0][0]
+    _think_line(pen, f"{name}<{node}")
+    return None
 
 
 def _search(pen: Recorder, pattern: str) -> list[str]:
@@ -182,7 +195,7 @@ def _lines(problem: str) -> list[str]:
     if lines[-1] or len(lines) < INPUTS + 3 or not all(kinds):
         raise InvalidProblemError(
             f"{problem[:60]!r} is no logical graph: write {INPUTS} inputs, nodes and a question, a line each, as in "
-            "1:abc, abc+&def-=ghi and >ghi"
+            "1:abc, abc+&def~=ghi and >ghi"
         )
     known: set[str] = set()
     for at, kind in enumerate(kinds):
@@ -226,7 +239,8 @@ def _graph(rng: random.Random, length: int, operands: Any, ordered: bool = False
         if undecided:
             operator = "&" if truths[-1] else "|"
         value = truths[0] if len(used) == 1 else all(truths) if operator == "&" else any(truths)
-        lines.append(operator.join(names[n] + sign for n, sign in zip(used, signs)) + "=" + names[at])
+        written = [*signs[:-1], _LAST_SIGN[signs[-1]]]
+        lines.append(operator.join(names[n] + sign for n, sign in zip(used, written)) + "=" + names[at])
         values.append(value)
         free = [n for n in free[-8:] if n not in used] + [at]
         rng.shuffle(free)

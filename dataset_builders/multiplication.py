@@ -4,34 +4,39 @@ The tasks differ in their second number only: `multiplication_nx1` has one digit
 `multiplication_nxn` as many as the first. All three run one algorithm, row by row as on paper, lowest digit first. The
 memory for `47*36=`, where a row begins at each `;`, spaces are for the eye, and `a` marks the answer:
 
-    47*36=  ;|0 4202024 2408082 000202  ;2|0 2101092 1204061 000101  ;2961  a1692
+    47*36=  |  ;|0 42024024 24082082 0002002  ;2|0 21012092 12041061 0001001  ;2961  a1692
 
+    |        the end of the problem, where B stops that comes after it
     ;2       digits of the result that are finished, lowest first: every row copies them and adds one
     |0       the columns begin; no carry
-    1204061  a column, 7 cells, for one digit of the first number (here 4 x 3 = 12): the product's tens 1 and units 2;
-             units plus the carry of the column before, 2 + 2 = 04; the carry 0 and the digit 6 of 4 plus the digit 2
-             of the row before; and the carry 1 into the next column, tens and the two small carries together
-    000101   the last column, behind the first number: its digit is the carry, and a carry of its own is left out
+    12041061 a column, 8 cells, for one digit of the first number (here 4 x 3 = 12): the product's tens 1 and units 2;
+             units plus the carry of the column before, 2 + 2 = 04; tens and that small carry, 1; the carry 0 and the
+             digit 6 of 4 plus the digit 2 of the row before; and the carry 1 into the next column, the 1 before and
+             this small carry. Each cell is looked up from two others: a table of three, tens and both small carries,
+             held the first wrong token of a trained n x 2 and of an n x n model
+    0001001  the last column, behind the first number: its digit is the carry, and a carry of its own is left out
 
 Three pointers move: B down the second number, one digit a row; A down the first number, and back up between rows; R
-along the row before the one that is being written. A row's digit stands 7 cells behind the one before it, which is how
+along the row before the one that is being written. A row's digit stands 8 cells behind the one before it, which is how
 R finds what to add. When B meets `*` a last row collects the digits, and R goes along it and back to write them out.
+Numbers may be long, so nothing may depend on what stood in front of one: R begins as the addition's pointer 1 does,
+which stops at `+`, and the addition's other pointers never stop where A and B do. So one model can learn both.
 
 Variants:
     local: the above. The last 12 tokens determine the next one (9 where all problems have one row), however many rows
-        and columns there are. A column takes 24 tokens: 300 x 300 digits are 2.4 million.
+        and columns there are. A column takes 26 tokens: 300 x 300 digits are 2.5 million.
     partial_products: the paper's algorithm, see partial_products.py; for second numbers of at most two digits.
 """
 
 import decimal
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dataset_builders.decimal_numbers import DIGITS, number_with_zeros, random_number
+from dataset_builders.decimal_numbers import DIGITS, number_with_zeros, operands, random_number
 from dataset_builders.partial_products import PARTIAL_PRODUCTS, add_partial_products
-from dataset_builders.pointer_steps import advance, look, walk
+from dataset_builders.pointer_steps import look, output_number, repeat, walk, walk_new_pointer
 from dataset_builders.task import task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, right
@@ -39,12 +44,10 @@ from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
 ROW, COLUMNS = ";", "|"
-B, R, A = 1, 2, 3
-"""The pointers in the order of their creation: into the second number, the row before, the first number."""
+R, A, B = 1, 2, 3
+"""The pointers in the order of their creation: into the row before, the first number, the second number."""
 
-COLUMN_CELLS = 7
-
-_PROBLEM = re.compile(r"(0|[1-9][0-9]*)\*(0|[1-9][0-9]*)=")
+COLUMN_CELLS = 8
 
 
 class Multiplication:
@@ -56,14 +59,16 @@ class Multiplication:
 
     second_digits: int | None = None
     title = "Multiplication of two decimal numbers of n digits with a pointer memory"
-    version = "1"
-    cells: Sequence[str] = (*DIGITS, "*", "=", ROW, COLUMNS)
+    version = "2"
     variants: Sequence[str] = ("local",)
     adversarial: Sequence[str] = ("nines", "zeros_inside", "zero_or_one", "power_of_ten", "equal_digits")
     unit = "digits"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
         return [{"name": "pointer_memory", "max_pointers": 2 if variant == PARTIAL_PRODUCTS else 3}]
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return (*DIGITS, "*", "=", ROW, COLUMNS, *("+" if PARTIAL_PRODUCTS in self.variants else ""))
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         # One problem in four has the largest carries, which are rare among random digits.
@@ -103,11 +108,11 @@ class Multiplication:
 
     def held_out(self, problem: str) -> bool:
         """All nines, and powers of ten from 100 on: sets of so few problems that a hash could leave them empty."""
-        first, second = _operands(problem)
+        first, second = operands(problem, "multiplication", "*")
         return set(first + second) == {"9"} or any(re.fullmatch("100+", number) for number in (first, second))
 
     def length(self, problem: str) -> int:
-        first, second = _operands(problem)
+        first, second = operands(problem, "multiplication", "*")
         return max(len(first), len(second)) if self.second_digits is None else len(first)
 
     def solve(self, problem: str, variant: str) -> Trajectory:
@@ -118,10 +123,8 @@ class Multiplication:
                 multiply by so many digits.
             EmptyProblemError: the problem is empty.
         """
-        if variant not in self.variants:
-            raise InvalidProblemError(f"{self.title} has no variant {variant!r}; they are {', '.join(self.variants)}")
         pen = Recorder(problem, task_tool(self, variant))
-        _, second = _operands(problem)
+        _, second = operands(problem, "multiplication", "*")
         if variant == PARTIAL_PRODUCTS:
             if self.second_digits is not None and len(second) > self.second_digits:
                 raise InvalidProblemError(
@@ -133,24 +136,24 @@ class Multiplication:
             _multiply(pen)
         return pen.trajectory()
 
-    def answer(self, problem: str) -> str:
-        first, second = _operands(problem)
+    def answer(self, problem: str, variant: str) -> str:
+        first, second = operands(problem, "multiplication", "*")
         # The decimal module has no limit on digits, unlike int(), and shares nothing with the column algorithm.
         context = decimal.Context(prec=len(first) + len(second), Emax=decimal.MAX_EMAX)
         return str(context.multiply(decimal.Decimal(first), decimal.Decimal(second)))
 
 
 def _multiply(pen: Recorder) -> None:
-    for pointer in (B, R):
-        pen.call(NEW_POINTER)
-        walk(pen, pointer, until="=")
-        pen.call(left(pointer))
-    pen.call(NEW_POINTER)
+    walk_new_pointer(pen, R, until="=")
+    pen.think(COLUMNS)
+    pen.call(NEW_POINTER)  # A
+    walk_new_pointer(pen, B, until=COLUMNS)
+    repeat(pen, left(B), 2)
     while True:
         walk(pen, A, until="*")
         has_row_before = _begin_row(pen)
         if has_row_before:
-            advance(pen, R, COLUMN_CELLS)
+            repeat(pen, right(R), COLUMN_CELLS)
             pen.think(look(pen, R))
         _write_columns(pen, has_row_before)
         pen.call(left(B))
@@ -160,7 +163,7 @@ def _multiply(pen: Recorder) -> None:
     _collect_digits(pen)
     pen.think(ANSWER)
     walk(pen, R, until=ANSWER)
-    _write_out(pen)
+    output_number(pen, _digits_backwards(pen))
 
 
 def _begin_row(pen: Recorder) -> bool:
@@ -190,22 +193,23 @@ def _write_columns(pen: Recorder, has_row_before: bool) -> None:
         pen.call(left(A))
         first = look(pen, A)
         if first == MEMORY_BEGIN:
-            for digit in (0, 0, 0, carry, 0, carry):
+            for digit in (0, 0, 0, carry, 0, 0, carry):
                 pen.think(str(digit))
             return
         # R's moves are split in two so that no result stands further back than it must.
         if has_row_before:
-            advance(pen, R, 3)
+            repeat(pen, right(R), 3)
         tens, units = divmod(int(first) * int(look(pen, B)), 10)
         carry_of_carry, low = divmod(units + carry, 10)
-        for digit in (tens, units, carry_of_carry, low):
+        high = tens + carry_of_carry
+        for digit in (tens, units, carry_of_carry, low, high):
             pen.think(str(digit))
         above = 0
         if has_row_before:
-            advance(pen, R, COLUMN_CELLS - 3)
+            repeat(pen, right(R), COLUMN_CELLS - 3)
             above = int(look(pen, R))
         carry_of_sum, total = divmod(low + above, 10)
-        carry = tens + carry_of_carry + carry_of_sum
+        carry = high + carry_of_sum
         for digit in (carry_of_sum, total, carry):
             pen.think(str(digit))
 
@@ -216,33 +220,18 @@ def _collect_digits(pen: Recorder) -> None:
         pen.call(right(R))
         if look(pen, R) == ROW:
             return
-        advance(pen, R, COLUMN_CELLS - 1)
+        repeat(pen, right(R), COLUMN_CELLS - 1)
         pen.think(look(pen, R))
 
 
-def _write_out(pen: Recorder) -> None:
-    """Goes left over the collected digits, lowest first as they stand, and writes them out without leading zeros."""
-    started = False
+def _digits_backwards(pen: Recorder) -> Iterator[str]:
+    """Goes left over the collected digits, which stand lowest first."""
     while True:
         pen.call(left(R))
         digit = look(pen, R)
         if digit == ROW:
-            break
-        started = started or digit != "0"
-        if started:
-            pen.output(digit)
-    if not started:
-        pen.output("0")
-
-
-def _operands(problem: str) -> tuple[str, str]:
-    match = _PROBLEM.fullmatch(problem)
-    if match is None:
-        raise InvalidProblemError(
-            f"{problem[:60]!r} is no multiplication problem: write two numbers of decimal digits without leading "
-            "zeros, as in 98765*4321="
-        )
-    return match[1], match[2]
+            return
+        yield digit
 
 
 def _number_of_nines(rng: random.Random, length: int) -> str:

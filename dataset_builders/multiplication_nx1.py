@@ -11,5 +11,4 @@ class MultiplicationNx1(Multiplication):
 
     second_digits = 1
     title = "Multiplication of a decimal number of n digits by one of one digit with a pointer memory"
-    cells: Sequence[str] = (*Multiplication.cells, "+")
     variants: Sequence[str] = ("local", PARTIAL_PRODUCTS)

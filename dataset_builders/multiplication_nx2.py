@@ -11,5 +11,4 @@ class MultiplicationNx2(Multiplication):
 
     second_digits = 2
     title = "Multiplication of a decimal number of n digits by one of two digits with a pointer memory"
-    cells: Sequence[str] = (*Multiplication.cells, "+")
     variants: Sequence[str] = ("local", PARTIAL_PRODUCTS)

@@ -13,7 +13,9 @@ With two digits, a pointer that meets a separator after a long walk does one thi
 bounded context determines the next token. With one digit 7 tokens do: the second number is short wherever `=` is met.
 """
 
-from dataset_builders.pointer_steps import look, walk
+from collections.abc import Iterator
+
+from dataset_builders.pointer_steps import look, output_number, repeat, walk
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, right
 from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER
@@ -41,7 +43,7 @@ def add_partial_products(pen: Recorder) -> None:
         _add_products(pen)
     pen.think(ANSWER)
     walk(pen, SECOND, until=ANSWER)
-    _write_out(pen)
+    output_number(pen, _digits_backwards(pen))
 
 
 def _write_product(pen: Recorder) -> None:
@@ -71,21 +73,14 @@ def _add_products(pen: Recorder) -> None:
         pen.think(str(digit))
         pen.think(str(carry))
         for pointer in digits:
-            pen.call(right(pointer))
-            pen.call(right(pointer))
+            repeat(pen, right(pointer), 2)
 
 
-def _write_out(pen: Recorder) -> None:
-    """Goes left over carry, digit, carry, digit, ... until `=` and writes the digits out without leading zeros."""
-    started = False
+def _digits_backwards(pen: Recorder) -> Iterator[str]:
+    """Goes left over carry, digit, carry, digit, ... until `=`."""
     while True:
         pen.call(left(SECOND))
         if look(pen, SECOND) == "=":
-            break
+            return
         pen.call(left(SECOND))
-        digit = look(pen, SECOND)
-        started = started or digit != "0"
-        if started:
-            pen.output(digit)
-    if not started:
-        pen.output("0")
+        yield look(pen, SECOND)

@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from dataset_builders.decimal_numbers import DIGITS
-from dataset_builders.pointer_steps import advance, look
+from dataset_builders.pointer_steps import look, repeat
 from dataset_builders.task import task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, right
@@ -49,13 +49,15 @@ class Sorting:
 
     title = "Sorting of decimal keys with a pointer memory"
     version = "1"
-    cells: Sequence[str] = (*DIGITS, ",", "=", BY_UNITS, BY_TENS)
     variants: Sequence[str] = ("local",)
     adversarial: Sequence[str] = ("sorted", "reversed", "equal_keys", "two_keys", "equal_last_digits")
     unit = "keys"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
         return [{"name": "pointer_memory", "max_pointers": len(DIGITS)}]
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return (*DIGITS, ",", "=", BY_UNITS, BY_TENS)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         return self.sample_test(rng, rng.randint(1, max_length))
@@ -95,8 +97,6 @@ class Sorting:
                 variant does not exist.
             EmptyProblemError: the problem is empty.
         """
-        if variant not in self.variants:
-            raise InvalidProblemError(f"sorting has no variant {variant!r}; they are {', '.join(self.variants)}")
         pen = Recorder(problem, task_tool(self, variant))
         _keys(problem)
         for cell in ("=", BY_UNITS):
@@ -111,7 +111,7 @@ class Sorting:
                 _copy_keys(pen, pointer, digit, KEY_DIGITS, write)
         return pen.trajectory()
 
-    def answer(self, problem: str) -> str:
+    def answer(self, problem: str, variant: str) -> str:
         # Counting the keys compares none of their digits.
         counts = Counter(_keys(problem))
         return "".join(f"{key:03}," * counts[f"{key:03}"] for key in range(1_000))
@@ -119,18 +119,17 @@ class Sorting:
 
 def _copy_keys(pen: Recorder, pointer: int, digit: str, to_first: int, write: Callable[[str], None]) -> None:
     """Goes along the last digits of a list, the first one `to_first` cells ahead, and copies that digit's keys."""
-    advance(pen, pointer, to_first)
+    repeat(pen, right(pointer), to_first)
     while (last := look(pen, pointer)) in DIGITS:
         if last == digit:
             write(last)
-            for _ in range(KEY_DIGITS - 1):
-                pen.call(left(pointer))
+            repeat(pen, left(pointer), KEY_DIGITS - 1)
             write(look(pen, pointer))
             pen.call(right(pointer))
             write(look(pen, pointer))
             write(",")
             pen.call(right(pointer))
-        advance(pen, pointer, KEY_CELLS)
+        repeat(pen, right(pointer), KEY_CELLS)
 
 
 def _problem(keys: Iterable[str]) -> str:

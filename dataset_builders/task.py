@@ -9,12 +9,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from hf_toolssm.errors import UnknownTaskError
+from hf_toolssm.errors import InvalidProblemError, UnknownTaskError
 from hf_toolssm.tools import Tool, make_tool
 from hf_toolssm.trajectory import Trajectory
 
-_NOT_TASKS = {"build", "builder", "card", "task"}
-_SHARED_BY_TASKS = {"decimal_numbers", "hanoi", "multiplication", "partial_products", "pointer_steps"}
+_NOT_TASKS = {"build", "builder", "card", "mixture", "task"}
+_SHARED_BY_TASKS = {
+    "addition_regimes",
+    "decimal_numbers",
+    "hanoi",
+    "hanoi_states",
+    "multiplication",
+    "partial_products",
+    "pointer_steps",
+}
 
 _SPLIT_SHARES = {"train": 80, "validation": 10, "test": 10}
 
@@ -25,7 +33,6 @@ class Task(Protocol):
     Attributes:
         title: one line for the dataset card.
         version: the generator's version; raise it whenever a row would change.
-        cells: the cells that problems, thoughts and outputs are made of, each one character.
         variants: names of the algorithms; the first is the one to train.
         adversarial: names of the adversarial evaluation sets.
         unit: what a problem's length counts, for example "digits".
@@ -33,13 +40,15 @@ class Task(Protocol):
 
     title: str
     version: str
-    cells: Sequence[str]
     variants: Sequence[str]
     adversarial: Sequence[str]
     unit: str
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
         """The tools that a variant calls, as a model's config names them."""
+
+    def cells(self, variant: str) -> Sequence[str]:
+        """The cells that problems, thoughts and outputs are made of, each one character."""
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         """A problem from the training distribution."""
@@ -59,8 +68,8 @@ class Task(Protocol):
     def solve(self, problem: str, variant: str) -> Trajectory:
         """The trajectory of the algorithm, recorded by driving the real tool."""
 
-    def answer(self, problem: str) -> str:
-        """The right answer, found in another way than by the trajectory's algorithm."""
+    def answer(self, problem: str, variant: str) -> str:
+        """The right answer as the variant writes it, found in another way than by its algorithm."""
 
 
 @cache
@@ -83,8 +92,20 @@ def load_task(name: str) -> Task:
     return getattr(module, "".join(part.title() for part in name.split("_")))()
 
 
+def check_variant(task: Task, variant: str) -> None:
+    """Raises InvalidProblemError where the task has no variant of that name."""
+    if variant not in task.variants:
+        name = type(task).__module__.rpartition(".")[2]
+        raise InvalidProblemError(f"{name} has no variant {variant!r}; they are {', '.join(task.variants)}")
+
+
 def task_tool(task: Task, variant: str) -> Tool:
-    """The one tool that a variant of a task calls."""
+    """The one tool that an interactive variant of a task calls.
+
+    Raises:
+        InvalidProblemError: the task has no such variant.
+    """
+    check_variant(task, variant)
     (spec,) = task.tools(variant)
     return make_tool(spec)
 
@@ -109,6 +130,5 @@ def example_rng(*identity: object) -> random.Random:
 
 def describe_tools(specs: Sequence[Mapping[str, Any]]) -> str:
     """Tool specs in one line of text, for cards and messages."""
-    return "; ".join(
-        spec["name"] + "".join(f", {key} {value}" for key, value in spec.items() if key != "name") for spec in specs
-    )
+    texts = [spec["name"] + "".join(f", {k} {v}" for k, v in spec.items() if k != "name") for spec in specs]
+    return "; ".join(texts) or "none"

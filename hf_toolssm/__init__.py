@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_toolssm.generation.session import Session
+    from hf_toolssm.models.configuration_rmt import RmtConfig
     from hf_toolssm.models.configuration_rnn import RnnConfig
     from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
+    from hf_toolssm.models.modeling_rmt import RmtForCausalLM, RmtModel
     from hf_toolssm.models.modeling_rnn import RnnForCausalLM, RnnModel
     from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM, ToolMambaModel
     from hf_toolssm.models.state import MambaState
@@ -20,6 +22,9 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "MambaState": "hf_toolssm.models.state",
     "Session": "hf_toolssm.generation.session",
+    "RmtConfig": "hf_toolssm.models.configuration_rmt",
+    "RmtForCausalLM": "hf_toolssm.models.modeling_rmt",
+    "RmtModel": "hf_toolssm.models.modeling_rmt",
     "RnnConfig": "hf_toolssm.models.configuration_rnn",
     "RnnForCausalLM": "hf_toolssm.models.modeling_rnn",
     "RnnModel": "hf_toolssm.models.modeling_rnn",
@@ -34,6 +39,9 @@ _HOME_OF = {
 __all__ = [
     "MambaState",
     "Session",
+    "RmtConfig",
+    "RmtForCausalLM",
+    "RmtModel",
     "RnnConfig",
     "RnnForCausalLM",
     "RnnModel",

@@ -33,6 +33,10 @@ class UnknownTaskError(ToolSSMError):
     """No file in dataset_builders/ defines a task of that name."""
 
 
+class InvalidMixtureError(ToolSSMError):
+    """A share of a task mixture that cannot be read or never be drawn."""
+
+
 class UnknownToolError(ToolSSMError):
     """No file in hf_toolssm/tools/ defines a tool of that name, or it does not take those options."""
 
@@ -83,6 +87,10 @@ class CellNotOneTokenError(ToolSSMError):
 
 class ArchitectureMismatchError(ToolSSMError):
     """A checkpoint of another architecture than Mamba."""
+
+
+class UnknownArchitectureError(ToolSSMError):
+    """No model from scratch has that name or that shape."""
 
 
 class UnsupportedArchitectureError(ToolSSMError):

@@ -6,17 +6,18 @@ prints a table and writes `results.json` and `length_generalization.png` to `--o
 model's folder, or `outputs/` for a model on the Hub.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.builder import ProblemSet, evaluation_sets, reference_trajectories
-from dataset_builders.task import load_task
-from hf_toolssm import ToolMambaForCausalLM
+from dataset_builders.mixture import parse_share
+from dataset_builders.task import check_variant, load_task
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
-from hf_toolssm.evaluation.report import table, write_report
+from hf_toolssm.evaluation.report import table, training_facts, write_report
+from hf_toolssm.models.architectures import load_model
 from hf_toolssm.trajectory import Trajectory
 
 
@@ -46,7 +47,9 @@ def main() -> None:
     about = training_facts(options.model)
     task_name = options.task or about.get("task", "addition")
     task = load_task(task_name)
-    variant = options.variant or about.get("variant", task.variants[0])
+    part = trained_part(about, task_name)
+    variant = options.variant or part.get("variant", task.variants[0])
+    check_variant(task, variant)
 
     def solved(lengths: list[int], adversarial_lengths: list[int]) -> list[tuple[ProblemSet, list[Trajectory]]]:
         size = options.num_problems
@@ -57,7 +60,7 @@ def main() -> None:
     plain, adversarial = solved(options.lengths, []), solved([], options.adversarial_lengths)
     forced = solved(options.teacher_forced_lengths, [])
 
-    model = ToolMambaForCausalLM.from_pretrained(options.model)
+    model = load_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
 
     def free_running(problems: ProblemSet, references: list[Trajectory]) -> LengthResult:
@@ -71,6 +74,7 @@ def main() -> None:
     adversarial_results = [free_running(*pair) for pair in adversarial]
     forced_results = [teacher_forced(*pair) for pair in forced]
     measured = {
+        "train_max_length": part.get("train_max_length"),
         "task": task_name,
         "variant": variant,
         "unit": task.unit,
@@ -84,10 +88,12 @@ def main() -> None:
     print(f"results are in {output}")
 
 
-def training_facts(model: str) -> dict:
-    """What `recipes/sft.py` wrote beside a model in a folder; nothing for any other."""
-    path = Path(model) / "training.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+def trained_part(about: dict[str, Any], task: str) -> dict[str, Any]:
+    """Variant and training maximum of one task of the training, which may be a mixture; nothing for any other task."""
+    if about.get("task") == task:
+        return about
+    shares = [parse_share(text) for text in about.get("mixture", [])]
+    return next(({"variant": s.variant, "train_max_length": s.max_length} for s in shares if s.task == task), {})
 
 
 if __name__ == "__main__":

@@ -16,10 +16,11 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
-from dataset_builders.task import example_rng, load_task
-from hf_toolssm import Session, ToolMambaForCausalLM
+from dataset_builders.task import check_variant, example_rng, load_task
+from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
-from hf_toolssm.evaluation.report import hardware, write_json
+from hf_toolssm.evaluation.report import hardware, training_facts, write_json
+from hf_toolssm.models.architectures import load_model
 from hf_toolssm.protocols import Renderer
 
 SLICE = 1.0
@@ -32,6 +33,7 @@ class LongProblemArguments:
     length: int = field(metadata={"help": "Length of the problem, in the task's unit."})
     output: str = field(metadata={"help": "Folder for the session and the result."})
     task: str = field(default="addition", metadata={"help": "A file of dataset_builders/."})
+    variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     seed: int = field(default=0, metadata={"help": "Another seed gives another problem."})
     max_new_tokens: int = field(default=10**9, metadata={"help": "Where a model that is lost is cut off."})
     save_seconds: float = field(default=60.0, metadata={"help": "Seconds of generation between two saves."})
@@ -40,8 +42,12 @@ class LongProblemArguments:
 def main() -> None:
     (options,) = HfArgumentParser(LongProblemArguments).parse_args_into_dataclasses()
     task = load_task(options.task)
+    about = training_facts(options.model)
+    if options.variant is None:
+        options.variant = about["variant"] if about.get("task") == options.task else task.variants[0]
+    check_variant(task, options.variant)
     problem = task.sample_test(example_rng("long problem", options.task, options.length, options.seed), options.length)
-    model = ToolMambaForCausalLM.from_pretrained(options.model)
+    model = load_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -58,7 +64,7 @@ def main() -> None:
                 save(session, seconds, options, output)
                 saved, stride = time.perf_counter(), 100
     row = session.rows[0]
-    found, expected = session.answers[0], task.answer(problem)
+    found, expected = session.answers[0], task.answer(problem, options.variant)
     wrong = first_difference(expected, found)
     result = {
         **asdict(options),
@@ -86,7 +92,7 @@ def open_session(options: LongProblemArguments, output: Path, model, tokenizer, 
     progress = output / "progress.json"
     if path.exists() and progress.exists():
         before = json.loads(progress.read_text())
-        mine = {"task": options.task, "length": options.length, "seed": options.seed}
+        mine = {name: getattr(options, name) for name in ("task", "variant", "length", "seed")}
         if any(before[name] != value for name, value in mine.items()):
             raise SystemExit(f"{output} holds a session of another problem: give another --output")
         session = Session.load(path, model, tokenizer=tokenizer)

@@ -16,16 +16,19 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import TrlParser
 
 from dataset_builders.build import build_folder
 from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
+from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
 from dataset_builders.task import Task, example_rng, load_task
-from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
+from hf_toolssm import ToolMambaForCausalLM
+from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.evaluation import evaluate_free_running
 from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
 from hf_toolssm.hub.model_card import write_model_card
+from hf_toolssm.models.architectures import BASELINES, TOOL_MAMBA, make_model
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer
 from hf_toolssm.tools import make_tool
@@ -43,6 +46,13 @@ class RecipeArguments:
     variant: str | None = field(
         default=None, metadata={"help": "Which of the task's algorithms; by default its first."}
     )
+    mixture: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "More tasks to train on, each as task:max_length=weight or task/variant:max_length=weight; the "
+            "recipe's own task has weight 1. They are built in output_dir; measure them with recipes/evaluate.py."
+        },
+    )
     dataset: str | None = field(
         default=None, metadata={"help": "A folder or a Hub id; by default built into output_dir/dataset."}
     )
@@ -55,6 +65,10 @@ class RecipeArguments:
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Train a LoRA of that rank and merge it at the end; 0 trains all weights."}
+    )
+    architecture: str = field(
+        default=TOOL_MAMBA,
+        metadata={"help": f"Of a model from scratch: {TOOL_MAMBA}, or a baseline: {', '.join(BASELINES)}."},
     )
     hidden_size: int = field(default=64, metadata={"help": "Width, from scratch."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Depth, from scratch."})
@@ -78,25 +92,37 @@ class RecipeArguments:
 
 def main() -> None:
     recipe, config = TrlParser((RecipeArguments, ToolSFTConfig)).parse_args_and_config()
+    if recipe.model is not None and recipe.architecture != TOOL_MAMBA:
+        raise UnsafeTrainingError(
+            f"architecture {recipe.architecture} is of a model from scratch, and a checkpoint is fine-tuned as a "
+            "ToolMamba: leave out --architecture or --model"
+        )
     task = load_task(recipe.task)
     variant = recipe.variant or task.variants[0]
+    shares = [parse_share(text) for text in recipe.mixture]
     output = Path(config.output_dir)
     start = time.perf_counter()
     state = PartialState()
     with state.main_process_first():
-        rows = load_training_rows(recipe, variant, output)
+        parts = [load_training_rows(recipe, variant, output)]
+        parts += [built_rows(recipe, share, output / f"dataset-{share.task}") for share in shares]
     set_seed(config.seed)
-    model, tokenizer = make_model(recipe, task, variant)
+    model, tokenizer = model_and_tokenizer(
+        recipe, [(task, variant), *((load_task(share.task), share.variant) for share in shares)]
+    )
     renderer = Renderer(tokenizer)
     with state.main_process_first():
-        rendered = rows.map(
-            renderer.row, remove_columns=rows.column_names, num_proc=recipe.num_proc, desc="rendering rows"
-        )
+        rendered = [
+            rows.map(renderer.row, remove_columns=rows.column_names, num_proc=recipe.num_proc, desc="rendering rows")
+            for rows in parts
+        ]
+        weights = [1.0, *(share.weight for share in shares)]
+        training = mix(rendered, weights, recipe.dataset_seed) if shares else rendered[0]
     if recipe.lora_rank:
         from hf_toolssm.training.lora import add_lora  # needs the extra `peft`
 
         model = add_lora(model, recipe.lora_rank)
-    trainer = ToolSFTTrainer(model, config, rendered, processing_class=tokenizer)
+    trainer = ToolSFTTrainer(model, config, training, processing_class=tokenizer)
     resume = config.resume_from_checkpoint
     if str(resume).lower() == "true":  # the last checkpoint; anything else is a checkpoint's folder
         resume = str(last_whole_checkpoint(output))
@@ -116,7 +142,9 @@ def main() -> None:
         "unit": task.unit,
         "example_problem": task.sample_test(example_rng("model card"), recipe.train_max_length),
         "train_max_length": recipe.train_max_length,
+        "mixture": recipe.mixture,
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
+        "architecture": model.config.model_type if recipe.model else recipe.architecture,
         "base_model": recipe.model,
         "lora_rank": recipe.lora_rank,
         "seed": config.seed,
@@ -125,7 +153,9 @@ def main() -> None:
         "batch_size": config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
         "learning_rate": config.learning_rate,
         "state_passing_share": config.state_passing_share,
+        "state_noise_share": config.state_noise_share,
         "train_loss": trained.training_loss,
+        "resumed": bool(resume),  # then the minutes are those since
         "train_minutes": round((time.perf_counter() - start) / 60, 2),
     }
     write_json(output / "training.json", {**about, "hardware": hardware()})
@@ -134,8 +164,7 @@ def main() -> None:
 
 def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> Dataset:
     """The training split of the given dataset, or of the one that the task builds."""
-    sizes = (("train", recipe.num_examples), ("validation", 1_000))
-    problems = ProblemSet(recipe.task, TRAINING, recipe.train_max_length, sizes, variant, recipe.dataset_seed)
+    problems = training_set(recipe, Share(recipe.task, variant, recipe.train_max_length, 1.0))
     if recipe.dataset is not None and not Path(recipe.dataset).is_dir():
         return load_dataset(recipe.dataset, problems.name, split="train")
     folder = Path(recipe.dataset) if recipe.dataset is not None else output / "dataset"
@@ -144,30 +173,45 @@ def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> D
             recipe.task, variant, recipe.eval_lengths, recipe.eval_adversarial_lengths, recipe.eval_num_problems
         )
         build_folder([problems, *tests], folder, recipe.num_proc)
+    return read_rows(problems, folder)
+
+
+def built_rows(recipe: RecipeArguments, share: Share, folder: Path) -> Dataset:
+    """The training split of another task of the mixture, built if it is not there."""
+    problems = training_set(recipe, share)
+    if PartialState().is_main_process:
+        build_folder([problems], folder, recipe.num_proc)
+    return read_rows(problems, folder)
+
+
+def training_set(recipe: RecipeArguments, share: Share) -> ProblemSet:
+    sizes = (("train", recipe.num_examples), ("validation", 1_000))
+    return ProblemSet(share.task, TRAINING, share.max_length, sizes, share.variant, recipe.dataset_seed)
+
+
+def read_rows(problems: ProblemSet, folder: Path) -> Dataset:
     # By files, not by folder and configuration: two folders of one name share their cache in `datasets`, and the rows
     # of another task would be read without a word.
     files = str(folder.resolve() / problems.name / "train-*.parquet")
     return load_dataset("parquet", data_files={"train": files}, split="train")
 
 
-def make_model(
-    recipe: RecipeArguments, task: Task, variant: str
-) -> tuple[ToolMambaForCausalLM, PreTrainedTokenizerBase]:
-    """A small model with a task tokenizer, or a checkpoint with its own tokenizer and the tool tokens added."""
-    specs = task.tools(variant)
+def model_and_tokenizer(
+    recipe: RecipeArguments, tasks: list[tuple[Task, str]]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A small model with a tokenizer of the tasks' cells, or a checkpoint with its own and the tool tokens added."""
+    specs = merge_tools(tasks)
     tools = [make_tool(spec) for spec in specs]
     if recipe.model is None:
-        tokenizer = build_task_tokenizer(task.cells, tools)
+        tokenizer = build_task_tokenizer(merge_cells(tasks), tools)
         trained_vocabulary = 0
-        model = ToolMambaForCausalLM(
-            ToolMambaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=recipe.hidden_size,
-                num_hidden_layers=recipe.num_hidden_layers,
-                state_size=recipe.state_size,
-                time_step_min=recipe.time_step_min,
-                time_step_max=recipe.time_step_max,
-            )
+        model = make_model(
+            recipe.architecture,
+            len(tokenizer),
+            recipe.hidden_size,
+            recipe.num_hidden_layers,
+            recipe.state_size,
+            {"time_step_min": recipe.time_step_min, "time_step_max": recipe.time_step_max},
         )
     else:
         tokenizer = AutoTokenizer.from_pretrained(recipe.model, padding_side="left")
@@ -183,7 +227,7 @@ def make_model(
 
 
 def measure_and_report(
-    model: ToolMambaForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     recipe: RecipeArguments,
     about: dict,

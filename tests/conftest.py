@@ -37,7 +37,7 @@ def specs(addition):
 
 @pytest.fixture(scope="session")
 def tokenizer(addition, specs):
-    return build_task_tokenizer(addition.cells, [make_tool(spec) for spec in specs])
+    return build_task_tokenizer(addition.cells("local"), [make_tool(spec) for spec in specs])
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from hf_toolssm.evaluation.exactness import (
     first_difference,
     summarize,
 )
+from hf_toolssm.generation import generate_with_tools
 from hf_toolssm.protocols.render import Renderer
 from hf_toolssm.trajectory import StepKind, Trajectory
 
@@ -35,7 +37,7 @@ def evaluate_free_running(
     """Generates greedily from each problem and compares.
 
     Args:
-        model: a ToolMamba, on any device.
+        model: any causal language model with a cache, on any device.
         tokenizer: its tokenizer.
         problem_set, length: for the report.
         references: the problems with their reference trajectories; at least one.
@@ -56,7 +58,8 @@ def evaluate_free_running(
         inputs = renderer.prompts(r.problem for r in part).to(model.device)
         longest = max(map(len, written))
         with tqdm(total=longest, desc=f"{problem_set}, free-running", unit="step", disable=None) as bar:
-            result = model.generate(
+            result: Any = generate_with_tools(  # its fields are None only before the run
+                model,
                 **inputs,
                 tokenizer=tokenizer,
                 do_sample=False,

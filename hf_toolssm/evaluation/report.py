@@ -43,6 +43,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
+def training_facts(model: str) -> dict[str, Any]:
+    """What `recipes/sft.py` wrote beside a model in a folder; nothing for any other."""
+    path = Path(model) / "training.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def table(results: Sequence[LengthResult]) -> str:
     """The results as aligned text, one problem set a line."""
     rows = [("problem set", "length", "problems", "answer", "trajectory", "tokens/s", "mode", "first error")]

@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hf_toolssm.models.causal_convolution_cuda import causal_convolution_cuda, kernel_applies
-from hf_toolssm.models.cpu_kernels import CpuKernel, called, clear, flat_rows, sigmoid, silu_slope
+from hf_toolssm.models.cpu_kernels import (
+    CpuKernel,
+    called,
+    clear,
+    count_blocks,
+    flat_rows,
+    row_lengths,
+    sigmoid,
+    silu_slope,
+)
 from hf_toolssm.models.lanes import LANES, full, read_lanes, write_lanes
 
 PARALLEL_OUTPUTS = 100_000
@@ -51,10 +60,8 @@ def causal_convolution(
         state = x.new_zeros(batch, channels, weight.shape[1])
     if bias is None:
         bias = x.new_zeros(channels)
-    if lengths is None:
-        lengths = torch.full((batch,), length, dtype=torch.int64)
     inputs = (t.float() for t in (x, weight, bias, state))
-    y, last = _CausalConvolution.apply(*inputs, lengths.to(torch.int64).contiguous())
+    y, last = _CausalConvolution.apply(*inputs, row_lengths(lengths, batch, length))
     return y.to(x.dtype), last.to(x.dtype)
 
 
@@ -78,15 +85,19 @@ def causal_convolution_reference(
 
 
 @called
+def _input_at(source, x, at, stride, width, before, kernel):
+    """The input at a time, of a row that starts at `at`; `before` holds those of the times -k to -1."""
+    if source < 0:
+        return read_lanes(before, (kernel + source) * LANES, LANES)
+    return read_lanes(x, at + source * stride, width)
+
+
+@called
 def _convolve(t, x, at, stride, width, before, w, offset, kernel):
     """The convolution at time t, before SiLU, of a row that starts at `at`; `before` holds the k inputs before it."""
     total = read_lanes(offset, 0, LANES)
     for tap in range(kernel):
-        source = t + 1 + tap - kernel
-        if source < 0:
-            inputs = read_lanes(before, (kernel + source) * LANES, LANES)
-        else:
-            inputs = read_lanes(x, at + source * stride, width)
+        inputs = _input_at(t + 1 + tap - kernel, x, at, stride, width, before, kernel)
         total = total + read_lanes(w, tap * LANES, LANES) * inputs
     return total
 
@@ -115,11 +126,7 @@ def _forward_block(b, start, x, stride, weight_t, bias, state, length, shape, y,
     for t in range(length, rows):
         clear(y, (b * rows + t) * channels + start, width)
     for tap in range(kernel):
-        source = length + tap - kernel
-        if source < 0:
-            inputs = read_lanes(before, (kernel + source) * LANES, LANES)
-        else:
-            inputs = read_lanes(x, at + source * stride, width)
+        inputs = _input_at(length + tap - kernel, x, at, stride, width, before, kernel)
         write_lanes(last, (b * kernel + tap) * channels + start, inputs, width)
 
 
@@ -129,7 +136,7 @@ def _forward(x, stride, weight_t, bias, state, lengths, shape, y, last):
     weight_t is (k, d), state and last are (b, k, d).
     """
     batch, _, channels, _ = shape
-    blocks = (channels + LANES - 1) // LANES
+    blocks = count_blocks(channels, LANES)
     for task in numba.prange(batch * blocks):
         b, start = task // blocks, (task % blocks) * LANES
         _forward_block(b, start, x, stride, weight_t, bias, state, lengths[b], shape, y, last)
@@ -154,11 +161,7 @@ def _backward_block(
             upstream = read_lanes(dy, (b * rows + t) * channels + start, width) * silu_slope(total)
             doffset = doffset + upstream
             for tap in range(kernel):
-                source = t + 1 + tap - kernel
-                if source < 0:
-                    inputs = read_lanes(before, (kernel + source) * LANES, LANES)
-                else:
-                    inputs = read_lanes(x, at + source * stride, width)
+                inputs = _input_at(t + 1 + tap - kernel, x, at, stride, width, before, kernel)
                 write_lanes(dw, tap * LANES, read_lanes(dw, tap * LANES, LANES) + upstream * inputs, LANES)
         write_lanes(ring, (t + kernel) % kernel * LANES, upstream, LANES)
         of_input = full(np.float32(0.0))
@@ -182,7 +185,7 @@ def _backward_block(
 def _backward(x, stride, weight_t, bias, state, lengths, shape, dy, dlast, dx, dx_stride, dweight_t, dbias, dstate):
     """Gradients; dx is flat with its rows' stride, dweight_t (b, k, d) and dbias (b, d) are per row."""
     batch, _, channels, _ = shape
-    blocks = (channels + LANES - 1) // LANES
+    blocks = count_blocks(channels, LANES)
     for task in numba.prange(batch * blocks):
         b, start = task // blocks, (task % blocks) * LANES
         _backward_block(

@@ -54,6 +54,11 @@ def _share_threads() -> int:
     return threads
 
 
+def row_lengths(lengths: Tensor | None, batch: int, length: int) -> Tensor:
+    """How many tokens of each row are real (b,), int64, as the kernels take them; None is all."""
+    return torch.full((batch,), length) if lengths is None else lengths.to(torch.int64).contiguous()
+
+
 def flat_rows(tensor: Tensor) -> tuple[np.ndarray, int]:
     """A tensor (b, l, w) as one flat array in which row (b, l) starts at (b * length + l) * stride; and that stride.
 
@@ -69,6 +74,12 @@ def flat_rows(tensor: Tensor) -> tuple[np.ndarray, int]:
     if tensor.numel() == 0:
         return np.empty(0, np.float32), stride
     return tensor.as_strided(((batch * length - 1) * stride + width,), (1,)).numpy(), stride
+
+
+@inlined
+def count_blocks(total, size):
+    """How many blocks of that size cover the total."""
+    return (total + size - 1) // size
 
 
 @inlined

@@ -16,6 +16,7 @@ from hf_toolssm.models.cpu_kernels import (
     LOG2E,
     CpuKernel,
     called,
+    count_blocks,
     exp2_of_nonpositive,
     float32_array,
     inlined,
@@ -353,7 +354,7 @@ def _run(
 ):  # fmt: skip
     """See `FusedStep`; `group` rows go side by side."""
     batch = ids.shape[0]
-    for block in numba.prange((batch + group - 1) // group):
+    for block in numba.prange(count_blocks(batch, group)):
         first, last = block * group, min(batch, block * group + group)
         rows, tokens = np.empty(_GROUP, np.int64), np.empty(_GROUP, np.int64)
         space = _space(embeddings.shape[1], conv.shape[3], r + 2 * recurrent.shape[2], logits.shape[1])

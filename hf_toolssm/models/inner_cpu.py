@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hf_toolssm.models.causal_convolution import convolution_backward, convolution_forward
+from hf_toolssm.models.cpu_kernels import row_lengths
 from hf_toolssm.models.projection import product, weight_gradient
 from hf_toolssm.models.selective_scan_cpu import scan_backward, scan_forward
 
@@ -51,7 +52,7 @@ def inner_cpu(
         conv_state = halves.new_zeros(batch, *conv_weight.shape)
     if recurrent_state is None:
         recurrent_state = halves.new_zeros(batch, *A.shape)
-    lengths = torch.full((batch,), length) if lengths is None else lengths.to(torch.int64).contiguous()
+    lengths = row_lengths(lengths, batch, length)
     return _Inner.apply(
         *(halves, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, conv_state, recurrent_state, lengths)
     )

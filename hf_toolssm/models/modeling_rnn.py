@@ -1,8 +1,8 @@
 """LSTM and GRU language models with an exact state: the baselines that a Mamba is measured against.
 
 Tokens may come whole, in any pieces or singly, with the same result, and padding on either side leaves the state as it
-is. The state is a transformers cache whose layers hold `recurrent_states[0]` (b, s, hidden): the hidden state, and for
-an LSTM the cell state behind it (s = 2). It is replaced, never changed in place, so gradients flow through it.
+is. The layers of the state hold `recurrent_states[0]` (b, s, hidden): the hidden state, and for an LSTM the cell state
+behind it (s = 2).
 """
 
 import math
@@ -14,17 +14,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    DynamicCache,
     GenerationMixin,
     PreTrainedModel,
     initialization,
 )
-from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
 from hf_toolssm.models.configuration_rnn import RnnConfig
 from hf_toolssm.models.padding import gather_rows, tokens_first
+from hf_toolssm.models.state import RecurrentGeneration, RecurrentState
 
 _MODULE_OF = {"lstm": nn.LSTM, "gru": nn.GRU}
 
@@ -38,7 +37,7 @@ class RnnLayer(nn.Module):
         self.cell = _MODULE_OF[config.cell](config.hidden_size, config.hidden_size, batch_first=True)
         self._has_cell_state = config.cell == "lstm"
 
-    def forward(self, x: Tensor, cache: Cache | None, lengths: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: RecurrentState | None, lengths: Tensor | None) -> Tensor:
         """Args: x (b, l, e); cache, read and replaced; lengths (b,), how many tokens of each row are real."""
         state = None if cache is None else cache.layers[self.index].recurrent_states[0]
         if state is None:
@@ -56,15 +55,8 @@ class RnnLayer(nn.Module):
             last = torch.cat(end if self._has_cell_state else (end,)).transpose(0, 1)  # (b, s, hidden)
             if lengths is not None:
                 last = torch.where((lengths > 0)[:, None, None], last, state)
-            _replace_state(cache, self.index, last)
+            cache.put(self.index, "recurrent_states", last)
         return y
-
-
-def _replace_state(cache: Cache, index: int, state: Tensor) -> None:
-    layer = cache.layers[index]
-    layer.device, layer.dtype = state.device, state.dtype
-    layer.recurrent_states[0], layer.is_recurrent_states_initialized[0] = state, True
-    layer.has_previous_state[0] = True
 
 
 class RnnPreTrainedModel(PreTrainedModel):
@@ -103,7 +95,7 @@ class RnnModel(RnnPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        cache_params: Cache | None = None,
+        cache_params: RecurrentState | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -126,7 +118,7 @@ class RnnModel(RnnPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:
-            cache_params = DynamicCache(config=self.config)
+            cache_params = RecurrentState(self.config)
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         lengths = back = None
         if attention_mask is not None and not bool(attention_mask.all()):
@@ -149,10 +141,11 @@ class RnnModel(RnnPreTrainedModel):
         return output if as_dict else output.to_tuple()
 
 
-class RnnForCausalLM(RnnPreTrainedModel, GenerationMixin):
+class RnnForCausalLM(RnnPreTrainedModel, RecurrentGeneration, GenerationMixin):
     """An LSTM or GRU language model with the interface of `MambaForCausalLM`."""
 
     _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.weight"}
+    state_class = RecurrentState
     rows_run_side_by_side = True
     """Rows of unequal length may follow any state in one forward, padded on either side; see `ModelRunner`."""
 
@@ -173,7 +166,7 @@ class RnnForCausalLM(RnnPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        cache_params: Cache | None = None,
+        cache_params: RecurrentState | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -206,26 +199,6 @@ class RnnForCausalLM(RnnPreTrainedModel, GenerationMixin):
         )
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return result if as_dict else result.to_tuple()
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        # Not the method that this overrides: it names the cache by whether the class is called a Mamba.
-        if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:
-            model_kwargs["cache_params"] = DynamicCache(config=self.config)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        is_first_iteration: bool | None = False,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As for any model, but from the second step on there is no padding: one token per row is fed."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
-        )
-        if use_cache and not is_first_iteration:
-            inputs["attention_mask"] = None
-        return inputs
 
 
 AutoConfig.register(RnnConfig.model_type, RnnConfig)

@@ -175,6 +175,9 @@ class ToolMambaForCausalLM(MambaForCausalLM):
 
     config_class = ToolMambaConfig
     _no_split_modules = ["ToolMambaBlock"]
+    state_class = MambaState
+    """What can be passed from one batch of training to the next."""
+
     rows_run_side_by_side = True
     """Rows of unequal length may follow any state in one forward, padded on either side; see `ModelRunner`."""
 

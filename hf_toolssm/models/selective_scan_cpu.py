@@ -19,8 +19,10 @@ from hf_toolssm.models.cpu_kernels import (
     CpuKernel,
     called,
     clear,
+    count_blocks,
     exp2_of_nonpositive,
     flat_rows,
+    row_lengths,
     sigmoid,
     silu_slope,
     softplus,
@@ -54,7 +56,7 @@ def _forward_block(b, start, x, dt, A_t, B, C, D, gate, strides, h0, length, siz
     for n in range(size):
         write_lanes(h, n * LANES, read_lanes(h0, (b * size + n) * channels + start, width), LANES)
         write_lanes(a, n * LANES, read_lanes(A_t, n * channels + start, width) * LOG2E, LANES)
-    chunks = (rows + CHUNK - 1) // CHUNK
+    chunks = count_blocks(rows, CHUNK)
     for t in range(length):
         if len(kept) > 0 and t % CHUNK == 0:
             at = (b * chunks + t // CHUNK) * size * channels + start
@@ -85,7 +87,7 @@ def _forward(x, dt, A_t, B, C, D, gate, strides, h0, lengths, shape, y, h_last, 
     may be empty.
     """
     batch, rows, channels, size = shape
-    blocks = (channels + LANES - 1) // LANES
+    blocks = count_blocks(channels, LANES)
     for task in numba.prange(batch * blocks):
         b, start = task // blocks, (task % blocks) * LANES
         _forward_block(
@@ -176,8 +178,7 @@ def _backward_block(
     for n in range(size):
         write_lanes(dh, n * LANES, read_lanes(dh_last, (b * size + n) * channels + start, width), LANES)
         write_lanes(a, n * LANES, read_lanes(A_t, n * channels + start, width) * LOG2E, LANES)
-    most = (rows + CHUNK - 1) // CHUNK
-    chunks = (length + CHUNK - 1) // CHUNK
+    most, chunks = count_blocks(rows, CHUNK), count_blocks(length, CHUNK)
     for reverse_chunk in range(chunks):
         chunk = chunks - 1 - reverse_chunk
         steps = min(CHUNK, length - chunk * CHUNK)
@@ -253,34 +254,12 @@ def _backward(
     dA_t (b, n, d) and dD (b, d) are per row, dB and dC (blocks, b, l, n) per block of channels.
     """
     batch, _, channels, _ = shape
-    blocks = (channels + LANES - 1) // LANES
+    blocks = count_blocks(channels, LANES)
     for task in numba.prange(batch * blocks):
         b, block = task // blocks, task % blocks
         _backward_block(
-            b,
-            block,
-            x,
-            dt,
-            A_t,
-            B,
-            C,
-            D,
-            gate,
-            strides,
-            lengths[b],
-            shape,
-            checkpoints,
-            dy,
-            dh_last,
-            dx,
-            ddt,
-            dgate,
-            outputs,
-            dA_t,
-            dB,
-            dC,
-            dD,
-            dh0,
+            *(b, block, x, dt, A_t, B, C, D, gate, strides, lengths[b], shape, checkpoints, dy, dh_last),
+            *(dx, ddt, dgate, outputs, dA_t, dB, dC, dD, dh0),
         )
 
 
@@ -389,8 +368,6 @@ def selective_scan_cpu(
     dtype = x.dtype
     if initial_state is None:
         initial_state = x.new_zeros(batch, channels, A.shape[1], dtype=torch.float32)
-    if lengths is None:
-        lengths = torch.full((batch,), length, dtype=torch.int64)
     inputs = (t.float() for t in (x, dt, A, B, C, D, gate, initial_state))
-    y, h_last = _SelectiveScan.apply(*inputs, lengths.to(torch.int64).contiguous())
+    y, h_last = _SelectiveScan.apply(*inputs, row_lengths(lengths, batch, length))
     return y.to(dtype), h_last

@@ -1,25 +1,31 @@
 """The recurrent state as a value: all that a Mamba remembers, of the same size at any length."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, GenerationMixin, PreTrainedConfig
 
 from hf_toolssm.errors import StateMismatchError
 from hf_toolssm.models.cache_tensors import cache_tensors, join_rows, map_tensors
 
 
-class MambaState(DynamicCache):
-    """The state of every layer, in the layout of transformers' own Mamba cache.
+class RecurrentState(DynamicCache):
+    """The state of every layer of a recurrent model, in the layout of transformers' own recurrent caches.
 
-    Per layer it holds `conv_states[0]` (b, d, k), the last k = `conv_kernel` inputs of the convolution, and
-    `recurrent_states[0]` (b, d, n), the state of the scan; both are None before the first token, which means zeros.
-    A model that is given a state reads it and leaves the state after its own tokens in it.
+    Per layer it holds `recurrent_states[0]` (b, ...), and `conv_states[0]` where there is a convolution; None before
+    the first token, which means zeros. A model that is given a state reads it and leaves the state after its own
+    tokens in it.
 
     Args:
         config: the model's configuration.
+
+    Attributes:
+        continuous: whether every number of the state may be any number.
     """
+
+    continuous = True
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
@@ -29,6 +35,108 @@ class MambaState(DynamicCache):
         """The number of rows; None before the first token."""
         state = self.layers[0].recurrent_states[0]
         return None if state is None else state.shape[0]
+
+    def put(self, layer: int, name: str, value: Tensor) -> None:
+        """Replaces a layer's `recurrent_states` or `conv_states`.
+
+        Nothing is copied in place, so gradients flow through a carried state.
+        """
+        slot = self.layers[layer]
+        slot.device, slot.dtype = value.device, value.dtype
+        getattr(slot, name)[0], getattr(slot, f"is_{name}_initialized")[0] = value, True
+        slot.has_previous_state[0] = True
+
+    def clone(self) -> Self:
+        """An independent copy: what is fed to one does not change the other."""
+        return map_tensors(self, Tensor.clone)
+
+    def detach(self) -> Self:
+        """The same values, cut off from the graph that computed them."""
+        return map_tensors(self, Tensor.detach)
+
+    def select(self, rows: Sequence[int] | Tensor) -> Self:
+        """A new state of the given rows, in that order; a row may be taken several times, which forks it.
+
+        Args:
+            rows: row indices, or a boolean mask (b,).
+        """
+        index = torch.as_tensor(rows)
+        index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
+        return map_tensors(self, lambda t: t.index_select(0, index.to(t.device)))
+
+    def noise(self, rows: int) -> Self:
+        """That many rows of Gaussian noise, with the mean and the deviation of this state's rows, number by number.
+
+        Of one row there is no deviation, and every row of the result is that row.
+        """
+
+        def drawn(tensor: Tensor) -> Tensor:
+            noise = torch.randn(rows, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
+            return tensor.mean(0) + tensor.std(0, correction=0) * noise
+
+        return map_tensors(self, drawn)
+
+    @staticmethod
+    def concatenate(states: Sequence["RecurrentState"]) -> "RecurrentState":
+        """One state whose rows are those of all the given states, in order."""
+        return join_rows(states)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The state as named tensors, ready for safetensors; empty before the first token."""
+        return {name: tensor.detach().contiguous() for name, tensor in cache_tensors(self).items()}
+
+    @classmethod
+    def from_tensors(cls, config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> Self:
+        """The state that `to_tensors` gave.
+
+        Raises:
+            StateMismatchError: the tensors are of a model with another number of layers.
+        """
+        state = cls(config)
+        layers = {int(path.partition(".")[0]) for path in tensors}
+        if tensors and layers != set(range(len(state.layers))):
+            raise StateMismatchError(
+                f"the state has {len(layers)} layers and the model {len(state.layers)}: "
+                "use the model that it came from"
+            )
+        for path, tensor in tensors.items():
+            layer, name, _ = path.split(".")
+            state.put(int(layer), name, tensor)
+        return state
+
+
+class RecurrentGeneration(GenerationMixin):
+    """Transformers' own `generate` for a model with a `state_class`, whose name need not hold that of a Mamba."""
+
+    state_class: type[RecurrentState]
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
+        # Not the method that this overrides: it names the cache by whether the class is called a Mamba.
+        if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:
+            model_kwargs["cache_params"] = self.state_class(self.config)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        is_first_iteration: bool | None = False,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As for any model, but from the second step on there is no padding: one token per row is fed."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
+        )
+        if use_cache and not is_first_iteration:
+            inputs["attention_mask"] = None
+        return inputs
+
+
+class MambaState(RecurrentState):
+    """The state of a Mamba.
+
+    Per layer it holds `conv_states[0]` (b, d, k), the last k = `conv_kernel` inputs of the convolution, and
+    `recurrent_states[0]` (b, d, n), the state of the scan.
+    """
 
     def read(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """The convolution's and the scan's state of a layer."""
@@ -42,57 +150,6 @@ class MambaState(DynamicCache):
         return conv_state, recurrent_state
 
     def write(self, layer: int, conv_state: Tensor, recurrent_state: Tensor) -> None:
-        """Replaces a layer's state. Nothing is copied in place, so gradients flow through a carried state."""
-        slot = self.layers[layer]
-        slot.device, slot.dtype = conv_state.device, conv_state.dtype
-        for states, initialized, value in (
-            (slot.conv_states, slot.is_conv_states_initialized, conv_state),
-            (slot.recurrent_states, slot.is_recurrent_states_initialized, recurrent_state),
-        ):
-            states[0], initialized[0] = value, True
-        slot.has_previous_state[0] = True
-
-    def clone(self) -> "MambaState":
-        """An independent copy: what is fed to one does not change the other."""
-        return map_tensors(self, Tensor.clone)
-
-    def detach(self) -> "MambaState":
-        """The same values, cut off from the graph that computed them."""
-        return map_tensors(self, Tensor.detach)
-
-    def select(self, rows: Sequence[int] | Tensor) -> "MambaState":
-        """A new state of the given rows, in that order; a row may be taken several times, which forks it.
-
-        Args:
-            rows: row indices, or a boolean mask (b,).
-        """
-        index = torch.as_tensor(rows)
-        index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
-        return map_tensors(self, lambda t: t.index_select(0, index.to(t.device)))
-
-    @staticmethod
-    def concatenate(states: Sequence["MambaState"]) -> "MambaState":
-        """One state whose rows are those of all the given states, in order."""
-        return join_rows(states)
-
-    def to_tensors(self) -> dict[str, Tensor]:
-        """The state as named tensors, ready for safetensors; empty before the first token."""
-        return {name: tensor.detach().contiguous() for name, tensor in cache_tensors(self).items()}
-
-    @classmethod
-    def from_tensors(cls, config: PreTrainedConfig, tensors: Mapping[str, Tensor]) -> "MambaState":
-        """The state that `to_tensors` gave.
-
-        Raises:
-            StateMismatchError: the tensors are of a model with another number of layers.
-        """
-        state = cls(config)
-        if tensors:
-            layers = len(tensors) // 2
-            if layers != len(state.layers):
-                raise StateMismatchError(
-                    f"the state has {layers} layers and the model {len(state.layers)}: use the model that it came from"
-                )
-            for layer in range(len(state.layers)):
-                state.write(layer, tensors[f"{layer}.conv_states.0"], tensors[f"{layer}.recurrent_states.0"])
-        return state
+        """Replaces a layer's state."""
+        self.put(layer, "conv_states", conv_state)
+        self.put(layer, "recurrent_states", recurrent_state)

@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_toolssm.models.cpu_kernels import (
     CpuKernel,
     called,
+    count_blocks,
     exp_of_nonpositive,
     float32_array,
     inlined,
@@ -235,11 +236,6 @@ def _scan(x, gate, dt, decay, B, C, skip, state, first, last, y):
         y[i] *= gate[i] * sigmoid(gate[i])
 
 
-@inlined
-def _blocks(total, size):
-    return (total + size - 1) // size
-
-
 def _layer(hidden, in_proj, x_proj, dt_proj, out_proj, vectors, epsilon, layer, conv, recurrent):
     """Moves hidden (b, e) and the states through one layer; vectors are of `_prepare_layer`."""
     rows, e = hidden.shape
@@ -261,7 +257,7 @@ def _layer(hidden, in_proj, x_proj, dt_proj, out_proj, vectors, epsilon, layer, 
 
     for b in range(rows):
         normalize(hidden[b], norm, epsilon, normed[b])
-    for block in numba.prange(_blocks(d, _CHANNELS)):
+    for block in numba.prange(count_blocks(d, _CHANNELS)):
         first, last = block * _CHANNELS, min(d, (block + 1) * _CHANNELS)
         for start in (0, d):
             for b in range(rows):
@@ -270,15 +266,15 @@ def _layer(hidden, in_proj, x_proj, dt_proj, out_proj, vectors, epsilon, layer, 
             _project(in_proj, in_scale, normed, xz, start + first, start + last)
         for b in range(rows):
             _convolve(xz[b], taps, conv_bias, conv[b, layer], first, last, x[b])
-    for block in numba.prange(_blocks(p, _FEW)):
+    for block in numba.prange(count_blocks(p, _FEW)):
         _project(x_proj, x_scale, x, projected, block * _FEW, min(p, (block + 1) * _FEW))
-    for block in numba.prange(_blocks(d, _CHANNELS)):
+    for block in numba.prange(count_blocks(d, _CHANNELS)):
         first, last = block * _CHANNELS, min(d, (block + 1) * _CHANNELS)
         for b in range(rows):
             _step_size(projected[b, :r], dt_proj, dt_scale, dt_bias, first, last, dt[b])
             gate, B, C = xz[b, d:], projected[b, r : r + n], projected[b, r + n :]
             _scan(x[b], gate, dt[b], decay, B, C, skip, recurrent[b, layer], first, last, y[b])
-    for block in numba.prange(_blocks(e, _FEW)):
+    for block in numba.prange(count_blocks(e, _FEW)):
         first, last = block * _FEW, min(e, (block + 1) * _FEW)
         for b in range(rows):
             for i in range(first, last):
@@ -291,7 +287,7 @@ def _head(hidden, norm, epsilon, matrix, scale, logits):
     normed = np.empty(hidden.shape, np.float32)
     for b in range(hidden.shape[0]):
         normalize(hidden[b], norm, epsilon, normed[b])
-    for block in numba.prange(_blocks(matrix.shape[0], _CHANNELS)):
+    for block in numba.prange(count_blocks(matrix.shape[0], _CHANNELS)):
         _project(matrix, scale, normed, logits, block * _CHANNELS, min(matrix.shape[0], (block + 1) * _CHANNELS))
 
 

@@ -1,12 +1,11 @@
-"""Makes any Mamba know a tokenizer's tool tokens: new embedding rows, tied weights kept tied, the config filled in."""
+"""Makes any model know a tokenizer's tool tokens: new embedding rows, tied weights kept tied, the config filled in."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM
 from hf_toolssm.protocols.special_tokens import tool_token_ids
 from hf_toolssm.tools import make_tool
 
@@ -16,7 +15,7 @@ enough apart to be told from each other."""
 
 
 def add_tool_tokens_to_model(
-    model: ToolMambaForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tools: Sequence[Mapping[str, Any]],
     trained_vocabulary: int,

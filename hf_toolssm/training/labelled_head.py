@@ -4,6 +4,7 @@ TRL's fused head, off a GPU, computes logits at every position and throws away t
 observations.
 """
 
+import functools
 import types
 from typing import Any
 
@@ -26,6 +27,7 @@ def score_only_labelled_tokens(model: PreTrainedModel) -> None:
     holds for every token the label of the token after it. Every other call of the model is as before.
     """
 
+    @functools.wraps(type(model).forward)  # `generate` looks for its arguments in the signature
     def labelled_forward(
         self: PreTrainedModel,
         *args: Any,

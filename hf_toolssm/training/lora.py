@@ -19,8 +19,13 @@ def add_lora(model: ToolMambaForCausalLM, rank: int) -> PeftModel:
         rank: of the adapters; their scale is 2.
 
     Raises:
-        UnsafeTrainingError: the rank is not positive, the model knows no tool tokens, or its head is not tied.
+        UnsafeTrainingError: the model is no ToolMamba or knows no tool tokens, the rank is not positive, or its head
+            is not tied.
     """
+    if not isinstance(model, ToolMambaForCausalLM):
+        raise UnsafeTrainingError(
+            f"a LoRA is put on the projections of a ToolMamba, and not of a {type(model).__name__}: train all weights"
+        )
     if rank < 1:
         raise UnsafeTrainingError(f"a LoRA has a rank of at least 1, not {rank}")
     if not model.config.tool_token_ids:

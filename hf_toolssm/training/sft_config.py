@@ -9,7 +9,7 @@ from hf_toolssm.errors import UnsafeTrainingError
 
 @dataclass
 class ToolSFTConfig(SFTConfig):
-    """TRL's `SFTConfig` with `state_passing_share` and `bptt_length`, without truncation, packing or recomputation.
+    """TRL's `SFTConfig` with initial states and `bptt_length`, without truncation, packing or recomputation.
 
     Raises:
         UnsafeTrainingError: an option would quietly train something else than the trajectories.
@@ -20,6 +20,13 @@ class ToolSFTConfig(SFTConfig):
         metadata={
             "help": "Share of batches that start from the final states of the batch before instead of zeros "
             "(Ruiz & Gu, arXiv 2507.02782). 0 switches it off."
+        },
+    )
+    state_noise_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of batches that start from noise with the mean and deviation of the final states of the "
+            "batch before ('fitted noise' in the same paper). Together with state_passing_share at most 1."
         },
     )
     bptt_length: int | None = field(
@@ -50,11 +57,11 @@ class ToolSFTConfig(SFTConfig):
             "assistant_only_loss": (self.assistant_only_loss, "the labels of the rows already say what is learned"),
             "completion_only_loss": (self.completion_only_loss, "the labels of the rows already say what is learned"),
             "train_sampling_strategy": (
-                self.train_sampling_strategy == "group_by_length" and self.state_passing_share > 0,
+                self.train_sampling_strategy == "group_by_length" and self.starts_from_states,
                 "states would be passed on only between rows of one length; set state_passing_share: 0 to use it",
             ),
             "gradient_checkpointing": (
-                self.gradient_checkpointing and (self.state_passing_share > 0 or self.bptt_length is not None),
+                self.gradient_checkpointing and (self.starts_from_states or self.bptt_length is not None),
                 "the recomputation would start from the final state; set state_passing_share: 0 to use it, and no "
                 "bptt_length",
             ),
@@ -64,5 +71,14 @@ class ToolSFTConfig(SFTConfig):
                 raise UnsafeTrainingError(f"{name}={getattr(self, name)} is refused: {why}. Leave it out.")
         if self.bptt_length is not None and self.bptt_length < 1:
             raise UnsafeTrainingError(f"bptt_length is a number of tokens, at least 1, not {self.bptt_length}")
-        if not 0 <= self.state_passing_share <= 1:
-            raise UnsafeTrainingError(f"state_passing_share is a share from 0 to 1, not {self.state_passing_share}")
+        shares = (self.state_passing_share, self.state_noise_share)
+        if min(shares) < 0 or sum(shares) > 1:
+            raise UnsafeTrainingError(
+                "state_passing_share and state_noise_share are shares from 0 to 1, together at most 1, and not "
+                f"{shares[0]} and {shares[1]}"
+            )
+
+    @property
+    def starts_from_states(self) -> bool:
+        """Whether any batch starts from more than zeros."""
+        return self.state_passing_share > 0 or self.state_noise_share > 0

@@ -23,8 +23,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
-from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS, ToolMambaForCausalLM, ToolMambaModel
-from hf_toolssm.models.state import MambaState
+from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS
+from hf_toolssm.models.state import RecurrentState
 from hf_toolssm.protocols.render import IGNORED
 from hf_toolssm.training.freed_memory import keep_freed_memory
 from hf_toolssm.training.labelled_head import score_only_labelled_tokens
@@ -34,15 +34,17 @@ logger = logging.getLogger(__name__)
 
 
 class ToolSFTTrainer(SFTTrainer):
-    """TRL's `SFTTrainer` for ToolMamba on rendered trajectories (`input_ids` and `labels`).
+    """TRL's `SFTTrainer` on rendered trajectories (`input_ids` and `labels`), for ToolMamba and for its baselines.
+
+    A model with a `state_class` (ToolMamba, LSTM, GRU, RMT) can have its state passed on; any other trains as it is.
 
     Row i of a batch goes on from row i of the batch before: the rows are drawn at random, so the pairing is too, and
     it is the same for any number of processes. Which batches do is decided by the seed and the count of batches. The
     carried states are saved with every checkpoint.
 
     Raises:
-        UnsafeTrainingError: the model is no ToolMamba or has a LoRA where it cannot train, or among the first 100 rows
-            one has no labels, no label that carries loss, or nothing but such labels.
+        UnsafeTrainingError: a state is to be passed on that the model does not have, a LoRA is where it cannot train,
+            or among the first 100 rows one has no labels, no label that carries loss, or nothing but such labels.
     """
 
     args: ToolSFTConfig
@@ -52,12 +54,15 @@ class ToolSFTTrainer(SFTTrainer):
         if isinstance(kwargs.get("eval_dataset"), Dataset):
             _check_rows(kwargs["eval_dataset"])
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
-        _check_model(self.model)
-        score_only_labelled_tokens(next(m for m in self.model.modules() if isinstance(m, ToolMambaForCausalLM)))
+        self._state_class: type[RecurrentState] | None = _state_class(self.model)
+        _check_model(self.model, self._state_class, args)
+        for module in self.model.modules():
+            if hasattr(type(module), "state_class"):
+                score_only_labelled_tokens(module)
         if self.args.device.type == "cpu":
             keep_freed_memory()
         self._batches = 0
-        self._carried: MambaState | None = None
+        self._carried: RecurrentState | None = None
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -74,7 +79,7 @@ class ToolSFTTrainer(SFTTrainer):
             last = index == len(pieces) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, {**piece, "cache_params": state}, num_items_in_batch))
-        if self.args.state_passing_share > 0:
+        if self.args.starts_from_states:
             self._carry(state)
         self._average_piece_metrics(pieces)
         return torch.stack(losses).sum()
@@ -119,25 +124,29 @@ class ToolSFTTrainer(SFTTrainer):
             entries[-len(pieces) :] = [sum(w * part for w, part in zip(weights, parts)) / max(1, sum(weights))]
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        if not self.model.training or self.args.state_passing_share == 0 or "cache_params" in inputs:
+        if not self.model.training or not self.args.starts_from_states or "cache_params" in inputs:
             return super().compute_loss(model, inputs, *args, **kwargs)
         state = self._initial_state(inputs["input_ids"].shape[0])
         loss = super().compute_loss(model, {**inputs, "cache_params": state}, *args, **kwargs)
         self._carry(state)
         return loss
 
-    def _carry(self, state: MambaState) -> None:
+    def _carry(self, state: RecurrentState) -> None:
         """Keeps a batch's final state for the batches after it."""
         # The short last batch of an epoch does not replace the states of a whole one.
         if self._carried is None or (state.batch_size or 0) >= (self._carried.batch_size or 0):
             self._carried = state.detach()
         self._batches += 1
 
-    def _initial_state(self, batch_size: int) -> MambaState:
-        chosen = random.Random(f"{self.args.seed}/{self._batches}").random() < self.args.state_passing_share
-        if chosen and self._carried is not None and (self._carried.batch_size or 0) >= batch_size:
-            return self._carried.select(range(batch_size))
-        return MambaState(self.model.config)
+    def _initial_state(self, batch_size: int) -> RecurrentState:
+        chance = random.Random(f"{self.args.seed}/{self._batches}").random()
+        if self._carried is not None and (self._carried.batch_size or 0) >= batch_size:
+            if chance < self.args.state_passing_share:
+                return self._carried.select(range(batch_size))
+            if chance < self.args.state_passing_share + self.args.state_noise_share:
+                return self._carried.noise(batch_size)
+        assert self._state_class is not None, "checked when the trainer was made"
+        return self._state_class(self.model.config)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # First, because the file that says that a checkpoint is whole comes last.
@@ -154,8 +163,9 @@ class ToolSFTTrainer(SFTTrainer):
             with safe_open(path, "pt") as opened:
                 self._batches = int(opened.metadata()["batches"])
             device = str(self.args.device)
-            self._carried = MambaState.from_tensors(self.model.config, load_file(path, device=device))
-        elif self.args.state_passing_share > 0:
+            assert self._state_class is not None, "only such a model leaves this file"
+            self._carried = self._state_class.from_tensors(self.model.config, load_file(path, device=device))
+        elif self.args.starts_from_states:
             logger.warning("%s is missing: the first batch starts from zeros, unlike in an uninterrupted run", path)
 
     def _carried_file(self, checkpoint: Path) -> Path:
@@ -184,11 +194,20 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _check_model(model: Any) -> None:
-    if not any(isinstance(module, ToolMambaModel) for module in model.modules()):
+def _state_class(model: Any) -> type[RecurrentState] | None:
+    return next((type(m).state_class for m in model.modules() if hasattr(type(m), "state_class")), None)
+
+
+def _check_model(model: Any, state_class: type[RecurrentState] | None, args: ToolSFTConfig) -> None:
+    if state_class is None and (args.starts_from_states or args.bptt_length is not None):
         raise UnsafeTrainingError(
-            f"{type(model).__name__} is no ToolMamba, whose state this trainer passes on: "
-            "load the checkpoint with ToolMambaForCausalLM"
+            f"{type(model).__name__} has no state that this trainer could pass on: set state_passing_share: 0, no "
+            "state_noise_share and no bptt_length, or load a Mamba checkpoint with ToolMambaForCausalLM"
+        )
+    if args.state_noise_share > 0 and not state_class.continuous:  # type: ignore[union-attr]
+        raise UnsafeTrainingError(
+            f"the state of {type(model).__name__} holds tokens, which noise would make into others: set "
+            "state_noise_share: 0"
         )
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and name.rpartition(".")[2] not in ADAPTER_TARGETS:

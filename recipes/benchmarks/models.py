@@ -97,7 +97,7 @@ def random_model(**shape: int) -> tuple[ToolMambaForCausalLM, PreTrainedTokenize
     """A model that could be trained on addition, in evaluation mode; `vocab_size` may exceed the tokenizer's."""
     task = load_task(TASK)
     specs = task.tools(VARIANT)
-    tokenizer = build_task_tokenizer(task.cells, [make_tool(spec) for spec in specs])
+    tokenizer = build_task_tokenizer(task.cells(VARIANT), [make_tool(spec) for spec in specs])
     torch.manual_seed(0)
     model = ToolMambaForCausalLM(ToolMambaConfig(**{"vocab_size": len(tokenizer), **shape})).eval()
     # As initialised, a shallow model's state hardly shows in its logits, and a wrong one would pass for right, while a

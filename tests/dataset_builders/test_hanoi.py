@@ -1,12 +1,12 @@
 """The moves of both Hanoi tasks solve the puzzle by its own rules, and a wrong move is caught."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.hanoi import labels_of
 from dataset_builders.task import load_task
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
 from hf_toolssm.tools.pointer_memory import read
@@ -17,7 +17,7 @@ TASKS = ("hanoi_iterative", "hanoi_recursive")
 
 def play(problem, moves):
     """What is wrong with the moves, by the rules of the puzzle; None for a shortest solution."""
-    labels = labels_of(problem)
+    labels = [problem[at : at + 2] for at in range(0, len(problem) - 1, 2)]
     size = {label: -at for at, label in enumerate(labels)}
     rods = {"A": labels.copy(), "B": [], "C": []}
     count = 0
@@ -39,16 +39,23 @@ def play(problem, moves):
 def test_the_moves_solve_the_puzzle(name, data):
     task = load_task(name)
     labels = data.draw(st.lists(st.integers(1, 99), min_size=1, max_size=7, unique=True))
-    problem = "".join(f"{label:02}" for label in labels) + "="
+    problem = "".join(f"{label:02}" for label in labels) + task.end
     for variant in task.variants:
-        assert play(problem, task.solve(problem, variant).answer) is None
-    assert play(problem, task.answer(problem)) is None
+        answer = task.solve(problem, variant).answer
+        moves = "".join(re.findall("([0-9]{2}[ABC]{2}):", answer)) if variant == "copied_states" else answer
+        assert play(problem, moves) is None
+    assert play(problem, task.answer(problem, task.variants[0])) is None
+
+
+def test_the_papers_iterative_way_writes_every_state():
+    answer = load_task("hanoi_iterative").solve("9745>", "copied_states").answer
+    assert answer == "45AB:A97B45C#97AC:AB45C97#45BC:ABC9745#"
 
 
 def test_a_wrong_move_is_caught():
     task = load_task("hanoi_recursive")
-    problem = "97034521="
-    moves = task.answer(problem)
+    problem = "97034521<"
+    moves = task.answer(problem, task.variants[0])
     rng = random.Random(0)
     for _ in range(200):
         at = rng.randrange(len(moves))
@@ -59,10 +66,10 @@ def test_a_wrong_move_is_caught():
 
 def test_the_recursive_lists_are_the_solutions_of_the_smaller_towers():
     task = load_task("hanoi_recursive")
-    trajectory = task.solve("97034521=", "three_pointers")
+    trajectory = task.solve("97034521<", "three_pointers")
     thoughts = "".join(s.text for s in trajectory.steps if s.kind is StepKind.THOUGHT)
     lists = thoughts.removesuffix("<|answer|>").split("#")[1:]
-    assert lists == [task.answer(problem) for problem in ("21=", "4521=", "034521=")]
+    assert lists == [task.answer(problem, task.variants[0]) for problem in ("21<", "4521<", "034521<")]
 
 
 def test_the_work_of_an_iterative_move_does_not_grow():
@@ -87,13 +94,14 @@ def test_the_direction_of_the_smallest_disk_is_read_and_not_remembered():
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_no_tower_is_named(name):
     task = load_task(name)
-    for problem in ("97=45", "975=", "9797=", "00=", "97", "=", "ab="):
-        with pytest.raises(InvalidProblemError, match="970345="):
+    end, other = task.end, "<>".replace(task.end, "")
+    for problem in (f"97{end}45", f"975{end}", f"9797{end}", f"00{end}", "97", end, f"ab{end}", f"97{other}"):
+        with pytest.raises(InvalidProblemError, match=f"970345{end}"):
             task.solve(problem, task.variants[0])
     with pytest.raises(EmptyProblemError):
         task.solve("", task.variants[0])
     with pytest.raises(InvalidProblemError, match="no variant"):
-        task.solve("97=", "fast")
+        task.solve("97" + end, "fast")
     with pytest.raises(InvalidProblemError, match="99 disks"):
         task.sample_test(random.Random(0), 100)
     with pytest.raises(InvalidProblemError, match="no adversarial set"):
@@ -102,7 +110,7 @@ def test_what_is_no_tower_is_named(name):
 
 def test_adversarial_towers_are_what_their_names_say():
     task = load_task("hanoi_iterative")
-    draw = {name: labels_of(task.sample_adversarial(name, random.Random(1), 9, 0)) for name in task.adversarial}
+    draw = {name: task.labels(task.sample_adversarial(name, random.Random(1), 9, 0)) for name in task.adversarial}
     numbers = sorted(map(int, draw["consecutive_labels"]))
     assert numbers == list(range(numbers[0], numbers[0] + 9))
     assert len({label[1] for label in draw["equal_units"]}) == 1

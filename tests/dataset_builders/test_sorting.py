@@ -46,7 +46,7 @@ def passes_are_right(trajectory):
 def test_sorting_sorts(sorting, keys):
     problem = "".join(f"{key}," for key in keys) + "="
     answer = "".join(f"{key}," for key in sorted(keys))
-    assert sorting.answer(problem) == answer
+    assert sorting.answer(problem, "local") == answer
     assert sorting.solve(problem, "local").answer == answer
 
 

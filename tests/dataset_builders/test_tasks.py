@@ -86,7 +86,7 @@ def test_splits_are_disjoint(name, variant):
 def test_the_recorded_answer_is_right_by_another_way_of_solving(name, variant):
     task = load_task(name)
     for problem in problems_of(name, variant).values():
-        assert task.solve(problem, variant).answer == task.answer(problem), problem
+        assert task.solve(problem, variant).answer == task.answer(problem, variant), problem
 
 
 @both
@@ -102,6 +102,9 @@ def test_replaying_the_commands_gives_back_the_observations(name, variant):
     task = load_task(name)
     for problem in list(problems_of(name, variant).values())[::7]:
         trajectory = task.solve(problem, variant)
+        if not task.tools(variant):  # a regime that thinks alone
+            assert not any(s.kind in (StepKind.COMMAND, StepKind.OBSERVATION) for s in trajectory.steps)
+            continue
         tool = task_tool(task, variant)
         session = tool.start(trajectory.problem, marker=str)
         pending = []
@@ -172,15 +175,44 @@ NUMBERS = st.integers(0, 10**30).map(str)
 
 @given(first=NUMBERS, second=NUMBERS)
 def test_addition_adds(addition, first, second):
-    problem = f"{first}+{second}="
+    problem, total = f"{first}+{second}=", str(int(first) + int(second))
     for variant in addition.variants:
-        assert addition.solve(problem, variant).answer == str(int(first) + int(second))
+        expected = total[::-1] if variant == "reversed_answer" else total
+        assert addition.solve(problem, variant).answer == expected
+
+
+def test_every_regime_of_addition_has_the_same_problems(addition):
+    def problems(variant):
+        sets = some_sets("addition", variant)
+        return [
+            problem_at(addition, s, split, index) for s in sets for split, size in s.sizes for index in range(size)
+        ]
+
+    assert all(problems(variant) == problems("local") for variant in addition.variants)
+
+
+def test_a_regime_without_interaction_calls_no_tool_or_one_once(addition):
+    def calls(variant):
+        steps = addition.solve("95+17=", variant).steps
+        return sum(s.text == "<|equals|>" for s in steps), sum(s.kind is StepKind.OBSERVATION for s in steps)
+
+    assert calls("calculator") == (1, len("112"))
+    assert calls("no_cot") == calls("reversed_answer") == calls("plain_cot") == (0, 0)
+
+
+def test_plain_cot_thinks_what_the_interactive_regime_is_shown(addition):
+    interactive, alone = (addition.solve("95+17=", variant).steps for variant in ("local", "plain_cot"))
+    *thoughts, _, _, _, _ = alone  # the answer marker and 112 come last
+    assert len(thoughts) == len(interactive)
+    assert {s.kind for s in thoughts} == {StepKind.THOUGHT}
+    renamed = {(a.text, b.text) for a, b in zip(interactive, thoughts)}
+    assert len(renamed) == len({a for a, _ in renamed}) == len({b for _, b in renamed})
 
 
 def test_numbers_beyond_pythons_digit_limit_are_added(addition):
     digits = sys.get_int_max_str_digits() + 1_000
     problem = "9" * digits + "+1="
-    assert addition.answer(problem) == "1" + "0" * digits
+    assert addition.answer(problem, "local") == "1" + "0" * digits
     assert addition.solve(problem, "local").answer == "1" + "0" * digits
 
 
@@ -191,8 +223,9 @@ def test_what_is_no_addition_problem_is_named(addition, problem):
 
 
 def test_an_empty_problem_is_named(addition):
-    with pytest.raises(EmptyProblemError, match="at least one cell"):
-        addition.solve("", "local")
+    for variant in addition.variants:
+        with pytest.raises(EmptyProblemError, match="at least one cell"):
+            addition.solve("", variant)
 
 
 def digits_of(problem):

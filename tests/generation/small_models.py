@@ -19,7 +19,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from hf_toolssm import RnnConfig, RnnForCausalLM
+from hf_toolssm import RmtConfig, RmtForCausalLM, RnnConfig, RnnForCausalLM
 from hf_toolssm.generation import Session
 from hf_toolssm.generation.model_runner import Pieces
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, left, read, right
@@ -59,7 +59,7 @@ STOCK = {
     "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, ATTENTION, Pieces.ALONE),
     "mistral": (MistralForCausalLM, MistralConfig, {**GROUPED, "head_dim": 8, "sliding_window": 7}, Pieces.ALONE),
 }
-RECURRENT = ("lstm", "gru")
+RECURRENT = ("lstm", "gru", "rmt")
 ARCHITECTURES = ["tool_mamba", *RECURRENT, *STOCK]
 
 
@@ -70,7 +70,10 @@ def small_model(name, tokenizer, specs, seed=0):
     torch.manual_seed(seed)
     shape = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2}
     shape |= {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    if name in RECURRENT:
+    if name == "rmt":
+        rmt = {"num_attention_heads": 4, "intermediate_size": 64, "segment_length": 5, "num_memory_tokens": 2}
+        model = RmtForCausalLM(RmtConfig(**shape, **rmt)).eval()
+    elif name in RECURRENT:
         model = RnnForCausalLM(RnnConfig(cell=name, **shape)).eval()
     else:
         model_class, config_class, options, _ = STOCK[name]

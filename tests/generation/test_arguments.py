@@ -10,7 +10,7 @@ from hf_toolssm.protocols import Renderer, build_task_tokenizer, tool_token_ids
 from hf_toolssm.tools.search_memory import SEARCH
 from hf_toolssm.trajectory import StepKind
 
-PROBLEM = "1:abc\n0:def\n1:xyz\nabc+&def-=ghi\nghi-=jkl\n>jkl\n"
+PROBLEM = "1:abc\n0:def\n1:xyz\nabc+&def~=ghi\nghi~=jkl\n>jkl\n"
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def rendered():
     """A solved logical graph, its tokens behind the problem, and a protocol that carries them out."""
     task = load_task("logical_graph")
     tool = task_tool(task, "depth_first")
-    tokenizer = build_task_tokenizer(task.cells, [tool])
+    tokenizer = build_task_tokenizer(task.cells("depth_first"), [tool])
     renderer = Renderer(tokenizer)
     reader = ObservationReader(len(tokenizer), tokenizer)
     protocol = TokenProtocol([tool], tool_token_ids(tokenizer, [tool]), [tokenizer.eos_token_id], reader)

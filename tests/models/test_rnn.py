@@ -5,11 +5,12 @@ import torch
 from conftest import relative_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_toolssm.errors import MissingToolTokensError, PaddingError
 from hf_toolssm.models.configuration_rnn import CELLS, RnnConfig
 from hf_toolssm.models.modeling_rnn import RnnForCausalLM
+from hf_toolssm.models.state import RecurrentState
 from hf_toolssm.protocols import tool_token_ids
 from hf_toolssm.tools import make_tool
 
@@ -43,7 +44,7 @@ def states(cache):
 
 @torch.no_grad()
 def feed(model, *pieces, cache=None):
-    cache = DynamicCache(config=model.config) if cache is None else cache
+    cache = RecurrentState(model.config) if cache is None else cache
     return torch.cat([model(p, cache_params=cache).logits for p in pieces], dim=1), cache
 
 
@@ -116,7 +117,7 @@ def test_gradients_flow_through_a_carried_state(cell):
 
     def gradient(*pieces):
         model.zero_grad()
-        cache = DynamicCache(config=model.config)
+        cache = RecurrentState(model.config)
         loss = [model(p, cache_params=cache).logits for p in pieces][-1][:, -1].square().sum()
         loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])

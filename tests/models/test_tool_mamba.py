@@ -228,7 +228,7 @@ def test_a_saved_model_comes_back_the_same_by_either_class(model, tmp_path):
 @pytest.mark.parametrize("padded_vocabulary", [0, 8])
 def test_tool_tokens_are_added_to_a_checkpoint(addition, specs, tied, padded_vocabulary):
     """Old rows stay, new ones lie among them and apart from each other, tied weights stay tied."""
-    tokenizer = build_task_tokenizer(addition.cells, [])
+    tokenizer = build_task_tokenizer(addition.cells("local"), [])
     trained = len(tokenizer)
     torch.manual_seed(0)
     config = ToolMambaConfig(
@@ -251,4 +251,4 @@ def test_tool_tokens_are_added_to_a_checkpoint(addition, specs, tied, padded_voc
 
 def test_a_tokenizer_without_tool_tokens_is_refused(addition, specs, model):
     with pytest.raises(MissingToolTokensError, match="add_tool_tokens"):
-        add_tool_tokens_to_model(model, build_task_tokenizer(addition.cells, []), specs, trained_vocabulary=0)
+        add_tool_tokens_to_model(model, build_task_tokenizer(addition.cells("local"), []), specs, trained_vocabulary=0)

@@ -79,6 +79,18 @@ def test_the_main_command_writes_what_the_readme_says(trained):
     assert load_dataset(str(folder / "dataset"), "length_3")["test"].num_rows == 2
 
 
+def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_path):
+    command = f"accelerate launch recipes/sft.py --config {CONFIG} --mixture sorting:3=0.5 logical_graph:2=0.5"
+    run(shlex_small(f"{command} --output_dir {tmp_path}/mixed", tmp_path))
+    config = json.loads((tmp_path / "mixed" / "config.json").read_text())
+    assert config["tools"] == [{"name": "pointer_memory", "max_pointers": 10}, {"name": "search_memory"}]
+    assert json.loads((tmp_path / "mixed" / "results.json").read_text())["mixture"][0] == "sorting:3=0.5"
+    for task in ("sorting", "logical_graph"):
+        measure = f"python recipes/evaluate.py --model {tmp_path}/mixed --task {task} --lengths 2 --num_problems 2"
+        assert "length_2" in run([*measure.split(), "--output", f"{tmp_path}/{task}"])
+        assert json.loads((tmp_path / task / "results.json").read_text())["task"] == task
+
+
 def test_the_python_example_runs(trained, capsys):
     outputs, _ = trained
     code = blocks("python")[0].replace("outputs/", f"{outputs}/")
@@ -111,12 +123,17 @@ def test_every_other_command_of_the_readme_runs(trained):
             words += ["--max_new_tokens", "300"]  # a model of four steps does not find the end
         if "recipes/benchmarks/run.py" in words:
             words += ["--scale", "small", "--only", "decode_one_stream"]  # the rest in test_benchmarks.py
+        if "recipes/reproduce/run.py" in words:
+            small = [f"{name}={value}" for name, value in SMALL.items()]
+            words += ["--rows", "no chain of thought", "--seeds", "0", "--output", f"{outputs}/reproduce"]
+            words += ["--override", *small, "per_device_train_batch_size=8"]
         if words[0] == "accelerate" and "--output_dir" not in command:
             words += ["--output_dir", f"{outputs}/two"]
             words[words.index("--per_device_train_batch_size") + 1] = "4"
         run(words)
         seen.append(words)
-    assert len(seen) == 6
+    assert len(seen) == 7
+    assert "no chain of thought" in (outputs / "reproduce" / "regimes" / "table.md").read_text()
     assert (outputs / "tool-addition" / "README.md").exists()
     assert json.loads((outputs / "addition" / "evaluation" / "results.json").read_text())["teacher_forced"]
     assert json.loads((outputs / "long-addition" / "result.json").read_text())["length"] == 12

@@ -122,5 +122,5 @@ def test_a_recorded_argument_is_part_of_the_command():
 
 def test_a_newline_that_the_tokenizer_has_stays_an_ordinary_token():
     task = load_task("logical_graph")
-    tokenizer = build_task_tokenizer(task.cells, [SearchMemory()])
+    tokenizer = build_task_tokenizer(task.cells("depth_first"), [SearchMemory()])
     assert tokenizer.decode(tokenizer("1:abc\n")["input_ids"], skip_special_tokens=True) == "1:abc\n"

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from dataset_builders.builder import TRAINING, ProblemSet, generate_rows
 from dataset_builders.task import load_task
-from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
+from hf_toolssm.models.architectures import make_model
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocols import Renderer, build_task_tokenizer
 from hf_toolssm.tools import make_tool
@@ -21,16 +21,15 @@ from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer
 
 
-def make_trainer(output, batch_size, steps, lora_rank=0, **options):
+def make_trainer(output, batch_size, steps, lora_rank=0, architecture="tool_mamba", **options):
     task = load_task("addition")
     specs = task.tools("local")
-    tokenizer = build_task_tokenizer(task.cells, [make_tool(spec) for spec in specs])
+    tokenizer = build_task_tokenizer(task.cells("local"), [make_tool(spec) for spec in specs])
     renderer = Renderer(tokenizer)
     problems = ProblemSet("addition", TRAINING, 3, (("train", 64),), "local")
     rows = Dataset.from_list([renderer.row(row) for row in generate_rows(problems, "train", 0, 64)])
     set_seed(0)
-    config = ToolMambaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, state_size=4)
-    model = ToolMambaForCausalLM(config)
+    model = make_model(architecture, len(tokenizer), width=16, depth=2, state_size=4, mamba={})
     add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
     defaults = {
         "learning_rate": 1e-2,

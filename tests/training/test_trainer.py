@@ -189,7 +189,7 @@ def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path, bp
         ({"gradient_checkpointing": True}, "gradient_checkpointing=True is refused.*state_passing_share: 0"),
         ({"activation_checkpointing": True}, "gradient_checkpointing=True is refused.*state_passing_share: 0"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy=group_by_length is refused"),
-        ({"state_passing_share": 1.5}, "share from 0 to 1"),
+        ({"state_passing_share": 1.5}, "shares from 0 to 1"),
         ({"bptt_length": 0}, "at least 1, not 0"),
         (
             {"bptt_length": 8, "state_passing_share": 0.0, "gradient_checkpointing": True},
@@ -206,7 +206,7 @@ def test_a_model_that_this_trainer_cannot_train_is_refused(model, tokenizer, tmp
     rows = Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, 2]}])
     config = ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True)
     stock = MambaForCausalLM(MambaConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(UnsafeTrainingError, match="MambaForCausalLM is no ToolMamba"):
+    with pytest.raises(UnsafeTrainingError, match="MambaForCausalLM has no state.*state_passing_share: 0"):
         ToolSFTTrainer(stock, config, rows, processing_class=tokenizer)
     with pytest.raises(UnsafeTrainingError, match="IterableDataset, whose labels cannot be checked"):
         ToolSFTTrainer(model, config, rows.to_iterable_dataset(), processing_class=tokenizer)

@@ -1,0 +1,78 @@
+"""Several tasks in one training set (PAPER section 4, task 8): which, how long, how often, and with which tools.
+
+A share reads `addition:5=0.25`: problems of at most 5 digits, a quarter as often as those of a task of weight 1.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, interleave_datasets
+
+from dataset_builders.task import Task, load_task
+from hf_toolssm.errors import InvalidMixtureError
+
+_SHARE = re.compile(r"([a-z0-9_]+)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=([0-9.]+)")
+
+
+@dataclass(frozen=True)
+class Share:
+    """One task of a mixture.
+
+    Attributes:
+        task: the task's name.
+        variant: which of its algorithms.
+        max_length: longest training problem.
+        weight: how often its rows are drawn, beside those of the other tasks.
+    """
+
+    task: str
+    variant: str
+    max_length: int
+    weight: float
+
+
+def parse_share(text: str) -> Share:
+    """Reads `task:max_length=weight`, or `task/variant:max_length=weight`.
+
+    Raises:
+        InvalidMixtureError: the text is no share, or its weight is 0.
+        UnknownTaskError: there is no such task.
+    """
+    match = re.fullmatch(_SHARE, text)
+    if match is None or not _is_positive(match[4]):
+        raise InvalidMixtureError(
+            f"{text!r} is no share of a mixture: write task:max_length=weight, as in addition:5=0.25"
+        )
+    name, variant, length, weight = match.groups()
+    return Share(name, variant or load_task(name).variants[0], int(length), float(weight))
+
+
+def merge_tools(tasks: Iterable[tuple[Task, str]]) -> list[dict[str, Any]]:
+    """The tools of all these tasks and variants, each once, with the largest of every option."""
+    merged: dict[str, dict[str, Any]] = {}
+    for task, variant in tasks:
+        for spec in task.tools(variant):
+            known = merged.setdefault(spec["name"], dict(spec))
+            for option, value in spec.items():
+                known[option] = max(known.get(option, value), value)
+    return list(merged.values())
+
+
+def merge_cells(tasks: Iterable[tuple[Task, str]]) -> list[str]:
+    """The cells of all these tasks and variants, each once."""
+    return list(dict.fromkeys(cell for task, variant in tasks for cell in task.cells(variant)))
+
+
+def mix(datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> Dataset:
+    """Rows of all datasets, drawn by weight until every row was drawn at least once."""
+    probabilities = [weight / sum(weights) for weight in weights]
+    return interleave_datasets(list(datasets), probabilities, seed=seed, stopping_strategy="all_exhausted")
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:  # two points in a number
+        return False

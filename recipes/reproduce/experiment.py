@@ -1,0 +1,128 @@
+"""What an experiment is: rows of options for `recipes/sft.py`, read from a YAML file.
+
+    title: one line
+    source: where the paper has it
+    config: recipes/configs/addition_cpu.yaml     # of every row, unless a row names another
+    options: {eval_lengths: [5, 10]}              # of every row
+    paper_sized: {hidden_size: 768}               # in place of the laptop's, with --paper_sized
+    rows:
+      no chain of thought: {variant: no_cot, paper: "100% at 5 digits, does not extrapolate"}
+    grid: {max_steps: [250, 500]}                 # instead of rows: one row for every combination
+
+Beside options of `sft.py`, a row may have `paper`, the paper's figure as text, and `config`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(__file__).parent / "experiments"
+_FIELDS = {"title", "source", "config", "options", "paper_sized", "rows", "grid"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed.
+
+    Attributes:
+        row: the row's name.
+        options: of `recipes/sft.py`, the seed and the `config` among them.
+    """
+
+    row: str
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The run's folder."""
+        plain = "".join(c if c.isalnum() else "_" for c in self.row)
+        return f"{plain}-{self.options['seed']}"
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the run's results: the options, and what the configuration they name says now."""
+        return {**self.options, "configuration": yaml.safe_load((ROOT / self.options["config"]).read_text())}
+
+    def arguments(self) -> list[str]:
+        """The options as `sft.py` reads them."""
+        words = []
+        for name, value in self.options.items():
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return words
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """See the module's text.
+
+    Attributes:
+        rows: options by row, those of every row among them.
+        paper: the paper's figure by row, where there is one.
+    """
+
+    name: str
+    title: str
+    source: str
+    rows: dict[str, dict[str, Any]]
+    paper: dict[str, str]
+
+    def runs(self, seeds: Sequence[int], rows: Sequence[str] | None, overrides: Sequence[str]) -> list[Run]:
+        """Every row with every seed.
+
+        Args:
+            overrides: options that win over the rows', each as `name=value`; a list as `name=[1, 2]`.
+
+        Raises:
+            SystemExit: there is no row of that name, or an override is none.
+        """
+        changed = {}
+        for word in overrides:
+            name, sign, value = word.partition("=")
+            if not sign or name in ("seed", "output_dir", "config"):
+                raise SystemExit(f"--override takes name=value, and not of seed, output_dir or config: {word!r}")
+            changed[name] = yaml.safe_load(value)
+        chosen = list(self.rows) if rows is None else list(rows)
+        unknown = [row for row in chosen if row not in self.rows]
+        if unknown:
+            raise SystemExit(f"{self.name} has no row {unknown[0]!r}; they are {', '.join(self.rows)}")
+        every = [(row, seed) for row in chosen for seed in dict.fromkeys(seeds)]
+        return [Run(row, {**self.rows[row], **changed, "seed": seed}) for row, seed in every]
+
+
+def names() -> list[str]:
+    """The experiments that there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load_experiment(name: str, paper_sized: bool) -> Experiment:
+    """Reads an experiment.
+
+    Raises:
+        SystemExit: there is no such experiment, its file has a field that none has, or it has no paper-sized options.
+    """
+    if name not in names():
+        raise SystemExit(f"there is no experiment {name!r}; they are {', '.join(names())}")
+    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    unknown = sorted(set(content) - _FIELDS)
+    if unknown:
+        raise SystemExit(
+            f"{name}.yaml has an unknown field {unknown[0]!r}; the fields are {', '.join(sorted(_FIELDS))}"
+        )
+    common = {"config": content["config"], **content.get("options", {})}
+    if paper_sized:
+        if "paper_sized" not in content:
+            raise SystemExit(f"the paper has no shapes for {name}: leave out --paper_sized")
+        common |= content["paper_sized"]
+    rows = content.get("rows") or _combinations(content["grid"])
+    paper = {row: options["paper"] for row, options in rows.items() if "paper" in options}
+    options = {row: {k: v for k, v in {**common, **own}.items() if k != "paper"} for row, own in rows.items()}
+    return Experiment(name, content["title"], content["source"], options, paper)
+
+
+def _combinations(grid: dict[str, list[Any]]) -> dict[str, dict[str, Any]]:
+    chosen = [dict(zip(grid, values)) for values in product(*grid.values())]
+    return {", ".join(f"{name} {value}" for name, value in options.items()): options for options in chosen}

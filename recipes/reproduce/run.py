@@ -1,0 +1,109 @@
+"""Runs an experiment of `experiments/` for several seeds, and shows its table beside the paper's figures.
+
+    python recipes/reproduce/run.py regimes
+
+trains every row with every seed by `recipes/sft.py`, one after another, and writes `table.md`, `summary.json` and
+`accuracy.png` to `outputs/reproduce/regimes`. A run that is finished is not repeated, and one that was interrupted
+goes on from its last checkpoint: the same command finishes what is missing.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from experiment import ROOT, Experiment, Run, load_experiment, names
+from hf_toolssm.errors import NoCheckpointError
+from hf_toolssm.evaluation.report import write_json
+from hf_toolssm.training.trainer import last_whole_checkpoint
+from summary import summarize, write_summary
+
+
+@dataclass
+class ReproduceArguments:
+    experiment: str = field(metadata={"help": f"A file of experiments/: {', '.join(names())}."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds of every row."})
+    rows: list[str] | None = field(default=None, metadata={"help": "Only these rows; by default all."})
+    output: str = field(default="outputs/reproduce", metadata={"help": "Folder for all experiments."})
+    paper_sized: bool = field(
+        default=False,
+        metadata={
+            "help": "The shape and steps of the paper's Mamba for every row; with an --accelerate_config of GPUs."
+        },
+    )
+    accelerate_config: str = field(
+        default="recipes/accelerate/cpu.yaml", metadata={"help": "How Accelerate launches a run."}
+    )
+    override: list[str] = field(
+        default_factory=list, metadata={"help": "Options for every run, as name=value; they win over the experiment."}
+    )
+
+
+def main() -> None:
+    parser = HfArgumentParser(ReproduceArguments)
+    words = sys.argv[1:]
+    # The experiment may stand first without its option's name, as one types it.
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--experiment")
+    (options,) = parser.parse_args_into_dataclasses(words)
+    experiment = load_experiment(options.experiment, options.paper_sized)
+    folder = Path(options.output) / (options.experiment + ("-paper-sized" if options.paper_sized else ""))
+    runs = experiment.runs(options.seeds, options.rows, options.override)
+    with tqdm(runs, desc=options.experiment, unit="run") as bar:
+        for run in bar:
+            bar.set_postfix_str(run.name)
+            if not is_finished(run, folder):
+                train(run, folder, options.accelerate_config)
+    report(experiment, runs, folder)
+
+
+def is_finished(run: Run, folder: Path) -> bool:
+    """Whether the run's results are there.
+
+    Raises:
+        SystemExit: results of other options are there, which must not be mixed with these.
+    """
+    path = folder / run.name
+    recorded = path / "run.json"
+    if recorded.exists() and json.loads(recorded.read_text()) != run.identity():
+        raise SystemExit(
+            f"{path} was run with other options, or its configuration has changed since: give another --output, or "
+            "delete that folder"
+        )
+    return (path / "results.json").exists()
+
+
+def train(run: Run, folder: Path, accelerate_config: str) -> None:
+    """Launches one run; what it prints goes to `log.txt` in its folder."""
+    output = (folder / run.name).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "run.json", run.identity())
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config]
+    command = [*launcher, "recipes/sft.py", *run.arguments(), "--output_dir", str(output), "--disable_tqdm", "true"]
+    try:
+        last_whole_checkpoint(output)
+        command += ["--resume_from_checkpoint", "true"]
+    except NoCheckpointError:
+        pass  # nothing to go on from
+    with (output / "log.txt").open("a") as log:
+        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{run.name} failed, see {output}/log.txt: repair it, and the same command goes on")
+
+
+def report(experiment: Experiment, runs: list[Run], folder: Path) -> None:
+    results: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        results.setdefault(run.row, []).append(json.loads((folder / run.name / "results.json").read_text()))
+    summary = summarize(experiment, results)
+    print(write_summary(summary, folder))
+    print(f"table.md, summary.json and accuracy.png are in {folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Median and worst of several seeds, as a table, as JSON and as a picture."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from experiment import Experiment
+from hf_toolssm.evaluation.report import write_json
+from hf_toolssm.files import write_whole
+
+
+def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What `results.json` of every run says, by row and problem set.
+
+    An accuracy is the share of problems of which answer and trajectory are exact, free-running.
+    """
+    rows = {}
+    for row, runs in results.items():
+        by_set: dict[str, list[float]] = {}
+        for result in runs:
+            for measured in (*result["by_length"], *result["adversarial"]):
+                exact = min(measured["answer_accuracy"], measured["trajectory_accuracy"])
+                by_set.setdefault(measured["problem_set"], []).append(exact)
+        rows[row] = {
+            "parameters": runs[0]["num_parameters"],
+            "seeds": [result["seed"] for result in runs],
+            "problems": runs[0]["by_length"][0]["num_problems"],
+            "trained_up_to": runs[0]["train_max_length"],
+            "median_minutes": round(median(result["train_minutes"] for result in runs), 1),
+            "lengths": {measured["problem_set"]: measured["length"] for measured in runs[0]["by_length"]},
+            "accuracy": {
+                name: {"median": median(found), "worst": min(found), "seeds": found} for name, found in by_set.items()
+            },
+            "paper": experiment.paper.get(row),
+        }
+    hardware = [result["hardware"] for runs in results.values() for result in runs]
+    return {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "source": experiment.source,
+        "hardware": sorted({f"{h['gpu'] or h['cpu']}, {h['cores']} cores, {h['memory_gib']} GiB" for h in hardware}),
+        "rows": rows,
+    }
+
+
+def write_summary(summary: dict[str, Any], folder: Path) -> str:
+    """Writes `summary.json`, `table.md` and `accuracy.png`, and returns the table."""
+    write_json(folder / "summary.json", summary)
+    text = _table(summary)
+    write_whole(folder / "table.md", text)
+    _draw(summary, folder / "accuracy.png")
+    return text
+
+
+def _table(summary: dict[str, Any]) -> str:
+    rows = summary["rows"]
+    plain = {name: length for row in rows.values() for name, length in row["lengths"].items()}
+    every = list(dict.fromkeys(name for row in rows.values() for name in row["accuracy"]))
+    sets = sorted(plain, key=plain.__getitem__) + [name for name in every if name not in plain]
+    head = ["", "parameters", "minutes", "trained up to", *sets, "the paper"]
+    lines = [head, ["---"] * len(head)]
+    for label, row in rows.items():
+        cells = []
+        for name in sets:
+            found = row["accuracy"].get(name)
+            cells.append("" if found is None else f"{found['median']:.2f} / {found['worst']:.2f}")
+        facts = [f"{row['parameters']:,}", str(row["median_minutes"]), str(row["trained_up_to"])]
+        lines.append([label, *facts, *cells, row["paper"] or ""])
+    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    seeds = sorted({len(row["seeds"]) for row in rows.values()})
+    problems = sorted({row["problems"] for row in rows.values()})
+    return (
+        f"# {summary['title']}\n\n{summary['source']}. Exact answers and trajectories, free-running: median "
+        f"/ worst of {' or '.join(map(str, seeds))} seeds, {' or '.join(map(str, problems))} problems a set; "
+        f"{'; '.join(summary['hardware'])}.\n\n{body}\n"
+    )
+
+
+def _draw(summary: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure  # no global state, no display
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lengths: set[int] = set()
+    for name, row in summary["rows"].items():
+        measured, found = list(row["lengths"].values()), [row["accuracy"][s] for s in row["lengths"]]
+        lengths |= set(measured)
+        (line,) = axes.plot(measured, [a["median"] for a in found], "o-", label=name)
+        axes.plot(measured, [a["worst"] for a in found], "v:", color=line.get_color(), alpha=0.6)
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)])
+    axes.minorticks_off()
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("length of the problem")
+    axes.set_ylabel("exact: median (line), worst seed (dots)")
+    axes.set_title(summary["title"])
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,137 @@
+"""An experiment of the paper is one command: it trains what is missing and shows median and worst beside the paper."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+REPRODUCE = ROOT / "recipes" / "reproduce"
+RUN = [sys.executable, "recipes/reproduce/run.py"]
+SMALL = ["max_steps=2", "num_examples=64", "per_device_train_batch_size=8", "eval_num_problems=2", "save_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    """The recipe's modules, which import each other by name."""
+    sys.path.insert(0, str(REPRODUCE))
+    import experiment
+    import summary
+
+    yield experiment, summary
+    sys.path.remove(str(REPRODUCE))
+
+
+def small_run(output, *words):
+    command = [*RUN, *words, "--seeds", "0", "--output", str(output), "--override", *SMALL]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def result(seed, by_length):
+    measured = [
+        {"problem_set": f"length_{n}", "length": n, "answer_accuracy": a, "trajectory_accuracy": t, "num_problems": 8}
+        for n, (a, t) in by_length.items()
+    ]
+    hard = [{**measured[0], "problem_set": "nines_5", "answer_accuracy": 0.25}]
+    machine = {"gpu": None, "cpu": "a chip", "cores": 2, "memory_gib": 24}
+    facts = {"num_parameters": 1_000, "train_max_length": 5, "train_minutes": seed + 1.0}
+    return {"seed": seed, "by_length": measured, "adversarial": hard, "hardware": machine, **facts}
+
+
+def test_the_table_shows_median_and_worst_seed_beside_the_papers_figure(reproduce, tmp_path):
+    experiment, summary = reproduce
+    described = experiment.Experiment("e", "A title", "Table 0", {"ours": {}}, {"ours": "41% at 7"})
+    runs = [result(0, {5: (1.0, 1.0)}), result(1, {5: (0.75, 0.5)}), result(2, {5: (1.0, 0.875)})]
+    found = summary.summarize(described, {"ours": runs})
+    table = summary.write_summary(found, tmp_path)
+    assert "| length_5 | nines_5 | the paper |" in table
+    assert "| ours | 1,000 | 2.0 | 5 | 0.88 / 0.50 | 0.25 / 0.25 | 41% at 7 |" in table
+    assert "3 seeds, 8 problems a set; a chip, 2 cores" in table
+    assert json.loads((tmp_path / "summary.json").read_text())["rows"]["ours"]["accuracy"]["length_5"]["worst"] == 0.5
+    assert (tmp_path / "accuracy.png").stat().st_size > 1_000
+
+
+def test_every_experiment_names_options_that_the_recipe_has(reproduce):
+    experiment, _ = reproduce
+    done = subprocess.run([sys.executable, "recipes/sft.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    for name in experiment.names():
+        has_paper_size = "paper_sized" in yaml.safe_load((experiment.FOLDER / f"{name}.yaml").read_text())
+        for paper_sized in (False, True) if has_paper_size else (False,):
+            for run in experiment.load_experiment(name, paper_sized).runs([0], None, []):
+                assert (ROOT / run.options["config"]).exists(), run.name
+                for option in set(run.options) - {"config"}:
+                    assert re.search(rf"--{option}\b(?!_)", done.stdout), (name, option)
+
+
+@pytest.mark.parametrize("word", ["seed=5", "output_dir=x", "max_steps"])
+def test_what_cannot_be_overridden_is_named(reproduce, word):
+    experiment, _ = reproduce
+    with pytest.raises(SystemExit, match="name=value"):
+        experiment.load_experiment("regimes", False).runs([0], None, [word])
+
+
+def test_an_override_wins_and_a_seed_that_is_named_twice_runs_once(reproduce):
+    experiment, _ = reproduce
+    runs = experiment.load_experiment("regimes", False).runs([0, 0, 1], ["interactive"], ["eval_lengths=[2, 3]"])
+    assert [run.options["seed"] for run in runs] == [0, 1]
+    words = runs[0].arguments()
+    assert words[words.index("--eval_lengths") :][:3] == ["--eval_lengths", "2", "3"]
+    assert runs[0].options["eval_lengths"] == [2, 3]
+
+
+def test_a_changed_configuration_is_another_run(reproduce, monkeypatch, tmp_path):
+    experiment, _ = reproduce
+    (run,) = experiment.load_experiment("regimes", False).runs([0], ["interactive"], [])
+    before = run.identity()
+    changed = tmp_path / run.options["config"]
+    changed.parent.mkdir(parents=True)
+    changed.write_text((ROOT / run.options["config"]).read_text().replace("max_steps: 600", "max_steps: 7"))
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    assert run.identity() != before
+
+
+def test_a_grid_is_every_combination(reproduce):
+    experiment, _ = reproduce
+    content = yaml.safe_load((REPRODUCE / "experiments" / "steps_by_digits.yaml").read_text())["grid"]
+    rows = experiment.load_experiment("steps_by_digits", False).rows
+    assert len(rows) == len(content["train_max_length"]) * len(content["max_steps"])
+    assert rows["train_max_length 10, max_steps 500"]["max_steps"] == 500
+
+
+def test_an_experiment_runs_and_its_finished_runs_are_not_repeated(tmp_path):
+    rows = ["regimes", "--rows", "no chain of thought"]
+    lengths = ["eval_lengths=[3, 4]"]
+    first = small_run(tmp_path, *rows)
+    assert first.returncode == 0, first.stderr[-2000:]
+    folder = tmp_path / "regimes"
+    (results,) = folder.glob("*/results.json")
+    written = results.stat().st_mtime_ns
+    assert "no chain of thought" in (folder / "table.md").read_text()
+    assert small_run(tmp_path, *rows).returncode == 0
+    assert results.stat().st_mtime_ns == written
+    other = subprocess.run(
+        [*RUN, *rows, "--seeds", "0", "--output", str(tmp_path), "--override", *SMALL, *lengths],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert other.returncode != 0
+    assert "other options" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing"], "no experiment 'nothing'.*regimes"),
+        (["regimes", "--rows", "telepathy"], "no row 'telepathy'"),
+        (["robustness", "--paper_sized", "true"], "no shapes for robustness"),
+    ],
+)
+def test_what_does_not_exist_is_named(tmp_path, words, message):
+    done = small_run(tmp_path, *words)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr)
