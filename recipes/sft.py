@@ -12,11 +12,13 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import IntervalStrategy
 from trl import TrlParser
 
 from dataset_builders.build import build_folder
@@ -32,6 +34,7 @@ from hf_toolssm.models.architectures import BASELINES, TOOL_MAMBA, make_model
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer
 from hf_toolssm.tools import make_tool
+from hf_toolssm.training.curriculum import short_rows_first
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
 
@@ -81,6 +84,16 @@ class RecipeArguments:
         },
     )
     time_step_max: float = field(default=0.5, metadata={"help": "Largest initial step size, from scratch."})
+    curriculum: bool = field(
+        default=False, metadata={"help": "The first half of the training goes from short rows to long ones."}
+    )
+    choice_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Early choice: at every save the model runs free on 16 validation problems up to this length, "
+            "longer than training's, and the best checkpoint is kept; among equals the one of the lowest loss."
+        },
+    )
     eval_lengths: list[int] = field(
         default_factory=lambda: [5, 10, 100, 1000], metadata={"help": "Lengths measured after training."}
     )
@@ -122,7 +135,10 @@ def main() -> None:
         from hf_toolssm.training.lora import add_lora  # needs the extra `peft`
 
         model = add_lora(model, recipe.lora_rank)
-    trainer = ToolSFTTrainer(model, config, training, processing_class=tokenizer)
+    if recipe.curriculum:
+        training = in_curriculum(training, config)
+    choice = early_choice(recipe, variant, config, tokenizer) if recipe.choice_length else {}
+    trainer = ToolSFTTrainer(model, config, training, processing_class=tokenizer, **choice)
     resume = config.resume_from_checkpoint
     if str(resume).lower() == "true":  # the last checkpoint; anything else is a checkpoint's folder
         resume = str(last_whole_checkpoint(output))
@@ -154,12 +170,42 @@ def main() -> None:
         "learning_rate": config.learning_rate,
         "state_passing_share": config.state_passing_share,
         "state_noise_share": config.state_noise_share,
+        "curriculum": recipe.curriculum,
+        "chosen_step": trainer.state.best_global_step if recipe.choice_length else None,
         "train_loss": trained.training_loss,
         "resumed": bool(resume),  # then the minutes are those since
         "train_minutes": round((time.perf_counter() - start) / 60, 2),
     }
     write_json(output / "training.json", {**about, "hardware": hardware()})
     measure_and_report(model, tokenizer, recipe, about, output)
+
+
+def in_curriculum(rows: Dataset, config: ToolSFTConfig) -> Dataset:
+    """The rows of the whole training, in the order of a curriculum."""
+    if config.max_steps < 1:
+        raise UnsafeTrainingError("a curriculum is planned over the whole training: set max_steps")
+    config.train_sampling_strategy = "sequential"
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    return short_rows_first(rows, config.max_steps * per_step, config.seed)
+
+
+def early_choice(
+    recipe: RecipeArguments, variant: str, config: ToolSFTConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """What the trainer needs to keep the best of its checkpoints."""
+    assert recipe.choice_length is not None
+    problems = ProblemSet(recipe.task, TRAINING, recipe.choice_length, (("validation", 16),), variant)
+    references = reference_trajectories(problems, "validation")
+    rows = Dataset.from_list([Renderer(tokenizer).render(reference) for reference in references])
+
+    def accuracy(model: PreTrainedModel) -> float:
+        measured = evaluate_free_running(model, tokenizer, "validation", problems.length, references)
+        return measured.trajectory_accuracy
+
+    config.eval_strategy, config.eval_steps = IntervalStrategy.STEPS, config.save_steps
+    config.per_device_eval_batch_size = 4  # long rows
+    config.load_best_model_at_end, config.metric_for_best_model, config.greater_is_better = True, "choice", True
+    return {"eval_dataset": rows, "accuracy": accuracy}
 
 
 def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> Dataset:

@@ -8,6 +8,7 @@ them.
 import json
 import logging
 import random
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
@@ -39,8 +41,18 @@ class ToolSFTTrainer(SFTTrainer):
     A model with a `state_class` (ToolMamba, LSTM, GRU, RMT) can have its state passed on; any other trains as it is.
 
     Row i of a batch goes on from row i of the batch before: the rows are drawn at random, so the pairing is too, and
-    it is the same for any number of processes. Which batches do is decided by the seed and the count of batches. The
-    carried states are saved with every checkpoint.
+    it is the same for any number of processes. Where batches differ in size, it is the last row i that there was, and
+    a batch of more rows than any before takes them again from the first. Which batches go on is decided by the seed
+    and the count of batches. The carried states are saved with every checkpoint.
+
+    `train_sampling_strategy="batch_rebalance"` with gradient accumulation spares most of the padding: the rows of one
+    step are sorted by length into micro-batches of about equal work.
+
+    Args:
+        accuracy: measures the model, for example free-running on problems longer than those of the training: a share
+            from 0 to 1. Every evaluation then reports it as `eval_accuracy`, and `eval_choice`, which orders models by
+            it and those of equal accuracy by their loss on `eval_dataset`: `load_best_model_at_end` with
+            `metric_for_best_model="choice"` keeps the best.
 
     Raises:
         UnsafeTrainingError: a state is to be passed on that the model does not have, a LoRA is where it cannot train,
@@ -49,7 +61,14 @@ class ToolSFTTrainer(SFTTrainer):
 
     args: ToolSFTConfig
 
-    def __init__(self, model: Any, args: ToolSFTConfig, train_dataset: Dataset, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        args: ToolSFTConfig,
+        train_dataset: Dataset,
+        accuracy: Callable[[Any], float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         _check_rows(train_dataset)
         if isinstance(kwargs.get("eval_dataset"), Dataset):
             _check_rows(kwargs["eval_dataset"])
@@ -61,8 +80,27 @@ class ToolSFTTrainer(SFTTrainer):
                 score_only_labelled_tokens(module)
         if self.args.device.type == "cpu":
             keep_freed_memory()
+        self._accuracy = accuracy
         self._batches = 0
         self._carried: RecurrentState | None = None
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Transformers' evaluation, with the given accuracy; see the class."""
+        metrics = super().evaluate(*args, **kwargs)
+        if self._accuracy is not None:
+            accuracy = self._accuracy(self.accelerator.unwrap_model(self.model))
+            # At most a thousandth, less than one problem of many is worth.
+            tie_break = 1e-3 / (1 + metrics["eval_loss"])
+            measured = {"eval_accuracy": accuracy, "eval_choice": accuracy + tie_break}
+            self.log(measured)
+            metrics |= measured
+        return metrics
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, BatchRebalanceSampler):
+            sampler.seed = self.args.data_seed  # transformers has one order for all seeds
+        return sampler
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -132,17 +170,19 @@ class ToolSFTTrainer(SFTTrainer):
         return loss
 
     def _carry(self, state: RecurrentState) -> None:
-        """Keeps a batch's final state for the batches after it."""
-        # The short last batch of an epoch does not replace the states of a whole one.
-        if self._carried is None or (state.batch_size or 0) >= (self._carried.batch_size or 0):
-            self._carried = state.detach()
+        """Keeps a batch's final states for the batches after it; of a smaller batch, in place of as many rows."""
+        state = state.detach()
+        size, kept = state.batch_size or 0, (self._carried.batch_size or 0) if self._carried is not None else 0
+        if self._carried is not None and kept > size:
+            state = state.concatenate([state, self._carried.select(range(size, kept))])
+        self._carried = state
         self._batches += 1
 
     def _initial_state(self, batch_size: int) -> RecurrentState:
         chance = random.Random(f"{self.args.seed}/{self._batches}").random()
-        if self._carried is not None and (self._carried.batch_size or 0) >= batch_size:
+        if self._carried is not None and self._carried.batch_size:
             if chance < self.args.state_passing_share:
-                return self._carried.select(range(batch_size))
+                return self._carried.select([row % self._carried.batch_size for row in range(batch_size)])
             if chance < self.args.state_passing_share + self.args.state_noise_share:
                 return self._carried.noise(batch_size)
         assert self._state_class is not None, "checked when the trainer was made"

@@ -1,11 +1,18 @@
-"""A mixture draws its tasks by weight, and has the tools and cells of all of them."""
+"""A mixture draws its tasks by weight, and has the tools and cells of all of them; one model can learn them all."""
+
+from itertools import permutations
 
 import pytest
 from datasets import Dataset
 
+from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
-from dataset_builders.task import load_task
-from hf_toolssm.errors import InvalidMixtureError, UnknownTaskError
+from dataset_builders.task import available_tasks, example_rng, load_task
+from hf_toolssm.errors import InvalidMixtureError, InvalidProblemError, UnknownTaskError
+from hf_toolssm.locality import locality
+
+LONG = {"hanoi_iterative": 8, "hanoi_recursive": 8, "multiplication_nxn": 25}
+"""Lengths far above training that a test can solve; 60 of all other tasks."""
 
 
 def test_a_share_names_task_length_and_weight():
@@ -40,3 +47,30 @@ def test_rows_are_drawn_by_weight_and_none_is_left_out():
     for name in "ab":
         assert {row["row"] for row in mixed if row["of"] == name} == set(range(300))
     assert mix([many, few], [3.0, 1.0], seed=0)[:20] == mixed[:20]
+
+
+def test_a_problem_says_by_its_text_which_task_it_is():
+    for name, other in permutations(available_tasks(), 2):
+        if {name.partition("_")[0], other.partition("_")[0]} == {"multiplication"}:
+            continue  # three tasks of one algorithm
+        task = load_task(name)
+        problems = [task.sample_test(example_rng(name, length), length) for length in range(1, 20)]
+        for problem in problems:
+            with pytest.raises(InvalidProblemError):
+                load_task(other).solve(problem, load_task(other).variants[0])
+
+
+def test_all_tasks_together_are_as_local_as_the_least_local_of_them():
+    def solved(name):
+        variant, long = load_task(name).variants[0], LONG.get(name, 60)
+        training = ProblemSet(name, TRAINING, 5, (("train", 150),), variant)
+        sets = evaluation_sets(name, variant, [long], [long], 4)
+        return [
+            t
+            for s, split in [(training, "train"), *((s, "test") for s in sets)]
+            for t in reference_trajectories(s, split)
+        ]
+
+    by_task = {name: solved(name) for name in available_tasks()}
+    alone = max(locality(trajectories).k for trajectories in by_task.values())
+    assert locality([t for trajectories in by_task.values() for t in trajectories]).k == alone

@@ -91,6 +91,16 @@ def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_pa
         assert json.loads((tmp_path / task / "results.json").read_text())["task"] == task
 
 
+def test_a_curriculum_and_an_early_choice_run_from_the_recipe(tmp_path):
+    command = f"accelerate launch recipes/sft.py --config {CONFIG} --curriculum true --choice_length 4"
+    run(shlex_small(f"{command} --output_dir {tmp_path}/chosen", tmp_path))
+    results = json.loads((tmp_path / "chosen" / "results.json").read_text())
+    assert results["curriculum"] is True
+    assert results["chosen_step"] in (2, 4)
+    state = json.loads((tmp_path / "chosen" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert sum("eval_accuracy" in entry for entry in state["log_history"]) == 2
+
+
 def test_the_python_example_runs(trained, capsys):
     outputs, _ = trained
     code = blocks("python")[0].replace("outputs/", f"{outputs}/")

@@ -123,6 +123,21 @@ def test_an_experiment_runs_and_its_finished_runs_are_not_repeated(tmp_path):
     assert "other options" in other.stderr
 
 
+def test_the_generalist_is_measured_on_every_task_beside_the_tasks_own_models(tmp_path):
+    few = [*SMALL, "eval_lengths=[2]", "num_proc=1"]
+    own = [*RUN, "table1", "--rows", "sorting", "--seeds", "0", "--output", str(tmp_path), "--override", *few]
+    subprocess.run(own, cwd=ROOT, check=True, capture_output=True)
+    command = [sys.executable, "recipes/reproduce/generalist.py", "--rows", "addition", "sorting", "--seeds", "0"]
+    command += ["--specialists", str(tmp_path / "table1"), "--output", str(tmp_path)]
+    command += ["--override", *few, 'mixture=["sorting:2=1"]']
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((tmp_path / "generalist" / "summary.json").read_text())
+    assert list(summary["rows"]) == ["addition", "sorting", "sorting, its own model"]
+    assert [row["trained_up_to"] for row in summary["rows"].values()] == [5, 2, 10]
+    assert all(set(row["accuracy"]) == {"length_2"} for row in summary["rows"].values())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -151,6 +151,37 @@ def test_a_short_last_batch_does_not_end_the_passing_of_states(tmp_path):
     assert [before.batch_size for before, _ in seen[1:]] == [12, 12, 12, 12, 4, 12, 12, 12, 12, 12, 4]
 
 
+REBALANCED = {"train_sampling_strategy": "batch_rebalance", "gradient_accumulation_steps": 4}
+
+
+def test_micro_batches_of_any_size_go_on_from_the_last_state_of_every_row(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 3, state_passing_share=1.0, **REBALANCED)
+    seen = states_given_to_the_model(trainer)
+    sizes = [after.batch_size for _, after in seen]
+    assert len(set(sizes)) > 1
+    assert sum(sizes) == 3 * 16
+    last: list = []  # of every row, its latest state
+    for before, after in seen:
+        for row in range(after.batch_size if last else 0):
+            expected = last[row % len(last)]
+            for a, b in zip(before.select([row]).read(1), expected.read(1)):
+                assert torch.equal(a, b)
+        last[: after.batch_size] = [after.select([row]) for row in range(after.batch_size)]
+
+
+def test_rebalanced_batches_are_less_padded_and_every_seed_has_its_own(tmp_path):
+    def rows(name, **options):
+        trainer = make_trainer(tmp_path / name, 4, 1, **options)
+        return [batch["attention_mask"] for batch in trainer.get_train_dataloader()]
+
+    random_order = rows("random", gradient_accumulation_steps=4)
+    sorted_order, again, other = (rows(str(seed), seed=seed, **REBALANCED) for seed in (0, 0, 1))
+    padding = [sum(int((mask == 0).sum()) for mask in masks) for masks in (random_order, sorted_order)]
+    assert padding[1] < padding[0] / 2
+    lengths = [[mask.sum(1).tolist() for mask in masks] for masks in (sorted_order, again, other)]
+    assert lengths[0] == lengths[1] != lengths[2]
+
+
 def test_a_cut_off_checkpoint_is_passed_over(tmp_path):
     make_trainer(tmp_path, 8, 6, save_steps=2).train()
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-6"

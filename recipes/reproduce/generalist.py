@@ -1,0 +1,102 @@
+"""Trains one model on all tasks and measures it as each task's own model is measured.
+
+    python recipes/reproduce/generalist.py --specialists outputs/reproduce/table1
+
+trains `recipes/configs/generalist_cpu.yaml` with every seed, runs every task of the experiment `table1` at its
+lengths, and writes `table.md`, `summary.json` and `accuracy.png` to `outputs/reproduce/generalist`; with
+`--specialists`, the folder that `run.py table1` wrote, each task's own models stand beside it. The same command
+finishes what is missing.
+"""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from experiment import ROOT, Run, load_experiment
+from run import is_finished, train
+from summary import summarize, write_summary
+
+
+@dataclass
+class GeneralistArguments:
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds."})
+    rows: list[str] | None = field(default=None, metadata={"help": "Only these tasks of table1; by default all."})
+    specialists: str | None = field(default=None, metadata={"help": "What `run.py table1` wrote, to stand beside it."})
+    output: str = field(default="outputs/reproduce", metadata={"help": "Folder for all experiments."})
+    accelerate_config: str = field(
+        default="recipes/accelerate/cpu.yaml", metadata={"help": "How Accelerate launches a run."}
+    )
+    override: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Options as name=value: of the training, and how all tasks are measured (eval_lengths)."},
+    )
+
+
+def main() -> None:
+    (options,) = HfArgumentParser(GeneralistArguments).parse_args_into_dataclasses()
+    folder = Path(options.output) / "generalist"
+    models = load_experiment("generalist", False).runs(options.seeds, None, options.override)
+    table1 = load_experiment("table1", False)
+    tasks = table1.runs([0], options.rows, options.override)
+    results: dict[str, list[dict[str, Any]]] = {}
+    with tqdm(total=len(models) * (1 + len(tasks)), desc="generalist", unit="run") as bar:
+        for model in models:
+            if not is_finished(model, folder):
+                train(model, folder, options.accelerate_config)
+            bar.update()
+            for task in tasks:
+                bar.set_postfix_str(f"{model.name}, {task.row}")
+                results.setdefault(task.row, []).append(measured(folder / model.name, task))
+                bar.update()
+    if options.specialists is not None:
+        results = beside_specialists(results, Path(options.specialists))
+    described = replace(load_experiment("generalist", False), paper=table1.paper)
+    print(write_summary(summarize(described, results), folder))
+    print(f"table.md, summary.json and accuracy.png are in {folder}")
+
+
+def measured(model: Path, task: Run) -> dict[str, Any]:
+    """The model's results on a task, at the lengths that the task's own configuration measures."""
+    path = model / task.row.replace(" ", "_") / "results.json"
+    if not path.exists():
+        configured = {"task": "addition", **yaml.safe_load((ROOT / task.options["config"]).read_text())}
+        configured |= task.options
+        command = [
+            sys.executable,
+            "recipes/evaluate.py",
+            "--model",
+            str(model.resolve()),
+            "--task",
+            configured["task"],
+        ]
+        command += ["--lengths", *map(str, configured["eval_lengths"]), "--output", str(path.parent.resolve())]
+        command += ["--num_problems", str(configured.get("eval_num_problems", 32))]
+        with (model / "log.txt").open("a") as log:
+            done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        if done.returncode:
+            raise SystemExit(f"measuring {task.row} failed, see {model}/log.txt: the same command goes on")
+    return json.loads(path.read_text())
+
+
+def beside_specialists(results: dict[str, list[dict[str, Any]]], specialists: Path) -> dict[str, list[dict[str, Any]]]:
+    """Every task's row, and behind it that of its own models where these were run."""
+    table1, rows = load_experiment("table1", False), {}
+    for task, found in results.items():
+        rows[task] = found
+        seeds = [result["seed"] for result in found]
+        paths = [specialists / run.name / "results.json" for run in table1.runs(seeds, [task], [])]
+        own = [json.loads(path.read_text()) for path in paths if path.exists()]
+        if own:
+            rows[f"{task}, its own model"] = own
+    return rows
+
+
+if __name__ == "__main__":
+    main()
