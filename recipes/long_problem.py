@@ -32,7 +32,7 @@ class LongProblemArguments:
     model: str = field(metadata={"help": "A folder or a Hub id with model and tokenizer."})
     length: int = field(metadata={"help": "Length of the problem, in the task's unit."})
     output: str = field(metadata={"help": "Folder for the session and the result."})
-    task: str = field(default="addition", metadata={"help": "A file of dataset_builders/."})
+    task: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     seed: int = field(default=0, metadata={"help": "Another seed gives another problem."})
     max_new_tokens: int = field(default=10**9, metadata={"help": "Where a model that is lost is cut off."})
@@ -41,8 +41,9 @@ class LongProblemArguments:
 
 def main() -> None:
     (options,) = HfArgumentParser(LongProblemArguments).parse_args_into_dataclasses()
-    task = load_task(options.task)
     about = training_facts(options.model)
+    options.task = options.task or about.get("task", "addition")
+    task = load_task(options.task)
     if options.variant is None:
         options.variant = about["variant"] if about.get("task") == options.task else task.variants[0]
     check_variant(task, options.variant)

@@ -16,11 +16,11 @@ def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) 
     """
     rows = {}
     for row, runs in results.items():
-        by_set: dict[str, list[float]] = {}
+        by_set: dict[str, list[tuple[float, dict[str, Any] | None]]] = {}
         for result in runs:
             for measured in (*result["by_length"], *result["adversarial"]):
                 exact = min(measured["answer_accuracy"], measured["trajectory_accuracy"])
-                by_set.setdefault(measured["problem_set"], []).append(exact)
+                by_set.setdefault(measured["problem_set"], []).append((exact, measured["first_error"]))
         rows[row] = {
             "parameters": runs[0]["num_parameters"],
             "seeds": [result["seed"] for result in runs],
@@ -28,9 +28,7 @@ def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) 
             "trained_up_to": runs[0]["train_max_length"],
             "median_minutes": round(median(result["train_minutes"] for result in runs), 1),
             "lengths": {measured["problem_set"]: measured["length"] for measured in runs[0]["by_length"]},
-            "accuracy": {
-                name: {"median": median(found), "worst": min(found), "seeds": found} for name, found in by_set.items()
-            },
+            "accuracy": {name: _over_seeds(found) for name, found in by_set.items()},
             "paper": experiment.paper.get(row),
         }
     hardware = [result["hardware"] for runs in results.values() for result in runs]
@@ -41,6 +39,13 @@ def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) 
         "hardware": sorted({f"{h['gpu'] or h['cpu']}, {h['cores']} cores, {h['memory_gib']} GiB" for h in hardware}),
         "rows": rows,
     }
+
+
+def _over_seeds(found: list[tuple[float, dict[str, Any] | None]]) -> dict[str, Any]:
+    """Of every seed's accuracy and first wrong token: median and worst, and the wrong token of the worst."""
+    accuracies = [accuracy for accuracy, _ in found]
+    worst, error = min(found, key=lambda pair: pair[0])
+    return {"median": median(accuracies), "worst": worst, "seeds": accuracies, "first_error": error}
 
 
 def write_summary(summary: dict[str, Any], folder: Path) -> str:
@@ -72,8 +77,22 @@ def _table(summary: dict[str, Any]) -> str:
     return (
         f"# {summary['title']}\n\n{summary['source']}. Exact answers and trajectories, free-running: median "
         f"/ worst of {' or '.join(map(str, seeds))} seeds, {' or '.join(map(str, problems))} problems a set; "
-        f"{'; '.join(summary['hardware'])}.\n\n{body}\n"
+        f"{'; '.join(summary['hardware'])}.\n\n{body}\n{_first_errors(rows)}"
     )
+
+
+def _first_errors(rows: dict[str, Any]) -> str:
+    """For each row that is not all exact, the first wrong token of its worst seed on its easiest set with one."""
+    lines = []
+    for label, row in rows.items():
+        for name in sorted(row["lengths"], key=row["lengths"].__getitem__):
+            error = row["accuracy"][name]["first_error"]
+            if error is not None:
+                context = " ".join(error["context"]).replace("\n", "\\n")
+                wrong = f"`{error['found']}` for `{error['expected']}`"
+                lines.append(f"- {label}, {name}: token {error['position']}, {wrong} behind `{context}`")
+                break
+    return "".join(f"{line}\n" for line in ("", "First wrong tokens:", "", *lines)) if lines else ""
 
 
 def _draw(summary: dict[str, Any], path: Path) -> None:

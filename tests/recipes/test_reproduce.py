@@ -32,8 +32,12 @@ def small_run(output, *words):
 
 
 def result(seed, by_length):
+    wrong = {"position": 40 + seed, "found": "7", "expected": "8", "context": ["<|read_1|>", "\n"]}
     measured = [
-        {"problem_set": f"length_{n}", "length": n, "answer_accuracy": a, "trajectory_accuracy": t, "num_problems": 8}
+        {
+            **{"problem_set": f"length_{n}", "length": n, "num_problems": 8},
+            **{"answer_accuracy": a, "trajectory_accuracy": t, "first_error": None if a == t == 1 else wrong},
+        }
         for n, (a, t) in by_length.items()
     ]
     hard = [{**measured[0], "problem_set": "nines_5", "answer_accuracy": 0.25}]
@@ -51,6 +55,7 @@ def test_the_table_shows_median_and_worst_seed_beside_the_papers_figure(reproduc
     assert "| length_5 | nines_5 | the paper |" in table
     assert "| ours | 1,000 | 2.0 | 5 | 0.88 / 0.50 | 0.25 / 0.25 | 41% at 7 |" in table
     assert "3 seeds, 8 problems a set; a chip, 2 cores" in table
+    assert "- ours, length_5: token 41, `7` for `8` behind `<|read_1|> \\n`" in table
     assert json.loads((tmp_path / "summary.json").read_text())["rows"]["ours"]["accuracy"]["length_5"]["worst"] == 0.5
     assert (tmp_path / "accuracy.png").stat().st_size > 1_000
 
