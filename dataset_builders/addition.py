@@ -13,7 +13,7 @@ Worked example, `7+5=` in the local variant:
     left 3, read 3 -> =                                         the end
 
 Variants:
-    local: a third pointer copies the sum out, so the last 8 tokens determine the next one.
+    local: a third pointer copies the sum out, so the last 7 tokens determine the next one.
     two_pointers: the paper's algorithm; pointer 2 copies the sum out, and reading `=` means "go to the last digit"
         early and "stop" late, which no bounded context tells apart.
     no_cot, reversed_answer, plain_cot, calculator: the regimes without interaction, see addition_regimes.py.

@@ -4,13 +4,13 @@ A share reads `addition:5=0.25`: problems of at most 5 digits, a quarter as ofte
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, interleave_datasets
 
-from dataset_builders.task import Task, load_task
+from dataset_builders.task import Task, check_variant, load_task
 from hf_toolssm.errors import InvalidMixtureError
 
 _SHARE = re.compile(r"([a-z0-9_]+)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=([0-9.]+)")
@@ -39,6 +39,7 @@ def parse_share(text: str) -> Share:
     Raises:
         InvalidMixtureError: the text is no share, or its weight is 0.
         UnknownTaskError: there is no such task.
+        InvalidProblemError: the task has no such variant.
     """
     match = re.fullmatch(_SHARE, text)
     if match is None or not _is_positive(match[4]):
@@ -46,7 +47,23 @@ def parse_share(text: str) -> Share:
             f"{text!r} is no share of a mixture: write task:max_length=weight, as in addition:5=0.25"
         )
     name, variant, length, weight = match.groups()
-    return Share(name, variant or load_task(name).variants[0], int(length), float(weight))
+    task = load_task(name)
+    variant = variant or task.variants[0]
+    check_variant(task, variant)
+    return Share(name, variant, int(length), float(weight))
+
+
+def trained_part(about: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Variant and training maximum of one task of a training, which may be a mixture; nothing for any other task.
+
+    Args:
+        about: what `recipes/sft.py` wrote of the training.
+        task: the task's name.
+    """
+    if about.get("task") == task:
+        return {name: about[name] for name in ("variant", "train_max_length")}
+    shares = [parse_share(text) for text in about.get("mixture", [])]
+    return next(({"variant": s.variant, "train_max_length": s.max_length} for s in shares if s.task == task), {})
 
 
 def merge_tools(tasks: Iterable[tuple[Task, str]]) -> list[dict[str, Any]]:

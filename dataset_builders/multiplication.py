@@ -27,7 +27,7 @@ among ten of them.
 
 Variants:
     local: the above. The last 12 tokens determine the next one (9 where all problems have one row), however many rows
-        and columns there are. A column takes 26 tokens: 300 x 300 digits are 2.5 million.
+        and columns there are. A column takes 26 tokens, a copied digit 6: 300 x 300 digits are 2.6 million.
     partial_products: the paper's algorithm, see partial_products.py; for second numbers of at most two digits.
 """
 

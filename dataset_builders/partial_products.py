@@ -10,7 +10,7 @@ two are then added column by column over their carries, and the result is copied
 
 The separators, and a zero carry beside every last carry and shifting zero, are our choice: the paper does not say.
 With two digits, a pointer that meets a separator after a long walk does one thing early and another late, so that no
-bounded context determines the next token. With one digit 7 tokens do: the second number is short wherever `=` is met.
+bounded context determines the next token. With one digit 8 tokens do: the second number is short wherever `=` is met.
 """
 
 from collections.abc import Iterator

@@ -8,12 +8,11 @@ model's folder, or `outputs/` for a model on the Hub.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.builder import ProblemSet, evaluation_sets, reference_trajectories
-from dataset_builders.mixture import parse_share
+from dataset_builders.mixture import trained_part
 from dataset_builders.task import check_variant, load_task
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
 from hf_toolssm.evaluation.report import table, training_facts, write_report
@@ -86,14 +85,6 @@ def main() -> None:
     write_report(output, plain_results, adversarial_results, {**about, **measured})
     print(table([*plain_results, *adversarial_results, *forced_results]))
     print(f"results are in {output}")
-
-
-def trained_part(about: dict[str, Any], task: str) -> dict[str, Any]:
-    """Variant and training maximum of one task of the training, which may be a mixture; nothing for any other task."""
-    if about.get("task") == task:
-        return about
-    shares = [parse_share(text) for text in about.get("mixture", [])]
-    return next(({"variant": s.variant, "train_max_length": s.max_length} for s in shares if s.task == task), {})
 
 
 if __name__ == "__main__":

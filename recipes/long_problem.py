@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
+from dataset_builders.mixture import trained_part
 from dataset_builders.task import check_variant, example_rng, load_task
 from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
@@ -44,8 +45,7 @@ def main() -> None:
     about = training_facts(options.model)
     options.task = options.task or about.get("task", "addition")
     task = load_task(options.task)
-    if options.variant is None:
-        options.variant = about["variant"] if about.get("task") == options.task else task.variants[0]
+    options.variant = options.variant or trained_part(about, options.task).get("variant", task.variants[0])
     check_variant(task, options.variant)
     problem = task.sample_test(example_rng("long problem", options.task, options.length, options.seed), options.length)
     model = load_model(options.model)
@@ -94,7 +94,7 @@ def open_session(options: LongProblemArguments, output: Path, model, tokenizer, 
     if path.exists() and progress.exists():
         before = json.loads(progress.read_text())
         mine = {name: getattr(options, name) for name in ("task", "variant", "length", "seed")}
-        if any(before[name] != value for name, value in mine.items()):
+        if any(before.get(name) != value for name, value in mine.items()):
             raise SystemExit(f"{output} holds a session of another problem: give another --output")
         session = Session.load(path, model, tokenizer=tokenizer)
         return session, before["seconds_per_token"] * session.tokens

@@ -137,7 +137,7 @@ def main() -> None:
         model = add_lora(model, recipe.lora_rank)
     if recipe.curriculum:
         training = in_curriculum(training, config)
-    choice = early_choice(recipe, variant, config, tokenizer) if recipe.choice_length else {}
+    choice = early_choice(recipe, variant, config, tokenizer) if recipe.choice_length is not None else {}
     trainer = ToolSFTTrainer(model, config, training, processing_class=tokenizer, **choice)
     resume = config.resume_from_checkpoint
     if str(resume).lower() == "true":  # the last checkpoint; anything else is a checkpoint's folder
@@ -171,7 +171,7 @@ def main() -> None:
         "state_passing_share": config.state_passing_share,
         "state_noise_share": config.state_noise_share,
         "curriculum": recipe.curriculum,
-        "chosen_step": trainer.state.best_global_step if recipe.choice_length else None,
+        "chosen_step": trainer.state.best_global_step if recipe.choice_length is not None else None,
         "train_loss": trained.training_loss,
         "resumed": bool(resume),  # then the minutes are those since
         "train_minutes": round((time.perf_counter() - start) / 60, 2),
@@ -184,6 +184,10 @@ def in_curriculum(rows: Dataset, config: ToolSFTConfig) -> Dataset:
     """The rows of the whole training, in the order of a curriculum."""
     if config.max_steps < 1:
         raise UnsafeTrainingError("a curriculum is planned over the whole training: set max_steps")
+    if config.train_sampling_strategy != "random":
+        raise UnsafeTrainingError(
+            f"a curriculum orders the rows itself: leave out train_sampling_strategy: {config.train_sampling_strategy}"
+        )
     config.train_sampling_strategy = "sequential"
     per_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     return short_rows_first(rows, config.max_steps * per_step, config.seed)
@@ -192,8 +196,13 @@ def in_curriculum(rows: Dataset, config: ToolSFTConfig) -> Dataset:
 def early_choice(
     recipe: RecipeArguments, variant: str, config: ToolSFTConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """What the trainer needs to keep the best of its checkpoints."""
+    """What the trainer needs to keep the best of its checkpoints; of a mixture, the best for the recipe's own task."""
     assert recipe.choice_length is not None
+    if recipe.choice_length <= recipe.train_max_length:
+        raise UnsafeTrainingError(
+            f"choice_length {recipe.choice_length} is no longer than the training's {recipe.train_max_length}: all "
+            "checkpoints would seem right"
+        )
     problems = ProblemSet(recipe.task, TRAINING, recipe.choice_length, (("validation", 16),), variant)
     references = reference_trajectories(problems, "validation")
     rows = Dataset.from_list([Renderer(tokenizer).render(reference) for reference in references])
@@ -202,7 +211,8 @@ def early_choice(
         measured = evaluate_free_running(model, tokenizer, "validation", problems.length, references)
         return measured.trajectory_accuracy
 
-    config.eval_strategy, config.eval_steps = IntervalStrategy.STEPS, config.save_steps
+    config.save_strategy = config.eval_strategy = IntervalStrategy.STEPS
+    config.eval_steps = config.save_steps
     config.per_device_eval_batch_size = 4  # long rows
     config.load_best_model_at_end, config.metric_for_best_model, config.greater_is_better = True, "choice", True
     return {"eval_dataset": rows, "accuracy": accuracy}

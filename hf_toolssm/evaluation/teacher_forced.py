@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.evaluation.exactness import CONTEXT, FirstError, LengthResult, RowOutcome, summarize
-from hf_toolssm.models.state import MambaState
 from hf_toolssm.protocols.render import IGNORED, Renderer
 from hf_toolssm.trajectory import StepKind, Trajectory
 
@@ -31,7 +31,7 @@ def evaluate_teacher_forced(
     """Streams each reference through the model in pieces, with the state carried, and compares every prediction.
 
     Args:
-        model: a ToolMamba, on any device.
+        model: a ToolMamba, LSTM, GRU or RMT, on any device.
         tokenizer: its tokenizer.
         problem_set, length: for the report.
         references: the problems with their reference trajectories; at least one.
@@ -40,7 +40,12 @@ def evaluate_teacher_forced(
 
     Raises:
         ValueError: there is no reference.
+        UnsupportedArchitectureError: the model has no state that could be carried from piece to piece.
     """
+    if not hasattr(type(model), "state_class"):
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__} would forget its past at every piece: measure it free-running"
+        )
     if not references:
         raise ValueError(f"{problem_set} has no problem: nothing can be measured")
     renderer = Renderer(tokenizer)
@@ -60,7 +65,7 @@ def evaluate_teacher_forced(
 def _stream(model, tokenizer, rendered: dict, reference: Trajectory, index: int, piece: int) -> RowOutcome:
     ids = torch.tensor([rendered["input_ids"]])
     labels = torch.tensor(rendered["labels"])
-    state = MambaState(model.config)
+    state = type(model).state_class(model.config)
     predicted = [
         model(part.to(model.device), cache_params=state, use_cache=True).logits[0].argmax(-1).cpu()
         for part in ids[:, :-1].split(piece, dim=1)

@@ -161,7 +161,7 @@ class ModelRunner:
         """Feeds a few tokens whole, in two pieces, and one by one, and compares memory and logits."""
         was_training = self.model.training
         self.model.eval()
-        vocabulary = self.model.get_input_embeddings().num_embeddings
+        vocabulary = len(self.model.get_input_embeddings().weight)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary, (1, 12), generator=generator).to(self.model.device)
 

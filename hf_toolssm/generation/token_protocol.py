@@ -66,7 +66,7 @@ def make_protocol(
     if end_ids is None:
         end = model.generation_config.eos_token_id
         end_ids = end if isinstance(end, list) else [end]
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = len(model.get_input_embeddings().weight)  # an adapter's embedding has no num_embeddings
     beyond = [text for text, token in (ids or {}).items() if token >= vocabulary]
     if beyond:
         raise MissingToolTokensError(
@@ -84,7 +84,7 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int
     if len(prompts) == 0 or not all(len(prompt) for prompt in prompts):
         raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
     lists = [prompt.tolist() if hasattr(prompt, "tolist") else list(prompt) for prompt in prompts]
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = len(model.get_input_embeddings().weight)  # an adapter's embedding has no num_embeddings
     for row, prompt in enumerate(lists):
         if min(prompt) < 0 or max(prompt) >= vocabulary:
             raise InvalidProblemError(

@@ -2,7 +2,7 @@
 
 The baselines are transformers' own classes where there is one: GPT-NeoX (the architecture of Pythia), Mistral with a
 sliding window, Mamba-2, and FalconH1, a hybrid whose layers run attention and Mamba-2 side by side. At one width and
-depth they have between 0.8 and 1.7 times the parameters of a ToolMamba.
+depth they have between 0.7 and 2.1 times the parameters of a ToolMamba.
 """
 
 from collections.abc import Mapping

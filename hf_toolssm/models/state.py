@@ -64,15 +64,19 @@ class RecurrentState(DynamicCache):
         index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
         return map_tensors(self, lambda t: t.index_select(0, index.to(t.device)))
 
-    def noise(self, rows: int) -> Self:
+    def noise(self, rows: int, generator: torch.Generator) -> Self:
         """That many rows of Gaussian noise, with the mean and the deviation of this state's rows, number by number.
 
         Of one row there is no deviation, and every row of the result is that row.
+
+        Args:
+            rows: how many.
+            generator: on the CPU, so that every device draws the same.
         """
 
         def drawn(tensor: Tensor) -> Tensor:
-            noise = torch.randn(rows, *tensor.shape[1:], dtype=tensor.dtype, device=tensor.device)
-            return tensor.mean(0) + tensor.std(0, correction=0) * noise
+            noise = torch.randn(rows, *tensor.shape[1:], dtype=tensor.dtype, generator=generator)
+            return tensor.mean(0) + tensor.std(0, correction=0) * noise.to(tensor.device)
 
         return map_tensors(self, drawn)
 

@@ -25,8 +25,9 @@ class ToolSFTConfig(SFTConfig):
     state_noise_share: float = field(
         default=0.0,
         metadata={
-            "help": "Share of batches that start from noise with the mean and deviation of the final states of the "
-            "batch before ('fitted noise' in the same paper). Together with state_passing_share at most 1."
+            "help": "Share of batches that start from noise with the mean and deviation of the states that state "
+            "passing would start from, of each process its own ('fitted noise' in the same paper). Together with "
+            "state_passing_share at most 1."
         },
     )
     bptt_length: int | None = field(

@@ -19,6 +19,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -40,13 +41,14 @@ class ToolSFTTrainer(SFTTrainer):
 
     A model with a `state_class` (ToolMamba, LSTM, GRU, RMT) can have its state passed on; any other trains as it is.
 
-    Row i of a batch goes on from row i of the batch before: the rows are drawn at random, so the pairing is too, and
-    it is the same for any number of processes. Where batches differ in size, it is the last row i that there was, and
-    a batch of more rows than any before takes them again from the first. Which batches go on is decided by the seed
-    and the count of batches. The carried states are saved with every checkpoint.
+    Row i of a batch goes on from row i of the batch before: rows are drawn at random, so the pairing is too, and it is
+    the same for any number of processes. Where batches differ in size, it is the last row i that there was, and a
+    batch of more rows than any before takes them again from the first. Which batches go on is decided by the seed and
+    the count of batches. The carried states are saved with every checkpoint.
 
     `train_sampling_strategy="batch_rebalance"` with gradient accumulation spares most of the padding: the rows of one
-    step are sorted by length into micro-batches of about equal work.
+    step are sorted by length into micro-batches of about equal work. A long row then goes on from a shorter one of its
+    step, or from a long one of the step before.
 
     Args:
         accuracy: measures the model, for example free-running on problems longer than those of the training: a share
@@ -100,6 +102,7 @@ class ToolSFTTrainer(SFTTrainer):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
             sampler.seed = self.args.data_seed  # transformers has one order for all seeds
+            self.add_callback(_EpochOfRows(sampler))
         return sampler
 
     def training_step(
@@ -184,7 +187,10 @@ class ToolSFTTrainer(SFTTrainer):
             if chance < self.args.state_passing_share:
                 return self._carried.select([row % self._carried.batch_size for row in range(batch_size)])
             if chance < self.args.state_passing_share + self.args.state_noise_share:
-                return self._carried.noise(batch_size)
+                # Every process draws its own, the same again when a run is resumed.
+                draw = random.Random(f"noise/{self.args.seed}/{self._batches}/{self.args.process_index}")
+                generator = torch.Generator().manual_seed(draw.getrandbits(63))
+                return self._carried.noise(batch_size, generator)
         assert self._state_class is not None, "checked when the trainer was made"
         return self._state_class(self.model.config)
 
@@ -210,6 +216,16 @@ class ToolSFTTrainer(SFTTrainer):
 
     def _carried_file(self, checkpoint: Path) -> Path:
         return checkpoint / f"carried_state_{self.args.process_index}.safetensors"
+
+
+class _EpochOfRows(TrainerCallback):
+    """Tells a rebalanced order its epoch, which transformers forgets when several processes resume."""
+
+    def __init__(self, sampler: BatchRebalanceSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 def last_whole_checkpoint(folder: Path) -> Path:

@@ -65,9 +65,10 @@ def main() -> None:
 def measured(model: Path, task: Run) -> dict[str, Any]:
     """The model's results on a task, at the lengths that the task's own configuration measures."""
     path = model / task.row.replace(" ", "_") / "results.json"
-    if not path.exists():
-        configured = {"task": "addition", **yaml.safe_load((ROOT / task.options["config"]).read_text())}
-        configured |= task.options
+    configured = {"task": "addition", **yaml.safe_load((ROOT / task.options["config"]).read_text()), **task.options}
+    lengths, number = configured["eval_lengths"], configured.get("eval_num_problems", 32)
+    found = json.loads(path.read_text())["by_length"] if path.exists() else []
+    if [(r["length"], r["num_problems"]) for r in found] != [(length, number) for length in lengths]:
         command = [
             sys.executable,
             "recipes/evaluate.py",
@@ -76,8 +77,8 @@ def measured(model: Path, task: Run) -> dict[str, Any]:
             "--task",
             configured["task"],
         ]
-        command += ["--lengths", *map(str, configured["eval_lengths"]), "--output", str(path.parent.resolve())]
-        command += ["--num_problems", str(configured.get("eval_num_problems", 32))]
+        command += ["--lengths", *map(str, lengths), "--output", str(path.parent.resolve())]
+        command += ["--num_problems", str(number)]
         with (model / "log.txt").open("a") as log:
             done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:

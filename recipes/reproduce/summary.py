@@ -20,14 +20,14 @@ def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) 
         for result in runs:
             for measured in (*result["by_length"], *result["adversarial"]):
                 exact = min(measured["answer_accuracy"], measured["trajectory_accuracy"])
-                by_set.setdefault(measured["problem_set"], []).append((exact, measured["first_error"]))
+                by_set.setdefault(_set_name(result, measured), []).append((exact, measured["first_error"]))
         rows[row] = {
             "parameters": runs[0]["num_parameters"],
             "seeds": [result["seed"] for result in runs],
             "problems": runs[0]["by_length"][0]["num_problems"],
             "trained_up_to": runs[0]["train_max_length"],
-            "median_minutes": round(median(result["train_minutes"] for result in runs), 1),
-            "lengths": {measured["problem_set"]: measured["length"] for measured in runs[0]["by_length"]},
+            "median_minutes": _median_minutes(runs),
+            "lengths": {_set_name(runs[0], measured): measured["length"] for measured in runs[0]["by_length"]},
             "accuracy": {name: _over_seeds(found) for name, found in by_set.items()},
             "paper": experiment.paper.get(row),
         }
@@ -39,6 +39,17 @@ def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) 
         "hardware": sorted({f"{h['gpu'] or h['cpu']}, {h['cores']} cores, {h['memory_gib']} GiB" for h in hardware}),
         "rows": rows,
     }
+
+
+def _set_name(result: dict[str, Any], measured: dict[str, Any]) -> str:
+    """A problem set's name without the variant, whose problems are those of every other."""
+    return measured["problem_set"].removeprefix(f"{result['variant']}_")
+
+
+def _median_minutes(runs: list[dict[str, Any]]) -> float | None:
+    """Of the runs that were not interrupted; the others know only the minutes since."""
+    whole = [result["train_minutes"] for result in runs if not result["resumed"]]
+    return round(median(whole), 1) if whole else None
 
 
 def _over_seeds(found: list[tuple[float, dict[str, Any] | None]]) -> dict[str, Any]:
@@ -69,7 +80,7 @@ def _table(summary: dict[str, Any]) -> str:
         for name in sets:
             found = row["accuracy"].get(name)
             cells.append("" if found is None else f"{found['median']:.2f} / {found['worst']:.2f}")
-        facts = [f"{row['parameters']:,}", str(row["median_minutes"]), str(row["trained_up_to"])]
+        facts = [f"{row['parameters']:,}", str(row["median_minutes"] or ""), str(row["trained_up_to"])]
         lines.append([label, *facts, *cells, row["paper"] or ""])
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     seeds = sorted({len(row["seeds"]) for row in rows.values()})

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
-from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
+from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share, trained_part
 from dataset_builders.task import available_tasks, example_rng, load_task
 from hf_toolssm.errors import InvalidMixtureError, InvalidProblemError, UnknownTaskError
 from hf_toolssm.locality import locality
@@ -26,7 +26,17 @@ def test_what_is_no_share_is_named(text):
         parse_share(text)
 
 
-def test_an_unknown_task_of_a_mixture_is_named():
+def test_what_a_model_was_trained_on_is_found_for_every_task_of_its_mixture():
+    about = {"task": "addition", "variant": "local", "train_max_length": 5, "seed": 0}
+    about["mixture"] = ["hanoi_iterative/copied_states:3=1"]
+    assert trained_part(about, "addition") == {"variant": "local", "train_max_length": 5}
+    assert trained_part(about, "hanoi_iterative") == {"variant": "copied_states", "train_max_length": 3}
+    assert trained_part(about, "sorting") == trained_part({}, "sorting") == {}
+
+
+def test_an_unknown_task_or_variant_of_a_mixture_is_named():
+    with pytest.raises(InvalidProblemError, match="no variant 'two_pointer'.*two_pointers"):
+        parse_share("addition/two_pointer:5=1")
     with pytest.raises(UnknownTaskError, match="no task is named 'cooking'"):
         parse_share("cooking:5=1")
 

@@ -104,12 +104,12 @@ def test_k_does_not_grow_beyond_training(name, k):
 
 
 def test_the_papers_algorithm_is_local_for_one_digit_and_not_for_two():
-    def k(name, length):
+    def k(name, length, number=4):
         task = load_task(name)
-        problems = [task.sample_test(random.Random(seed), length) for seed in range(4)]
+        problems = [task.sample_test(random.Random(seed), length) for seed in range(number)]
         return locality(task.solve(problem, "partial_products") for problem in problems).k
 
-    assert k("multiplication_nx1", 40) == 7
+    assert k("multiplication_nx1", 5, 600) == k("multiplication_nx1", 40, 60) == 8
     assert k("multiplication_nx2", 80) is None or k("multiplication_nx2", 80) > 80
 
 
@@ -132,7 +132,7 @@ def test_tokens_grow_with_the_number_of_columns():
     def tokens(length):
         return len(task.solve("9" * length + "*" + "7" * length + "=", "local").steps)
 
-    assert tokens(60) < 30 * 60 * 60
+    assert tokens(60) < 31 * 60 * 60
 
 
 def test_numbers_beyond_pythons_digit_limit_are_multiplied():

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builders.builder import evaluation_sets, reference_trajectories
+from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.evaluation import evaluate_free_running, evaluate_teacher_forced, free_running
 from hf_toolssm.evaluation.exactness import (
     FirstError,
@@ -19,6 +20,7 @@ from hf_toolssm.evaluation.exactness import (
 )
 from hf_toolssm.evaluation.metric import Exactness
 from hf_toolssm.evaluation.report import table, write_report
+from hf_toolssm.models.architectures import make_model
 from hf_toolssm.protocols import Renderer
 from hf_toolssm.trajectory import Trajectory
 
@@ -30,6 +32,13 @@ def test_the_first_difference_is_the_first(one, other):
     if at is not None:
         assert one[:at] == other[:at]
         assert one[at : at + 1] != other[at : at + 1]
+
+
+def test_a_model_that_would_forget_at_every_piece_is_not_teacher_forced(tokenizer):
+    attention = make_model("gpt_neox", len(tokenizer), width=16, depth=1, state_size=4, mamba={})
+    (problems,) = evaluation_sets("addition", "local", [2], [], 1)
+    with pytest.raises(UnsupportedArchitectureError, match="free-running"):
+        evaluate_teacher_forced(attention, tokenizer, "x", 2, reference_trajectories(problems, "test"))
 
 
 def test_a_missing_end_is_a_difference():

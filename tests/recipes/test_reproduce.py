@@ -31,18 +31,20 @@ def small_run(output, *words):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def result(seed, by_length):
+def result(seed, by_length, variant="local"):
+    prefix = "" if variant == "local" else f"{variant}_"
     wrong = {"position": 40 + seed, "found": "7", "expected": "8", "context": ["<|read_1|>", "\n"]}
     measured = [
         {
-            **{"problem_set": f"length_{n}", "length": n, "num_problems": 8},
+            **{"problem_set": prefix + f"length_{n}", "length": n, "num_problems": 8},
             **{"answer_accuracy": a, "trajectory_accuracy": t, "first_error": None if a == t == 1 else wrong},
         }
         for n, (a, t) in by_length.items()
     ]
     hard = [{**measured[0], "problem_set": "nines_5", "answer_accuracy": 0.25}]
     machine = {"gpu": None, "cpu": "a chip", "cores": 2, "memory_gib": 24}
-    facts = {"num_parameters": 1_000, "train_max_length": 5, "train_minutes": seed + 1.0}
+    facts = {"num_parameters": 1_000, "train_max_length": 5, "train_minutes": seed + 1.0, "resumed": False}
+    facts["variant"] = variant
     return {"seed": seed, "by_length": measured, "adversarial": hard, "hardware": machine, **facts}
 
 
@@ -58,6 +60,18 @@ def test_the_table_shows_median_and_worst_seed_beside_the_papers_figure(reproduc
     assert "- ours, length_5: token 41, `7` for `8` behind `<|read_1|> \\n`" in table
     assert json.loads((tmp_path / "summary.json").read_text())["rows"]["ours"]["accuracy"]["length_5"]["worst"] == 0.5
     assert (tmp_path / "accuracy.png").stat().st_size > 1_000
+
+
+def test_variants_stand_in_the_same_columns_and_an_interrupted_run_does_not_count_its_minutes(reproduce, tmp_path):
+    experiment, summary = reproduce
+    described = experiment.Experiment("e", "A title", "Table 0", {"a": {}, "b": {}}, {})
+    right = {5: (1.0, 1.0)}
+    interrupted = {**result(5, right), "resumed": True, "train_minutes": 0.1}
+    rows = {"a": [result(0, right), interrupted], "b": [result(2, {5: (0.0, 0.0)}, "calculator")]}
+    table = summary.write_summary(summary.summarize(described, rows), tmp_path)
+    assert "| trained up to | length_5 | nines_5 |" in table
+    assert "| a | 1,000 | 1.0 | 5 | 1.00 / 1.00 |" in table
+    assert "| b | 1,000 | 3.0 | 5 | 0.00 / 0.00 |" in table
 
 
 def test_every_experiment_names_options_that_the_recipe_has(reproduce):

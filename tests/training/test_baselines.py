@@ -49,7 +49,7 @@ def test_an_lstm_resumed_from_a_checkpoint_loses_what_it_would_have_lost(tmp_pat
 def test_noise_has_the_mean_and_the_deviation_of_the_states(tmp_path):
     trainer = trained(tmp_path, "gru")
     state = trainer._carried
-    noise = state.noise(4_000)
+    noise = state.noise(4_000, torch.Generator().manual_seed(0))
     for name, drawn in noise.to_tensors().items():
         rows = state.to_tensors()[name]
         assert (drawn.mean(0) - rows.mean(0)).abs().max() < 0.1 * rows.std(0).max() + 1e-3
@@ -61,6 +61,20 @@ def test_training_from_noise_differs_from_training_from_zeros(tmp_path):
     plain = trained(tmp_path / "zeros", "lstm", state_passing_share=0.0)
     assert losses(noisy)[0] == pytest.approx(losses(plain)[0])  # nothing to fit the noise to yet
     assert losses(noisy)[1:] != pytest.approx(losses(plain)[1:], rel=1e-5)
+
+
+def test_noise_is_the_same_again_and_every_process_has_its_own(tmp_path):
+    trainer = trained(tmp_path, "gru", state_passing_share=0.0, state_noise_share=1.0)
+
+    def drawn(process):
+        trainer.args.distributed_state._shared_state["process_index"] = process
+        return trainer._initial_state(4).layers[0].recurrent_states[0]
+
+    try:
+        assert torch.equal(drawn(0), drawn(0))
+        assert not torch.equal(drawn(0), drawn(1))
+    finally:
+        trainer.args.distributed_state._shared_state["process_index"] = 0
 
 
 def test_noise_on_a_state_that_holds_tokens_is_refused(tmp_path):

@@ -9,6 +9,8 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from small_run import make_trainer
 
+from dataset_builders.builder import TRAINING, ProblemSet, reference_trajectories
+from hf_toolssm.evaluation import evaluate_free_running
 from hf_toolssm.training.curriculum import short_rows_first
 
 KEEP_BEST = {
@@ -49,9 +51,20 @@ def test_among_checkpoints_of_equal_accuracy_the_one_of_the_lowest_loss_is_kept(
     assert_weights_are_those_of(trainer, trainer.state.best_global_step)
 
 
-def test_measuring_does_not_change_the_training(tmp_path):
-    measured = trained(tmp_path / "measured", {3: 0.0, 6: 0.0, 9: 1.0})
-    alone = make_trainer(tmp_path / "alone", 8, 9)
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_measuring_by_free_runs_does_not_change_the_training(tmp_path, lora_rank):
+    problems = ProblemSet("addition", TRAINING, 4, (("validation", 2),), "local")
+    references = reference_trajectories(problems, "validation")
+
+    def accuracy(model):
+        return evaluate_free_running(model, measured.processing_class, "validation", 4, references).trajectory_accuracy
+
+    measured = make_trainer(
+        tmp_path / "measured", 8, 9, lora_rank, accuracy=accuracy, eval_strategy="steps", eval_steps=3
+    )
+    measured.train()
+    assert sum("eval_accuracy" in entry for entry in measured.state.log_history) == 3
+    alone = make_trainer(tmp_path / "alone", 8, 9, lora_rank)
     alone.train()
     for name, value in alone.model.state_dict().items():
         torch.testing.assert_close(measured.model.state_dict()[name], value, msg=name)

@@ -182,6 +182,14 @@ def test_rebalanced_batches_are_less_padded_and_every_seed_has_its_own(tmp_path)
     assert lengths[0] == lengths[1] != lengths[2]
 
 
+def test_a_rebalanced_order_knows_its_epoch_when_a_run_is_resumed(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1, **REBALANCED)
+    sampler = trainer._get_train_sampler()
+    trainer.state.epoch = 2.25
+    trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    assert sampler.epoch == 2
+
+
 def test_a_cut_off_checkpoint_is_passed_over(tmp_path):
     make_trainer(tmp_path, 8, 6, save_steps=2).train()
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-6"
