@@ -19,8 +19,8 @@ Worked example, `0345<` (disk 45 on disk 03):
 
 Variants:
     three_pointers: each of the two copies has a pointer of its own, so the swap in force is the pointer's.
-    two_pointers: the paper's number; pointer 2 makes both copies, going back to the list's start between them, and
-        which copy it is has to be remembered for as long as the copy takes.
+    two_pointers: the paper's number; pointer 2 makes both copies, going back to the list's start between them. Which
+        copy it is shows in the rods that were just copied: the last 13 tokens determine the next one instead of 5.
 """
 
 from collections.abc import Sequence
