@@ -92,13 +92,16 @@ def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_pa
 
 
 def test_a_curriculum_and_an_early_choice_run_from_the_recipe(tmp_path):
-    command = f"accelerate launch recipes/sft.py --config {CONFIG} --curriculum true --choice_length 4"
+    command = f"accelerate launch recipes/sft.py --config {CONFIG} --curriculum true --choice_length 6"
     run(shlex_small(f"{command} --output_dir {tmp_path}/chosen", tmp_path))
     results = json.loads((tmp_path / "chosen" / "results.json").read_text())
     assert results["curriculum"] is True
     assert results["chosen_step"] in (2, 4)
     state = json.loads((tmp_path / "chosen" / "checkpoint-4" / "trainer_state.json").read_text())
     assert sum("eval_accuracy" in entry for entry in state["log_history"]) == 2
+    shorter = [sys.executable, "recipes/sft.py", "--config", CONFIG, "--choice_length", "5", "--num_examples", "20"]
+    refused = subprocess.run([*shorter, "--output_dir", f"{tmp_path}/no"], capture_output=True, text=True, cwd=ROOT)
+    assert "choice_length 5 is no longer than the training's 5" in refused.stderr
 
 
 def test_the_python_example_runs(trained, capsys):
