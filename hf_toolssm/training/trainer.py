@@ -90,7 +90,9 @@ class ToolSFTTrainer(SFTTrainer):
         """Transformers' evaluation, with the given accuracy; see the class."""
         metrics = super().evaluate(*args, **kwargs)
         if self._accuracy is not None:
-            accuracy = self._accuracy(self.accelerator.unwrap_model(self.model))
+            model = self.accelerator.unwrap_model(self.model)
+            # Of PEFT's wrapper, the model with the adapters in it, which can run free.
+            accuracy = self._accuracy(model.get_base_model() if hasattr(model, "get_base_model") else model)
             # At most a thousandth, less than one problem of many is worth.
             tie_break = 1e-3 / (1 + metrics["eval_loss"])
             measured = {"eval_accuracy": accuracy, "eval_choice": accuracy + tie_break}
