@@ -145,8 +145,6 @@ def main() -> None:
     trained = trainer.train(resume_from_checkpoint=resume)
     if not recipe.lora_rank:
         trainer.save_model()
-    # The processes part here. One that only exits may abort, because its threads still serve the others.
-    trainer.accelerator.end_training()
     if not trainer.accelerator.is_main_process:
         return
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -61,4 +61,3 @@ if __name__ == "__main__":
         report = {"losses": losses(trainer), "processes": trainer.accelerator.num_processes}
         (output / "report.json").write_text(json.dumps(report))
     trainer.accelerator.wait_for_everyone()  # no process ends before the report is written
-    trainer.accelerator.end_training()
