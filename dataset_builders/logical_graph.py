@@ -1,10 +1,11 @@
 """The value of a logical graph, depth-first with a search memory (PAPER section 4, task 5).
 
-A problem is code, one line a cell sequence of fixed width, earlier lines first; names are three letters:
+A problem is code, one line a term, a sequence of cells of fixed width, earlier lines first; names are three letters:
 
     1:abc            an input and its value (three of them)
-    abc+&def~=ghi    ghi is abc and not def
-    ghi~=jkl         jkl is not ghi; the sign of a line's last name is ^ or ~, that of another + or -
+    def-&=ghi        ghi begins with not def, and another term follows:
+    abc+/ghi         abc, so that ghi is abc and not def
+    ghi-==jkl        jkl is not ghi
     >jkl             the question: the last node
 
 What the model learns it writes as lines of the same kind, so that one search shows it again:
@@ -14,21 +15,21 @@ What the model learns it writes as lines of the same kind, so that one search sh
 
 Worked example, from the question on:
 
-    find =jkl   shows ghi~=jkl              a definition; its last name is looked up
+    find =jkl   shows ghi-==jkl             a node's first term; its name is looked up
     find :ghi   shows nothing               so think ghi<jkl, and enter ghi
-    find =ghi   shows abc+&def~=ghi
-    find :def   shows 0:def                 think ~0&, and as not def is 1, abc decides
-    find =ghi   shows abc+&def~=ghi         think >, the other name is looked up
+    find =ghi   shows def-&=ghi
+    find :def   shows 0:def                 think -0&, and as not def is 1, the other term decides
+    find /ghi   shows abc+/ghi
     find :abc   shows 1:abc                 think +1=, and 1:ghi
     find ghi<   shows ghi<jkl               back to jkl
-    find =jkl   shows ghi~=jkl;  find :ghi shows 1:ghi;  think ~1=, 0:jkl
+    find =jkl   shows ghi-==jkl;  find :ghi shows 1:ghi;  think -1=, 0:jkl
     find jkl<   shows nothing               the question's own node: think <|answer|>, output 0
 
-A node that is visited again is decided from its beginning: nothing is remembered but what is written. The line `~0&`
-(sign, value and operator, `=` where no other name is left) puts side by side what decides: without it a small model
-learned to copy everything within 350 steps and guessed the decisions for 650 more. The definition is shown again
-before its other name is used, because a name copied from thirty tokens back was all that such a model still got wrong;
-and where the rest of a definition was copied as a line of its own, one seed of two did not learn its sign.
+A node that is visited again is decided from its beginning: nothing is remembered but what is written. The line `-0&`
+(sign, value and operator, `=` where no other term is left) puts side by side what decides: without it a small model
+learned to copy everything within 350 steps and guessed the decisions for 650 more. A term has a line of its own, whose
+name is the first three cells shown: with both names in one line, the copy of the one in its middle was the last thing
+that a small model learned, and all that a model of many tasks still got wrong.
 
 A pattern holds the mark beside the name, so that a search shows one line, however many nodes use the name. A node of
 which one known value decides (false in an and, true in an or) never looks at the other.
@@ -51,17 +52,18 @@ WIDTH = 3
 """Letters of a name."""
 MOST_NODES = len(ascii_lowercase) ** WIDTH - INPUTS
 
-_LINE = re.compile(r"([01]):([a-z]{3})|(?:([a-z]{3})([+-])([&|]))?([a-z]{3})([\^~])=([a-z]{3})|>([a-z]{3})")
+FIRST_TERM, OTHER_TERM = "=", "/"
+"""What stands before the node's name in the lines of its terms; the first one's operator says whether there are two."""
+NO_OPERATOR = "="
 
-_LAST_SIGN = {"+": "^", "-": "~"}
-"""How a sign is written behind the last name of a line, so that no model takes it for the other name's."""
+_LINE = re.compile(r"([01]):([a-z]{3})|([a-z]{3})([+-])(?:([&|=])=|/)([a-z]{3})|>([a-z]{3})")
 
 
 class LogicalGraph:
     """See the module's text. The length counts the nodes that are no inputs."""
 
     title = "The value of a logical graph, depth-first with a search memory"
-    version = "2"
+    version = "3"
     variants: Sequence[str] = ("depth_first",)
     adversarial: Sequence[str] = ("deep_chain", "wide", "one_hub", "never_decided_early")
     unit = "nodes"
@@ -70,7 +72,7 @@ class LogicalGraph:
         return [{"name": "search_memory"}]
 
     def cells(self, variant: str) -> Sequence[str]:
-        return (*ascii_lowercase, *"01+-^~&|=:<>", NEWLINE)
+        return (*ascii_lowercase, *"01+-&|=:/<>", NEWLINE)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         return self.sample_test(rng, rng.randint(1, max_length))
@@ -102,7 +104,7 @@ class LogicalGraph:
         return False
 
     def length(self, problem: str) -> int:
-        return len(_lines(problem)) - INPUTS - 1
+        return sum(line[-WIDTH - 1] == FIRST_TERM for line in _lines(problem))
 
     def solve(self, problem: str, variant: str) -> Trajectory:
         """Records the algorithm.
@@ -129,37 +131,34 @@ def values_of(problem: str) -> dict[str, str]:
         InvalidProblemError: the problem is no such code.
     """
     values: dict[str, str] = {}
+    begun, operator = False, NO_OPERATOR
     for line in _lines(problem)[:-1]:
-        value, given, first, first_sign, operator, second, sign, name, _ = _LINE.fullmatch(line).groups()  # type: ignore[union-attr]
+        value, given, term, sign, first_operator, name, _ = _LINE.fullmatch(line).groups()  # type: ignore[union-attr]
         if given:
             values[given] = value
             continue
-        truth = (values[second] == "1") == (sign == "^")
-        if operator:
-            other = (values[first] == "1") == (first_sign == "+")
-            truth = (truth and other) if operator == "&" else (truth or other)
+        truth = (values[term] == "1") == (sign == "+")
+        if first_operator:
+            begun, operator = truth, first_operator
+        else:
+            truth = (begun and truth) if operator == "&" else (begun or truth)
         values[name] = str(int(truth))
     return values
 
 
 def _visit(pen: Recorder, node: str) -> str | None:
-    """Follows a node's definition as far as known values go; returns the node to visit next, or None at the end."""
-    definition = _LINE.fullmatch(_search(pen, "=" + node)[0])
-    _, _, first, first_sign, operator, last, sign, _, _ = definition.groups()  # type: ignore[union-attr]
-    value = _look_up(pen, last, node)
-    if value is None:
-        return last
-    _think_line(pen, sign + value + (operator or "="))
-    truth = (value == "1") == (sign == "^")
-    if operator and truth == (operator == "&"):
-        # Shown once more, so that the other name stands close by.
-        _search(pen, "=" + node)
-        _think_line(pen, ">")
-        value = _look_up(pen, first, node)
+    """Follows a node's terms as far as known values go; returns the node to visit next, or None at the end."""
+    for mark in (FIRST_TERM, OTHER_TERM):
+        (line,) = _search(pen, mark + node)
+        name, sign = line[:WIDTH], line[WIDTH]
+        operator = line[WIDTH + 1] if mark == FIRST_TERM else NO_OPERATOR
+        value = _look_up(pen, name, node)
         if value is None:
-            return first
-        _think_line(pen, first_sign + value + "=")
-        truth = (value == "1") == (first_sign == "+")
+            return name
+        _think_line(pen, sign + value + operator)
+        truth = (value == "1") == (sign == "+")
+        if operator == NO_OPERATOR or truth == (operator == "|"):
+            break
     value = str(int(truth))
     _think_line(pen, f"{value}:{node}")
     shown = _search(pen, node + "<")
@@ -194,20 +193,26 @@ def _lines(problem: str) -> list[str]:
     kinds = [_LINE.fullmatch(line) for line in lines[:-1]]
     if lines[-1] or len(lines) < INPUTS + 3 or not all(kinds):
         raise InvalidProblemError(
-            f"{problem[:60]!r} is no logical graph: write {INPUTS} inputs, nodes and a question, a line each, as in "
-            "1:abc, abc+&def~=ghi and >ghi"
+            f"{problem[:60]!r} is no logical graph: write {INPUTS} inputs, the terms of the nodes and a question, a "
+            "line each, as in 1:abc, def-&=ghi, abc+/ghi and >ghi"
         )
     known: set[str] = set()
+    begun: str | None = None
+    """The node whose other term has to come next."""
     for at, kind in enumerate(kinds):
-        value, given, first, _, _, second, _, name, asked = kind.groups()  # type: ignore[union-attr]
-        is_input, is_question = at < INPUTS, at == len(kinds) - 1
-        used = {n for n in (first, second, asked) if n}
-        if bool(value) != is_input or bool(asked) != is_question or not used <= known or (given or name) in known:
+        value, given, term, _, operator, name, asked = kind.groups()  # type: ignore[union-attr]
+        in_place = bool(value) == (at < INPUTS) and bool(asked) == (at == len(kinds) - 1)
+        in_place &= begun == (None if operator or value or asked else name)
+        used, new = term or asked, given or name
+        if not in_place or (used and used not in known) or new in known:
             raise InvalidProblemError(
                 f"line {at + 1} of the graph, {lines[at]!r}, uses a name before its line, repeats one or stands in "
-                f"the wrong place: {INPUTS} inputs come first, the question last"
+                f"the wrong place: {INPUTS} inputs come first, the question last, and the other term of a node with "
+                "& or | right behind its first"
             )
-        known.add(given or name)
+        begun = name if operator and operator != NO_OPERATOR else None
+        if begun is None:
+            known.add(new)
     return lines[:-1]
 
 
@@ -217,7 +222,7 @@ def _graph(rng: random.Random, length: int, operands: Any, ordered: bool = False
     Args:
         length: nodes beside the inputs.
         operands: for the number of a node and of one that none has used yet: the numbers of the nodes that it uses.
-        ordered: the last operand is the one that is asked first; otherwise chance orders them.
+        ordered: the last operand is the first term; otherwise chance orders them.
         undecided: operators and signs are such that no value of one operand decides.
     """
     if length > MOST_NODES:
@@ -239,8 +244,9 @@ def _graph(rng: random.Random, length: int, operands: Any, ordered: bool = False
         if undecided:
             operator = "&" if truths[-1] else "|"
         value = truths[0] if len(used) == 1 else all(truths) if operator == "&" else any(truths)
-        written = [*signs[:-1], _LAST_SIGN[signs[-1]]]
-        lines.append(operator.join(names[n] + sign for n, sign in zip(used, written)) + "=" + names[at])
+        *other, (first, sign) = zip((names[n] for n in used), signs)
+        lines.append(f"{first}{sign}{operator if other else NO_OPERATOR}{FIRST_TERM}{names[at]}")
+        lines.extend(f"{name}{sign}{OTHER_TERM}{names[at]}" for name, sign in other)
         values.append(value)
         free = [n for n in free[-8:] if n not in used] + [at]
         rng.shuffle(free)

@@ -4,30 +4,33 @@ The tasks differ in their second number only: `multiplication_nx1` has one digit
 `multiplication_nxn` as many as the first. All three run one algorithm, row by row as on paper, lowest digit first. The
 memory for `47*36=`, where a row begins at each `;`, spaces are for the eye, and `a` marks the answer:
 
-    47*36=  |  ;|0 42024024 24082082 0002002  ;2|0 21012092 12041061 0001001  ;2961  a1692
+    47*36=  |  ;|0 042024024 424082082 20002002 |||||||  ;2|0 021012092 212041061 10001001 |||||||  ;2961  a1692
 
-    |        the end of the problem, where B stops that comes after it
-    ;2       digits of the result that are finished, lowest first: every row copies them and adds one
-    |0       the columns begin; no carry
-    12041061 a column, 8 cells, for one digit of the first number (here 4 x 3 = 12): the product's tens 1 and units 2;
-             units plus the carry of the column before, 2 + 2 = 04; tens and that small carry, 1; the carry 0 and the
-             digit 6 of 4 plus the digit 2 of the row before; and the carry 1 into the next column, the 1 before and
-             this small carry. Each cell is looked up from two others: a table of three, tens and both small carries,
-             held the first wrong token of a trained n x 2 and of an n x n model
-    0001001  the last column, behind the first number: its digit is the carry, and a carry of its own is left out
+    |         the end of the problem, where B stops that comes after it
+    ;2        digits of the result that are finished, lowest first: every row copies them and adds one
+    |0        the columns begin; no carry
+    212041061 a column, 9 cells, for one digit of the first number (here 4 x 3 = 12): the carry of the column before, 2,
+              written again; the product's tens 1 and units 2; units plus carry, 2 + 2 = 04; tens and that small carry,
+              1; the carry 0 and the digit 6 of 4 plus the digit 2 of the row before; and the carry 1 into the next
+              column, the 1 before and this small carry. Each cell is looked up from two others: a table of three, tens
+              and both small carries, held the first wrong token of a trained n x 2 and of an n x n model
+    10001001  the last column, behind the first number: its digit is the carry, and a carry of its own is left out
+    |||||||   the end of a row: R is so far ahead when A finds no other digit
 
 Three pointers move: B down the second number, one digit a row; A down the first number, and back up between rows; R
-along the row before the one that is being written. A row's digit stands 8 cells behind the one before it, which is how
-R finds what to add. When B meets `*` a last row collects the digits, and R goes along it and back to write them out.
-Numbers may be long, so nothing may depend on what stood in front of one: R begins as the addition's pointer 1 does,
-which stops at `+`, and the addition's other pointers never stop where A and B do. So one model can learn both. And a
-digit that is read behind a step to the right is passed, one that is read behind a step to the left is copied: R goes
-two steps right and one left to copy the finished digits. Without that, a model trained on five digits confused the two
-among ten of them.
+along the row before the one that is being written, where one digit stands 9 cells behind the other. When B meets `*` a
+last row collects the digits, and R goes along it and back to write them out. What keeps this easy for a small model:
+
+    - Numbers may be long, so nothing may depend on what stood in front of one: R begins as the addition's pointer 1
+      does, which stops at `+`, and the addition's other pointers never stop where A and B do. So one model learns both.
+    - What R reads behind a step to the right is passed; what it uses it reads behind a step to the left, for which it
+      goes one cell too far and back. Without that, a model trained on five digits confused the two among ten of them.
+    - R makes most of its steps where only the carry waits, which is then written again: two numbers that are added
+      stand at most 9 tokens back. With all steps behind the product, one seed of three missed a carry at 1,000 digits.
 
 Variants:
-    local: the above. The last 12 tokens determine the next one (9 where all problems have one row), however many rows
-        and columns there are. A column takes 26 tokens, a copied digit 6: 300 x 300 digits are 2.6 million.
+    local: the above. The last 9 tokens determine the next one, however many rows and columns there are. A column takes
+        28 tokens, or 15 in a first row, and a copied digit 6: 300 x 300 digits are 3.0 million.
     partial_products: the paper's algorithm, see partial_products.py; for second numbers of at most two digits.
 """
 
@@ -46,11 +49,13 @@ from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, rig
 from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
-ROW, COLUMNS = ";", "|"
+ROW, COLUMNS, ROW_END = ";", "|", "|"
 R, A, B = 1, 2, 3
 """The pointers in the order of their creation: into the row before, the first number, the second number."""
 
-COLUMN_CELLS = 8
+COLUMN_CELLS = 9
+LEAD = 7
+"""R's steps before a column's product, of the 9 to the next digit."""
 
 
 class Multiplication:
@@ -62,7 +67,7 @@ class Multiplication:
 
     second_digits: int | None = None
     title = "Multiplication of two decimal numbers of n digits with a pointer memory"
-    version = "2"
+    version = "3"
     variants: Sequence[str] = ("local",)
     adversarial: Sequence[str] = ("nines", "zeros_inside", "zero_or_one", "power_of_ten", "equal_digits")
     unit = "digits"
@@ -155,9 +160,6 @@ def _multiply(pen: Recorder) -> None:
     while True:
         walk(pen, A, until="*")
         has_row_before = _begin_row(pen)
-        if has_row_before:
-            repeat(pen, right(R), COLUMN_CELLS)
-            pen.think(look(pen, R))
         _write_columns(pen, has_row_before)
         pen.call(left(B))
         if look(pen, B) == "*":
@@ -172,60 +174,65 @@ def _multiply(pen: Recorder) -> None:
 def _begin_row(pen: Recorder) -> bool:
     """Begins a row with the digits that are finished in the row before, and says whether there is a row before.
 
-    R comes from the cell in front of the row before and rests where its columns begin. Looking at B tells what is
-    next: another row of columns, or, at `*`, the last row.
+    R comes from the cell in front of the row before and rests on its first column's digit, the last that is finished.
+    Looking at B tells what is next: another row of columns, or, at `*`, the last row.
     """
     pen.think(ROW)
     pen.call(right(R))
     if look(pen, R) != ROW:
         return False
-    while True:
-        repeat(pen, right(R), 2)
-        pen.call(left(R))
-        cell = look(pen, R)
-        if cell == COLUMNS:
-            look(pen, B)
-            return True
+    while (cell := _read_ahead(pen, 1)) != COLUMNS:
         pen.think(cell)
+    repeat(pen, right(R), COLUMN_CELLS - 3)
+    look(pen, B)
+    pen.think(_read_ahead(pen, 3))
+    return True
 
 
 def _write_columns(pen: Recorder, has_row_before: bool) -> None:
-    carry = 0
     pen.think(COLUMNS)
-    pen.think(str(carry))
+    carry = 0
     while True:
+        pen.think(str(carry))
+        if has_row_before:
+            repeat(pen, right(R), LEAD)
         pen.call(left(A))
+        pen.think(str(carry))
+        # A row that adds to another reads in the other order: so the two kinds differ close by, whatever the digits.
+        second = look(pen, B) if has_row_before else None
         first = look(pen, A)
         if first == MEMORY_BEGIN:
-            for digit in (0, 0, 0, carry, 0, 0, carry):
-                pen.think(str(digit))
-            return
-        # R's moves are split in two so that no result stands further back than it must.
-        if has_row_before:
-            repeat(pen, right(R), 3)
-        tens, units = divmod(int(first) * int(look(pen, B)), 10)
+            break
+        tens, units = divmod(int(first) * int(second or look(pen, B)), 10)
         carry_of_carry, low = divmod(units + carry, 10)
         high = tens + carry_of_carry
         for digit in (tens, units, carry_of_carry, low, high):
             pen.think(str(digit))
-        above = 0
-        if has_row_before:
-            repeat(pen, right(R), COLUMN_CELLS - 3)
-            above = int(look(pen, R))
+        above = int(_read_ahead(pen, COLUMN_CELLS - LEAD)) if has_row_before else 0
         carry_of_sum, total = divmod(low + above, 10)
         carry = high + carry_of_sum
-        for digit in (carry_of_sum, total, carry):
+        for digit in (carry_of_sum, total):
             pen.think(str(digit))
+    for digit in (0, 0, 0, carry, 0, 0, carry):
+        pen.think(str(digit))
+    for _ in range(LEAD):
+        pen.think(ROW_END)
+
+
+def _read_ahead(pen: Recorder, cells: int) -> str:
+    """What R reads so many cells further right, where it arrives with a step to the left."""
+    repeat(pen, right(R), cells + 1)
+    pen.call(left(R))
+    return look(pen, R)
 
 
 def _collect_digits(pen: Recorder) -> None:
     """Appends the digits of the row before, one of each column, to those that are finished."""
     while True:
         pen.call(right(R))
-        if look(pen, R) == ROW:
+        if look(pen, R) == ROW_END:
             return
-        repeat(pen, right(R), COLUMN_CELLS - 1)
-        pen.think(look(pen, R))
+        pen.think(_read_ahead(pen, COLUMN_CELLS - 1))
 
 
 def _digits_backwards(pen: Recorder) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataset_builders.task import example_rng, load_task
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
 from hf_toolssm.trajectory import StepKind
 
-PROBLEM = "1:abc\n0:def\n1:xyz\nabc+&def~=ghi\nghi~=jkl\n>jkl\n"
+PROBLEM = "1:abc\n0:def\n1:xyz\ndef-&=ghi\nabc+/ghi\nghi-==jkl\n>jkl\n"
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +20,17 @@ def task():
 
 
 def meaning(problem):
-    """The graph as a Python program, evaluated by Python."""
+    """The graph as a Python program, run by Python."""
     names = {}
     for line in problem.split("\n")[:-2]:
+        name = line[-3:]
         if ":" in line:
-            names[line[2:]] = line[0] == "1"
-        else:
-            expression, name = line.split("=")
-            parts = [expression[:4], *((expression[5:],) if len(expression) > 4 else ())]
-            joined = f" {'and' if '&' in expression else 'or'} ".join(
-                f"{'not ' if part[3] in '-~' else ''}names[{part[:3]!r}]" for part in parts
-            )
-            names[name] = eval(joined, {"names": names})
+            names[name] = line[0] == "1"
+            continue
+        term = f"{'not ' if line[3] == '-' else ''}names[{line[:3]!r}]"
+        if line[4] != "/":
+            begun, joined = term, {"&": "and", "|": "or", "=": None}[line[4]]
+        names[name] = eval(f"({begun}) {joined} ({term})" if line[4] == "/" else term, {"names": names})
     return names
 
 
@@ -40,12 +39,12 @@ def false_lines(problem, trajectory):
     values, wrong = meaning(problem), []
     thoughts = "".join(s.text for s in trajectory.steps if s.kind is StepKind.THOUGHT)
     for line in thoughts.removesuffix("<|answer|>").split("\n")[:-1]:
-        if len(line) in (1, 3):  # which name is next; sign, value and operator, which the next line shows
+        if len(line) == 3:  # sign, value and operator, which the next line shows
             true = True
         elif ":" in line:
             true = values[line[2:]] == (line[0] == "1")
         else:
-            true = line[:3] in next(d for d in problem.split("\n") if d.endswith("=" + line[4:]))
+            true = any(d[:3] == line[:3] and d[5:].endswith(line[4:]) for d in problem.split("\n"))
         if not true:
             wrong.append(line)
     return wrong
@@ -75,7 +74,7 @@ def test_an_observation_is_one_line(task):
     for step in task.solve(problem, "depth_first").steps:
         shown = shown + 1 if step.kind is StepKind.OBSERVATION else 0
         longest = max(longest, shown)
-    assert longest == len("abc+&def~=ghi") + 1
+    assert longest == len("def-&=ghi") + 1
 
 
 def test_a_chain_is_walked_to_its_beginning(task):
@@ -105,10 +104,14 @@ def test_names_suffice_for_ten_thousand_nodes(task):
         ("1:abc", "no logical graph"),
         (PROBLEM.removesuffix("\n"), "no logical graph"),
         (PROBLEM.replace("&", "^"), "no logical graph"),
-        (PROBLEM.replace(">jkl", ">zzz"), "line 6"),
-        (PROBLEM.replace("=jkl", "=ghi"), "line 5"),
-        (PROBLEM.replace("abc+&def~", "abc+&jkl~"), "line 4"),
-        (PROBLEM.replace("1:xyz", "abc^=xyz"), "line 3"),
+        (PROBLEM.replace(">jkl", ">zzz"), "line 7"),
+        (PROBLEM.replace("==jkl", "==ghi"), "line 6"),
+        (PROBLEM.replace("abc+/", "jkl+/"), "line 5"),
+        (PROBLEM.replace("/ghi", "/xyz"), "line 5"),
+        (PROBLEM.replace("abc+/ghi\n", ""), "line 5"),
+        (PROBLEM.replace("-&=", "-=="), "line 5"),
+        (PROBLEM.replace("ghi-==jkl\n", "").replace(">jkl", ">ghi").replace("abc+/ghi\n", ""), "line 5"),
+        (PROBLEM.replace("1:xyz", "abc+==xyz"), "line 3"),
     ],
 )
 def test_what_is_no_graph_is_named(task, problem, message):

@@ -10,7 +10,7 @@ from hf_toolssm.protocols import Renderer, build_task_tokenizer, tool_token_ids
 from hf_toolssm.tools.search_memory import SEARCH
 from hf_toolssm.trajectory import StepKind
 
-PROBLEM = "1:abc\n0:def\n1:xyz\nabc+&def~=ghi\nghi~=jkl\n>jkl\n"
+PROBLEM = "1:abc\n0:def\n1:xyz\ndef-&=ghi\nabc+/ghi\nghi-==jkl\n>jkl\n"
 
 
 @pytest.fixture(scope="module")
