@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +25,8 @@ from hf_toolssm.models.padding import gather_rows, tokens_first
 from hf_toolssm.models.state import RecurrentGeneration, RecurrentState
 
 _MODULE_OF = {"lstm": nn.LSTM, "gru": nn.GRU}
+_CLOSED_OR_OPEN = 1e4
+"""Beyond any gate's own input, whose sigmoid is then 0 or 1 in every float type."""
 
 
 class RnnLayer(nn.Module):
@@ -44,19 +45,33 @@ class RnnLayer(nn.Module):
             state = x.new_zeros(x.shape[0], 1 + self._has_cell_state, x.shape[2])
         parts = tuple(part.contiguous()[None] for part in state.unbind(1))  # torch wants (1, b, hidden) each
         start = parts if self._has_cell_state else parts[0]
-        if lengths is None:
-            y, end = self.cell(x, start)
-        else:
-            # A packed row has at least one token; the state of one that has none is put back below.
-            packed = pack_padded_sequence(x, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-            packed, end = self.cell(packed, start)
-            y, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])
+        y, end = self.cell(x, start) if lengths is None else self._run_padded(x, start, lengths)
         if cache is not None:
             last = torch.cat(end if self._has_cell_state else (end,)).transpose(0, 1)  # (b, s, hidden)
             if lengths is not None:
                 last = torch.where((lengths > 0)[:, None, None], last, state)
             cache.put(self.index, "recurrent_states", last)
         return y
+
+    def _run_padded(self, x: Tensor, start: Any, lengths: Tensor) -> tuple[Tensor, Any]:
+        """The layer on rows of unequal length; each row's state is that of its last token.
+
+        Packed rows took nine times as long on a CPU. Here one more channel, 1 behind a row's tokens, opens the gate that
+        keeps the state and closes the one that writes: both exactly, so that the padding leaves it as it is.
+        """
+        behind = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+        hidden = x.shape[2]
+        gates = x.new_zeros(self.cell.weight_ih_l0.shape[0] // hidden, hidden)
+        gates[1] = _CLOSED_OR_OPEN  # an LSTM's forget gate; a GRU's update gate, which then writes nothing
+        if self._has_cell_state:
+            gates[0] = -_CLOSED_OR_OPEN
+        weights = [torch.cat([self.cell.weight_ih_l0, gates.view(-1, 1)], dim=1), *self.cell._flat_weights[1:]]
+        run = torch.lstm if self._has_cell_state else torch.gru
+        x = torch.cat([x, behind[:, :, None].to(x)], dim=2)
+        y, *end = run(x, start, weights, True, 1, 0.0, self.training, False, True)
+        # The output gate still moves an LSTM's hidden state behind the last token.
+        hidden_state = gather_rows(y, (lengths - 1).clamp(min=0)[:, None]).transpose(0, 1)
+        return y, (hidden_state, end[1]) if self._has_cell_state else hidden_state
 
 
 class RnnPreTrainedModel(PreTrainedModel):
