@@ -53,7 +53,7 @@ WIDTH = 3
 MOST_NODES = len(ascii_lowercase) ** WIDTH - INPUTS
 
 FIRST_TERM, OTHER_TERM = "=", "/"
-"""What stands before the node's name in the lines of its terms; the first one's operator says whether there are two."""
+"""What stands before the node's name in the lines of its terms."""
 NO_OPERATOR = "="
 
 _LINE = re.compile(r"([01]):([a-z]{3})|([a-z]{3})([+-])(?:([&|=])=|/)([a-z]{3})|>([a-z]{3})")

@@ -1,16 +1,16 @@
 """Multiplication of two decimal numbers with a pointer memory (PAPER section 4, task 2): what its three tasks share.
 
 The tasks differ in their second number only: `multiplication_nx1` has one digit, `multiplication_nx2` up to two,
-`multiplication_nxn` as many as the first. All three run one algorithm, row by row as on paper, lowest digit first. The
-memory for `47*36=`, where a row begins at each `;`, spaces are for the eye, and `a` marks the answer:
+`multiplication_nxn` as many as the first. All three run one algorithm, row by row as on paper, lowest digit first.
+The memory for `47*36=`, where a row begins at each `;`, spaces are for the eye, and `a` marks the answer:
 
     47*36=  |  ;|0 042024024 424082082 20002002 |||||||  ;2|0 021012092 212041061 10001001 |||||||  ;2961  a1692
 
     |         the end of the problem, where B stops that comes after it
     ;2        digits of the result that are finished, lowest first: every row copies them and adds one
     |0        the columns begin; no carry
-    212041061 a column, 9 cells, for one digit of the first number (here 4 x 3 = 12): the carry of the column before, 2,
-              written again; the product's tens 1 and units 2; units plus carry, 2 + 2 = 04; tens and that small carry,
+    212041061 a column, 9 cells, for one digit of the first number (here 4 x 3 = 12): the carry of the column before,
+              2, written again; the product's tens 1 and units 2; units plus carry, 2 + 2 = 04; tens and that small carry,
               1; the carry 0 and the digit 6 of 4 plus the digit 2 of the row before; and the carry 1 into the next
               column, the 1 before and this small carry. Each cell is looked up from two others: a table of three, tens
               and both small carries, held the first wrong token of a trained n x 2 and of an n x n model
@@ -22,7 +22,8 @@ along the row before the one that is being written, where one digit stands 9 cel
 last row collects the digits, and R goes along it and back to write them out. What keeps this easy for a small model:
 
     - Numbers may be long, so nothing may depend on what stood in front of one: R begins as the addition's pointer 1
-      does, which stops at `+`, and the addition's other pointers never stop where A and B do. So one model learns both.
+      does, which stops at `+`, and the addition's other pointers never stop where A and B do. So one model can learn
+      both.
     - What R reads behind a step to the right is passed; what it uses it reads behind a step to the left, for which it
       goes one cell too far and back. Without that, a model trained on five digits confused the two among ten of them.
     - R makes most of its steps where only the carry waits, which is then written again: two numbers that are added

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
+from hf_toolssm.models.causal_head import CausalHead
 from hf_toolssm.models.configuration_rmt import RmtConfig
 from hf_toolssm.models.padding import gather_rows, tokens_first
-from hf_toolssm.models.state import RecurrentGeneration, RecurrentState
+from hf_toolssm.models.state import RecurrentState
 
 
 class RmtState(RecurrentState):
@@ -172,25 +172,14 @@ def _append(begun: Tensor, count: Tensor, new: Tensor, lengths: Tensor) -> Tenso
     return torch.where(at < 0, old, torch.where(at < lengths[:, None], fresh, 0))
 
 
-class RmtForCausalLM(RmtPreTrainedModel, RecurrentGeneration, GenerationMixin):
+class RmtForCausalLM(CausalHead, RmtPreTrainedModel, GenerationMixin):
     """A recurrent memory transformer with the interface of `MambaForCausalLM`."""
 
-    _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.weight"}
     state_class = RmtState
-    rows_run_side_by_side = True
-    """Rows of unequal length may follow any state in one forward, padded on either side; see `ModelRunner`."""
 
     def __init__(self, config: RmtConfig) -> None:
         super().__init__(config)
-        self.backbone = RmtModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.backbone.set_input_embeddings(new_embeddings)
+        self.add_head(RmtModel(config), config)
 
     def forward(
         self,
@@ -203,23 +192,11 @@ class RmtForCausalLM(RmtPreTrainedModel, RecurrentGeneration, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> tuple | MambaCausalLMOutput:
-        """See `RmtModel`.
-
-        Args:
-            labels: (b, l), -100 where there is no loss; they are shifted inside.
-            logits_to_keep: how many of the last positions get logits, or which; 0 is all.
-            kwargs: go to the loss function.
-        """
+        """See `RmtModel` and `CausalHead.score`."""
         output = self.backbone(
             input_ids, attention_mask, cache_params=cache_params, use_cache=use_cache, return_dict=True
         )
-        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep)).float()
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = MambaCausalLMOutput(loss=loss, logits=logits, cache_params=output.cache_params)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if as_dict else result.to_tuple()
+        return self.score(output, labels, logits_to_keep, return_dict, **kwargs)
 
 
 AutoConfig.register(RmtConfig.model_type, RmtConfig)

@@ -10,19 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-    initialization,
-)
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
+from hf_toolssm.models.causal_head import CausalHead
 from hf_toolssm.models.configuration_rnn import RnnConfig
 from hf_toolssm.models.padding import gather_rows, tokens_first
-from hf_toolssm.models.state import RecurrentGeneration, RecurrentState
+from hf_toolssm.models.state import RecurrentState
 
 _MODULE_OF = {"lstm": nn.LSTM, "gru": nn.GRU}
 _CLOSED_OR_OPEN = 1e4
@@ -56,8 +50,8 @@ class RnnLayer(nn.Module):
     def _run_padded(self, x: Tensor, start: Any, lengths: Tensor) -> tuple[Tensor, Any]:
         """The layer on rows of unequal length; each row's state is that of its last token.
 
-        Packed rows took nine times as long on a CPU. Here one more channel, 1 behind a row's tokens, opens the gate that
-        keeps the state and closes the one that writes: both exactly, so that the padding leaves it as it is.
+        Packed rows took nine times as long on a CPU. Here one more channel, 1 behind a row's tokens, opens the gate
+        that keeps the state and closes the one that writes: both exactly, so that padding leaves it as it is.
         """
         behind = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
         hidden = x.shape[2]
@@ -156,25 +150,14 @@ class RnnModel(RnnPreTrainedModel):
         return output if as_dict else output.to_tuple()
 
 
-class RnnForCausalLM(RnnPreTrainedModel, RecurrentGeneration, GenerationMixin):
+class RnnForCausalLM(CausalHead, RnnPreTrainedModel, GenerationMixin):
     """An LSTM or GRU language model with the interface of `MambaForCausalLM`."""
 
-    _tied_weights_keys = {"lm_head.weight": "backbone.embeddings.weight"}
     state_class = RecurrentState
-    rows_run_side_by_side = True
-    """Rows of unequal length may follow any state in one forward, padded on either side; see `ModelRunner`."""
 
     def __init__(self, config: RnnConfig) -> None:
         super().__init__(config)
-        self.backbone = RnnModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.backbone.set_input_embeddings(new_embeddings)
+        self.add_head(RnnModel(config), config)
 
     def forward(
         self,
@@ -189,13 +172,7 @@ class RnnForCausalLM(RnnPreTrainedModel, RecurrentGeneration, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> tuple | MambaCausalLMOutput:
-        """See `RnnModel`.
-
-        Args:
-            labels: (b, l), -100 where there is no loss; they are shifted inside.
-            logits_to_keep: how many of the last positions get logits, or which; 0 is all.
-            kwargs: go to the loss function.
-        """
+        """See `RnnModel` and `CausalHead.score`."""
         output = self.backbone(
             input_ids,
             attention_mask=attention_mask,
@@ -205,15 +182,7 @@ class RnnForCausalLM(RnnPreTrainedModel, RecurrentGeneration, GenerationMixin):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep)).float()
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = MambaCausalLMOutput(
-            loss=loss, logits=logits, cache_params=output.cache_params, hidden_states=output.hidden_states
-        )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if as_dict else result.to_tuple()
+        return self.score(output, labels, logits_to_keep, return_dict, **kwargs)
 
 
 AutoConfig.register(RnnConfig.model_type, RnnConfig)
