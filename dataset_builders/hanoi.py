@@ -2,7 +2,9 @@
 
 A problem names the disks on rod A, largest first, each by two digits that say nothing of its size: `970345<` is a
 tower of three, with 45 on top. The answer is every move in order as disk and rods: `45AC03AB45CB...`. The cell behind
-the disks says which way it is solved, so that one model can learn both: `<` recursively, `>` iteratively.
+the disks says which way it is solved, so that one model can learn both: `<` recursively, `>` iteratively. The pointers
+that move are others than those of the tasks on numbers, and others for either way: one model of all tasks, trained on
+short problems, took the steps of one task for those of another where the same pointers moved in both.
 """
 
 import random
@@ -25,7 +27,7 @@ class HanoiPuzzle:
     """
 
     end: str
-    version = "2"
+    version = "3"
     adversarial: Sequence[str] = ("consecutive_labels", "equal_units", "growing_labels")
     unit = "disks"
 

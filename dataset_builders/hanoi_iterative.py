@@ -7,15 +7,16 @@ move j.
 
 Worked example, `970345>`:
 
-    new 1, then per disk right 1 twice, think - or +, read 1       - is an odd number: A, C, B; + is even: A, B, C
-    think <|answer|>, right 1 ... read 1 -> <|answer|>, left 1     pointer 1 rests on the last sign
-    new 2, walk to >, left 2 twice                                 pointer 2 rests on the smallest disk
-    new 3, walk to <|answer|>, right 3                             pointer 3 rests on the first move
-    read 2 -> 4, output 4, right 2, read 2 -> 5, output 5, left 2, read 1 -> -, output A, output C    an odd move
-    read 3 -> 4, read 2 -> 4, right 3, read 3 -> 5, right 2, read 2 -> 5       move j's disk is the one at pointer 2
-    left 2 three times, read 2 -> 0, output 0, right 2, read 2 -> 3, output 3  the next larger disk
-    right 2, read 2 -> 4, ... read 2 -> >, left 2 twice                        back to the smallest
-    right 3, read 3 -> A, output A, right 3, read 3 -> C, output B, right 3    the rods of move j, swapped
+    new 1, ... new 6                                               these rest: see hanoi.py
+    new 7, then per disk right 7 twice, think - or +, read 7       - is an odd number: A, C, B; + is even: A, B, C
+    think <|answer|>, right 7 ... read 7 -> <|answer|>, left 7     pointer 7 rests on the last sign
+    new 8, walk to >, left 8 twice                                 pointer 8 rests on the smallest disk
+    new 9, walk to <|answer|>, right 9                             pointer 9 rests on the first move
+    read 8 -> 4, output 4, right 8, read 8 -> 5, output 5, left 8, read 7 -> -, output A, output C    an odd move
+    read 9 -> 4, read 8 -> 4, right 9, read 9 -> 5, right 8, read 8 -> 5       move j's disk is the one at pointer 8
+    left 8 three times, read 8 -> 0, output 0, right 8, read 8 -> 3, output 3  the next larger disk
+    right 8, read 8 -> 4, ... read 8 -> >, left 8 twice                        back to the smallest
+    right 9, read 9 -> A, output A, right 9, read 9 -> C, output B, right 9    the rods of move j, swapped
     ... until the next larger disk is the begin of memory, the end
 
 Variants:
@@ -35,7 +36,9 @@ from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
 END = ">"
-_SIGN, _DISK, _MOVE = 1, 2, 3
+RESTING = 6
+"""Pointers that never move."""
+_SIGN, _DISK, _MOVE = (RESTING + number for number in (1, 2, 3))
 _SWAP = {"A": "A", "B": "C", "C": "B"}
 _NEXT = {"-": {"A": "C", "C": "B", "B": "A"}, "+": {"A": "B", "B": "C", "C": "A"}}
 
@@ -48,7 +51,7 @@ class HanoiIterative(HanoiPuzzle):
     variants: Sequence[str] = ("half_speed", COPIED_STATES)
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "pointer_memory", "max_pointers": 1 if variant == COPIED_STATES else 3}]
+        return [{"name": "pointer_memory", "max_pointers": 1 if variant == COPIED_STATES else RESTING + 3}]
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*super().cells(variant), *((STATE_END, MOVE_END) if variant == COPIED_STATES else "+-"))
@@ -104,7 +107,7 @@ def _write_moves(pen: Recorder) -> None:
 
 def _write_signs(pen: Recorder) -> None:
     """One sign a disk, each the other of the one before, so that the last is the parity of their number."""
-    pen.call(NEW_POINTER)
+    repeat(pen, NEW_POINTER, RESTING + 1)
     sign = "+"
     while True:
         repeat(pen, right(_SIGN), 2)

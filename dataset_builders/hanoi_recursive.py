@@ -6,21 +6,23 @@ Lists of moves for 1, 2, ..., n disks stand in memory, each behind a `#`, the la
 
 Worked example, `0345<` (disk 45 on disk 03):
 
-    new 1, walk to <, left 1 twice                             pointer 1 rests on the smallest disk
-    new 2, walk to <, right 2; the same with pointer 3         both stand where list 0 would end
-    left 1 twice, read 1 -> 0, right 1 twice, think #          a larger disk follows: not the last list
-    read 2 -> #, right 2                                       list 0 is empty
-    read 1 -> 4, think 4, right 1, read 1 -> 5, think 5, left 1, think A, think C
-    read 3 -> #, right 3                                       list 0 again; list 1 is 45AC
-    left 1 twice                                               pointer 1 rests on the next disk
-    left 1 twice, read 1 -> begin, right 1, think <|answer|>   the last list is the answer
-    read 2 -> 4, output 4, right 2, ... read 2 -> C, output B, right 2, read 2 -> <|answer|>, right 2
-    ... 03AC, then with pointer 3: read 3 -> A, output B, ... until <|answer|>, the end
+    new 1, new 2, new 3                                        these rest: see hanoi.py
+    new 4, walk to <, left 4 twice                             pointer 4 rests on the smallest disk
+    new 5, walk to <, right 5; the same with pointer 6         both stand where list 0 would end
+    left 4 twice, read 4 -> 0, right 4 twice, think #          a larger disk follows: not the last list
+    read 5 -> #, right 5                                       list 0 is empty
+    read 4 -> 4, think 4, right 4, read 4 -> 5, think 5, left 4, think A, think C
+    read 6 -> #, right 6                                       list 0 again; list 1 is 45AC
+    left 4 twice                                               pointer 4 rests on the next disk
+    left 4 twice, read 4 -> begin, right 4, think <|answer|>   the last list is the answer
+    read 5 -> 4, output 4, right 5, ... read 5 -> C, output B, right 5, read 5 -> <|answer|>, right 5
+    ... 03AC, then with pointer 6: read 6 -> A, output B, ... until <|answer|>, the end
 
 Variants:
     three_pointers: each of the two copies has a pointer of its own, so the swap in force is the pointer's.
-    two_pointers: the paper's number; pointer 2 makes both copies, going back to the list's start between them. Which
-        copy it is shows in the rods that were just copied: the last 13 tokens determine the next one instead of 5.
+    two_pointers: the paper's number; none rests, and pointer 2 makes both copies, going back to the list's start
+        between them. Which copy it is shows in the rods that were just copied: the last 13 tokens determine the next
+        one instead of 5.
 """
 
 from collections.abc import Sequence
@@ -34,6 +36,8 @@ from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
 END = "<"
+RESTING = 3
+"""Pointers that never move."""
 _FIRST = str.maketrans("BC", "CB")
 _SECOND = str.maketrans("AB", "BA")
 _LIST_ENDS = ("#", ANSWER)
@@ -47,7 +51,7 @@ class HanoiRecursive(HanoiPuzzle):
     variants: Sequence[str] = ("three_pointers", "two_pointers")
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "pointer_memory", "max_pointers": 3 if variant == "three_pointers" else 2}]
+        return [{"name": "pointer_memory", "max_pointers": RESTING + 3 if variant == "three_pointers" else 2}]
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*super().cells(variant), "#")
@@ -61,10 +65,13 @@ class HanoiRecursive(HanoiPuzzle):
         """
         pen = Recorder(problem, task_tool(self, variant))
         self.labels(problem)
-        first, second, disk = (2, 3, 1) if variant == "three_pointers" else (2, 2, 1)
+        disk, first, second = (1, 2, 2)
+        if variant == "three_pointers":
+            repeat(pen, NEW_POINTER, RESTING)
+            disk, first, second = (RESTING + number for number in (1, 2, 3))
         _walk_new_pointer(pen, disk)
         repeat(pen, left(disk), 2)
-        for pointer in range(2, 4 if variant == "three_pointers" else 3):
+        for pointer in range(first, second + 1):
             _walk_new_pointer(pen, pointer)
             pen.call(right(pointer))
         while True:

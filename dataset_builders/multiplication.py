@@ -10,10 +10,10 @@ The memory for `47*36=`, where a row begins at each `;`, spaces are for the eye,
     ;2        digits of the result that are finished, lowest first: every row copies them and adds one
     |0        the columns begin; no carry
     212041061 a column, 9 cells, for one digit of the first number (here 4 x 3 = 12): the carry of the column before,
-              2, written again; the product's tens 1 and units 2; units plus carry, 2 + 2 = 04; tens and that small carry,
-              1; the carry 0 and the digit 6 of 4 plus the digit 2 of the row before; and the carry 1 into the next
-              column, the 1 before and this small carry. Each cell is looked up from two others: a table of three, tens
-              and both small carries, held the first wrong token of a trained n x 2 and of an n x n model
+              2, written again; the product's tens 1 and units 2; units plus carry, 2 + 2 = 04; tens and that small
+              carry, 1; the carry 0 and the digit 6 of 4 plus the digit 2 of the row before; and the carry 1 into the
+              next column, the 1 before and this small carry. Each cell is looked up from two others: a table of three,
+              tens and both small carries, held the first wrong token of a trained n x 2 and of an n x n model
     10001001  the last column, behind the first number: its digit is the carry, and a carry of its own is left out
     |||||||   the end of a row: R is so far ahead when A finds no other digit
 

@@ -1,7 +1,7 @@
 """Sorting of decimal keys with a pointer memory: a radix sort with one pointer for each digit.
 
 Every key has three digits and ends with a comma. Three passes sort by units, tens and hundreds, and every pass keeps
-the order of keys that agree in its digit. In a pass the pointers 1 to 10, which look for the digits 0 to 9, go along
+the order of keys that agree in its digit. In a pass the pointers 10 to 19, which look for the digits 0 to 9, go along
 the list one after another and copy the keys of their digit behind it. The memory for `735,020,=`, where
 spaces are for the eye and `a` marks the answer:
 
@@ -12,15 +12,17 @@ spaces are for the eye and `a` marks the answer:
     =x ==y ==a a list ends with two `=` and a sign of the pass that begins: the step from the last key ends on that
                sign, where the pointer rests, 3 cells in front of the next list's first last digit
 
-Pointer 1 in the first pass:
+Pointer 10 in the first pass:
 
-    new, right 1, right 1, read 1 -> 5                   5 is not pointer 1's digit
-    right 1 (4 times), read 1 -> 0, think 0              0 is, and is copied first
-    left 1, left 1, read 1 -> 0, think 0, right 1, read 1 -> 2, think 2, think ,
-    right 1 (5 times), read 1 -> x                       the list has ended
+    new, right 10, right 10, read 10 -> 5                5 is not pointer 10's digit
+    right 10 (4 times), read 10 -> 0, think 0            0 is, and is copied first
+    left 10, left 10, read 10 -> 0, think 0, right 10, read 10 -> 2, think 2, think ,
+    right 10 (5 times), read 10 -> x                     the list has ended
 
-Which pointer moves says which digit is looked for, so the last 5 tokens determine the next one. A key is passed 30
-times at 6 tokens and copied 3 times at 12 more: 1,000 keys are 216,158 tokens, and twice as many keys twice as many.
+Which pointer moves says which digit is looked for, so the last 5 tokens determine the next one, or 10 while the first
+pointers are made. A key is passed 30 times at 6 tokens and copied 3 times at 12 more: 1,000 keys are 216,167 tokens,
+and twice as many keys twice as many. The pointers 1 to 9 never move, so that a model of all tasks does not take these
+steps for those of another: trained on 6 keys, such a model confused them with a multiplication's by 1,000.
 """
 
 import random
@@ -39,6 +41,8 @@ from hf_toolssm.trajectory import ANSWER, Trajectory
 
 KEY_DIGITS = 3
 KEY_CELLS = KEY_DIGITS + 1
+RESTING = 9
+"""Pointers that never move."""
 BY_UNITS, BY_TENS = "x", "y"
 
 _PROBLEM = re.compile(r"([0-9]{3},)+=")
@@ -48,13 +52,13 @@ class Sorting:
     """See the module's text. Problems read `735,020,=`; the answer is `020,735,`."""
 
     title = "Sorting of decimal keys with a pointer memory"
-    version = "1"
+    version = "2"
     variants: Sequence[str] = ("local",)
     adversarial: Sequence[str] = ("sorted", "reversed", "equal_keys", "two_keys", "equal_last_digits")
     unit = "keys"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "pointer_memory", "max_pointers": len(DIGITS)}]
+        return [{"name": "pointer_memory", "max_pointers": RESTING + len(DIGITS)}]
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*DIGITS, ",", "=", BY_UNITS, BY_TENS)
@@ -101,13 +105,14 @@ class Sorting:
         _keys(problem)
         for cell in ("=", BY_UNITS):
             pen.think(cell)
-        for pointer, digit in enumerate(DIGITS, 1):
+        repeat(pen, NEW_POINTER, RESTING)
+        for pointer, digit in enumerate(DIGITS, RESTING + 1):
             pen.call(NEW_POINTER)
             _copy_keys(pen, pointer, digit, KEY_DIGITS - 1, pen.think)
         for sign, write in ((BY_TENS, pen.think), (ANSWER, pen.output)):
             for cell in ("=", "=", sign):
                 pen.think(cell)
-            for pointer, digit in enumerate(DIGITS, 1):
+            for pointer, digit in enumerate(DIGITS, RESTING + 1):
                 _copy_keys(pen, pointer, digit, KEY_DIGITS, write)
         return pen.trajectory()
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataset_builders.hanoi_iterative import RESTING
 from dataset_builders.task import load_task
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
 from hf_toolssm.tools.pointer_memory import read
@@ -88,7 +89,7 @@ def test_the_direction_of_the_smallest_disk_is_read_and_not_remembered():
         signs = [s.text for s in trajectory.steps if s.kind is StepKind.OBSERVATION and s.text in "+-"]
         assert len(signs) >= 2 ** (disks - 1)
         assert set(signs[-(2 ** (disks - 1)) :]) == {"-" if disks % 2 else "+"}
-        assert read(1) in {s.text for s in trajectory.steps}
+        assert read(RESTING + 1) in {s.text for s in trajectory.steps}
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -43,7 +43,7 @@ def test_an_unknown_task_or_variant_of_a_mixture_is_named():
 
 def test_tools_are_merged_with_the_largest_of_every_option():
     tasks = [(load_task(name), load_task(name).variants[0]) for name in ("addition", "sorting", "logical_graph")]
-    assert merge_tools(tasks) == [{"name": "pointer_memory", "max_pointers": 10}, {"name": "search_memory"}]
+    assert merge_tools(tasks) == [{"name": "pointer_memory", "max_pointers": 19}, {"name": "search_memory"}]
     cells = merge_cells(tasks)
     assert len(cells) == len(set(cells))
     assert all(set(task.cells(variant)) <= set(cells) for task, variant in tasks)
@@ -68,6 +68,17 @@ def test_a_problem_says_by_its_text_which_task_it_is():
         for problem in problems:
             with pytest.raises(InvalidProblemError):
                 load_task(other).solve(problem, load_task(other).variants[0])
+
+
+def test_only_addition_and_multiplication_which_walk_alike_move_the_same_pointers():
+    def moved(name):
+        task = load_task(name)
+        steps = task.solve(task.sample_test(example_rng(name), 4), task.variants[0]).steps
+        return {s.text for s in steps if s.text.startswith(("<|left_", "<|right_"))}
+
+    for name, other in permutations(available_tasks(), 2):
+        if not {name.partition("_")[0], other.partition("_")[0]} <= {"addition", "multiplication"}:
+            assert not moved(name) & moved(other), (name, other)
 
 
 def test_all_tasks_together_are_as_local_as_the_least_local_of_them():

@@ -69,7 +69,7 @@ def test_k_does_not_grow_beyond_training(sorting):
     training = ProblemSet("sorting", TRAINING, 10, (("train", 300),), "local")
     short = reference_trajectories(training, "train")
     long = [t for s in evaluation_sets("sorting", "local", [100], [100], 2) for t in reference_trajectories(s, "test")]
-    assert locality(short).k == locality([*short, *long]).k == 5
+    assert locality(short).k == locality([*short, *long]).k == 10
 
 
 def test_training_shows_every_pointer_every_digit_to_copy_and_to_pass_by(sorting):
