@@ -1,12 +1,14 @@
 """The value of a logical graph, depth-first with a search memory (PAPER section 4, task 5).
 
-A problem is code, one line a term, a sequence of cells of fixed width, earlier lines first; names are three letters:
+A problem is code, one line a term, which uses names of earlier lines only; names are three letters:
 
     1:abc            an input and its value (three of them)
     def-&=ghi        ghi begins with not def, and another term follows:
     abc+/ghi         abc, so that ghi is abc and not def
     ghi-==jkl        jkl is not ghi
     >jkl             the question: the last node
+
+Behind a name stands its sign, + or - for not, and how another term joins: & or |, or = where there is none.
 
 What the model learns it writes as lines of the same kind, so that one search shows it again:
 
@@ -28,8 +30,8 @@ Worked example, from the question on:
 A node that is visited again is decided from its beginning: nothing is remembered but what is written. The line `-0&`
 (sign, value and operator, `=` where no other term is left) puts side by side what decides: without it a small model
 learned to copy everything within 350 steps and guessed the decisions for 650 more. A term has a line of its own, whose
-name is the first three cells shown: with both names in one line, the copy of the one in its middle was the last thing
-that a small model learned, and all that a model of many tasks still got wrong.
+name is the first three cells shown: with both names in one line, the copy of the second one asked for, eighteen tokens
+back, was the last thing that a small model learned, and what a model of all tasks still got wrong.
 
 A pattern holds the mark beside the name, so that a search shows one line, however many nodes use the name. A node of
 which one known value decides (false in an and, true in an or) never looks at the other.
@@ -131,7 +133,7 @@ def values_of(problem: str) -> dict[str, str]:
         InvalidProblemError: the problem is no such code.
     """
     values: dict[str, str] = {}
-    begun, operator = False, NO_OPERATOR
+    first_truth, operator = False, NO_OPERATOR
     for line in _lines(problem)[:-1]:
         value, given, term, sign, first_operator, name, _ = _LINE.fullmatch(line).groups()  # type: ignore[union-attr]
         if given:
@@ -139,9 +141,9 @@ def values_of(problem: str) -> dict[str, str]:
             continue
         truth = (values[term] == "1") == (sign == "+")
         if first_operator:
-            begun, operator = truth, first_operator
+            first_truth, operator = truth, first_operator
         else:
-            truth = (begun and truth) if operator == "&" else (begun or truth)
+            truth = (first_truth and truth) if operator == "&" else (first_truth or truth)
         values[name] = str(int(truth))
     return values
 
@@ -197,22 +199,26 @@ def _lines(problem: str) -> list[str]:
             "line each, as in 1:abc, def-&=ghi, abc+/ghi and >ghi"
         )
     known: set[str] = set()
-    begun: str | None = None
-    """The node whose other term has to come next."""
+    unfinished: str | None = None  # the node whose other term has to come next
+    last: str | None = None  # the node that was finished last
     for at, kind in enumerate(kinds):
         value, given, term, _, operator, name, asked = kind.groups()  # type: ignore[union-attr]
-        in_place = bool(value) == (at < INPUTS) and bool(asked) == (at == len(kinds) - 1)
-        in_place &= begun == (None if operator or value or asked else name)
-        used, new = term or asked, given or name
-        if not in_place or (used and used not in known) or new in known:
+        in_place = (
+            bool(value) == (at < INPUTS) and bool(asked) == (at == len(kinds) - 1) and (not asked or asked == last)
+        )
+        is_other_term = bool(term) and not operator
+        in_place = in_place and (unfinished == name if is_other_term else unfinished is None)
+        new = given or name
+        if not in_place or (term and term not in known) or new in known:
             raise InvalidProblemError(
                 f"line {at + 1} of the graph, {lines[at]!r}, uses a name before its line, repeats one or stands in "
-                f"the wrong place: {INPUTS} inputs come first, the question last, and the other term of a node with "
-                "& or | right behind its first"
+                f"the wrong place: {INPUTS} inputs come first, the other term of a node with & or | right behind its "
+                "first, and the question last, which names the last node"
             )
-        begun = name if operator and operator != NO_OPERATOR else None
-        if begun is None:
+        unfinished = name if operator and operator != NO_OPERATOR else None
+        if unfinished is None:
             known.add(new)
+            last = name
     return lines[:-1]
 
 
@@ -223,7 +229,7 @@ def _graph(rng: random.Random, length: int, operands: Any, ordered: bool = False
         length: nodes beside the inputs.
         operands: for the number of a node and of one that none has used yet: the numbers of the nodes that it uses.
         ordered: the last operand is the first term; otherwise chance orders them.
-        undecided: operators and signs are such that no value of one operand decides.
+        undecided: operators are such that the first term never decides.
     """
     if length > MOST_NODES:
         raise InvalidProblemError(f"there are names for {MOST_NODES} nodes, and not for {length}")

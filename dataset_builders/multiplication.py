@@ -24,14 +24,16 @@ last row collects the digits, and R goes along it and back to write them out. Wh
     - Numbers may be long, so nothing may depend on what stood in front of one: R begins as the addition's pointer 1
       does, which stops at `+`, and the addition's other pointers never stop where A and B do. So one model can learn
       both.
-    - What R reads behind a step to the right is passed; what it uses it reads behind a step to the left, for which it
-      goes one cell too far and back. Without that, a model trained on five digits confused the two among ten of them.
+    - A digit that R reads behind a step to the right is passed; one that it copies or adds it reads behind a step to
+      the left, for which it goes one cell too far and back. Without that, a model trained on five digits confused the
+      two among ten of them.
     - R makes most of its steps where only the carry waits, which is then written again: two numbers that are added
-      stand at most 9 tokens back. With all steps behind the product, one seed of three missed a carry at 1,000 digits.
+      stand at most 9 tokens back. With five steps behind the product, one seed of three missed a carry at 1,000
+      digits.
 
 Variants:
     local: the above. The last 9 tokens determine the next one, however many rows and columns there are. A column takes
-        28 tokens, or 15 in a first row, and a copied digit 6: 300 x 300 digits are 3.0 million.
+        30 tokens, or 17 in a first row, and a copied digit 6: 300 x 300 digits are 3.0 million.
     partial_products: the paper's algorithm, see partial_products.py; for second numbers of at most two digits.
 """
 
@@ -50,7 +52,8 @@ from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, rig
 from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.trajectory import ANSWER, Trajectory
 
-ROW, COLUMNS, ROW_END = ";", "|", "|"
+ROW, BAR = ";", "|"
+"""A bar stands behind the problem, where the columns begin and, several times, where they end."""
 R, A, B = 1, 2, 3
 """The pointers in the order of their creation: into the row before, the first number, the second number."""
 
@@ -77,7 +80,7 @@ class Multiplication:
         return [{"name": "pointer_memory", "max_pointers": 2 if variant == PARTIAL_PRODUCTS else 3}]
 
     def cells(self, variant: str) -> Sequence[str]:
-        return (*DIGITS, "*", "=", ROW, COLUMNS, *("+" if PARTIAL_PRODUCTS in self.variants else ""))
+        return (*DIGITS, "*", "=", ROW, BAR, *("+" if PARTIAL_PRODUCTS in self.variants else ""))
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         # One problem in four has the largest carries, which are rare among random digits.
@@ -154,9 +157,9 @@ class Multiplication:
 
 def _multiply(pen: Recorder) -> None:
     walk_new_pointer(pen, R, until="=")
-    pen.think(COLUMNS)
+    pen.think(BAR)
     pen.call(NEW_POINTER)  # A
-    walk_new_pointer(pen, B, until=COLUMNS)
+    walk_new_pointer(pen, B, until=BAR)
     repeat(pen, left(B), 2)
     while True:
         walk(pen, A, until="*")
@@ -182,8 +185,9 @@ def _begin_row(pen: Recorder) -> bool:
     pen.call(right(R))
     if look(pen, R) != ROW:
         return False
-    while (cell := _read_ahead(pen, 1)) != COLUMNS:
+    while (cell := _read_ahead(pen, 1)) != BAR:
         pen.think(cell)
+    # B is looked at on the way to the first digit, so that what it shows is near when the digit is written.
     repeat(pen, right(R), COLUMN_CELLS - 3)
     look(pen, B)
     pen.think(_read_ahead(pen, 3))
@@ -191,7 +195,7 @@ def _begin_row(pen: Recorder) -> bool:
 
 
 def _write_columns(pen: Recorder, has_row_before: bool) -> None:
-    pen.think(COLUMNS)
+    pen.think(BAR)
     carry = 0
     while True:
         pen.think(str(carry))
@@ -200,11 +204,14 @@ def _write_columns(pen: Recorder, has_row_before: bool) -> None:
         pen.call(left(A))
         pen.think(str(carry))
         # A row that adds to another reads in the other order: so the two kinds differ close by, whatever the digits.
-        second = look(pen, B) if has_row_before else None
+        if has_row_before:
+            second = look(pen, B)
         first = look(pen, A)
         if first == MEMORY_BEGIN:
             break
-        tens, units = divmod(int(first) * int(second or look(pen, B)), 10)
+        if not has_row_before:
+            second = look(pen, B)
+        tens, units = divmod(int(first) * int(second), 10)
         carry_of_carry, low = divmod(units + carry, 10)
         high = tens + carry_of_carry
         for digit in (tens, units, carry_of_carry, low, high):
@@ -217,7 +224,7 @@ def _write_columns(pen: Recorder, has_row_before: bool) -> None:
     for digit in (0, 0, 0, carry, 0, 0, carry):
         pen.think(str(digit))
     for _ in range(LEAD):
-        pen.think(ROW_END)
+        pen.think(BAR)
 
 
 def _read_ahead(pen: Recorder, cells: int) -> str:
@@ -231,7 +238,7 @@ def _collect_digits(pen: Recorder) -> None:
     """Appends the digits of the row before, one of each column, to those that are finished."""
     while True:
         pen.call(right(R))
-        if look(pen, R) == ROW_END:
+        if look(pen, R) == BAR:
             return
         pen.think(_read_ahead(pen, COLUMN_CELLS - 1))
 

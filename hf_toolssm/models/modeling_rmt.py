@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
-from hf_toolssm.models.causal_head import CausalHead
+from hf_toolssm.models.causal_lm import RecurrentLM
 from hf_toolssm.models.configuration_rmt import RmtConfig
 from hf_toolssm.models.padding import gather_rows, tokens_first
 from hf_toolssm.models.state import RecurrentState
@@ -172,14 +172,11 @@ def _append(begun: Tensor, count: Tensor, new: Tensor, lengths: Tensor) -> Tenso
     return torch.where(at < 0, old, torch.where(at < lengths[:, None], fresh, 0))
 
 
-class RmtForCausalLM(CausalHead, RmtPreTrainedModel, GenerationMixin):
+class RmtForCausalLM(RecurrentLM, RmtPreTrainedModel, GenerationMixin):
     """A recurrent memory transformer with the interface of `MambaForCausalLM`."""
 
+    backbone_class = RmtModel
     state_class = RmtState
-
-    def __init__(self, config: RmtConfig) -> None:
-        super().__init__(config)
-        self.add_head(RmtModel(config), config)
 
     def forward(
         self,
@@ -192,11 +189,11 @@ class RmtForCausalLM(CausalHead, RmtPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> tuple | MambaCausalLMOutput:
-        """See `RmtModel` and `CausalHead.score`."""
+        """See `RmtModel` and `RecurrentLM.with_logits`."""
         output = self.backbone(
             input_ids, attention_mask, cache_params=cache_params, use_cache=use_cache, return_dict=True
         )
-        return self.score(output, labels, logits_to_keep, return_dict, **kwargs)
+        return self.with_logits(output, labels, logits_to_keep, return_dict, **kwargs)
 
 
 AutoConfig.register(RmtConfig.model_type, RmtConfig)

@@ -1,11 +1,11 @@
 """The recurrent state as a value: all that a Mamba remembers, of the same size at any length."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationMixin, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig
 
 from hf_toolssm.errors import StateMismatchError
 from hf_toolssm.models.cache_tensors import cache_tensors, join_rows, map_tensors
@@ -107,32 +107,6 @@ class RecurrentState(DynamicCache):
             layer, name, _ = path.split(".")
             state.put(int(layer), name, tensor)
         return state
-
-
-class RecurrentGeneration(GenerationMixin):
-    """Transformers' own `generate` for a model with a `state_class`, whose name need not hold that of a Mamba."""
-
-    state_class: type[RecurrentState]
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        # Not the method that this overrides: it names the cache by whether the class is called a Mamba.
-        if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:
-            model_kwargs["cache_params"] = self.state_class(self.config)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        is_first_iteration: bool | None = False,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """As for any model, but from the second step on there is no padding: one token per row is fed."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
-        )
-        if use_cache and not is_first_iteration:
-            inputs["attention_mask"] = None
-        return inputs
 
 
 class MambaState(RecurrentState):

@@ -22,15 +22,18 @@ def task():
 def meaning(problem):
     """The graph as a Python program, run by Python."""
     names = {}
+    first = joined = None
     for line in problem.split("\n")[:-2]:
         name = line[-3:]
         if ":" in line:
             names[name] = line[0] == "1"
             continue
         term = f"{'not ' if line[3] == '-' else ''}names[{line[:3]!r}]"
-        if line[4] != "/":
-            begun, joined = term, {"&": "and", "|": "or", "=": None}[line[4]]
-        names[name] = eval(f"({begun}) {joined} ({term})" if line[4] == "/" else term, {"names": names})
+        if line[4] == "/":
+            names[name] = eval(f"({first}) {joined} ({term})", {"names": names})
+        else:
+            first, joined = term, {"&": "and", "|": "or", "=": None}[line[4]]
+            names[name] = eval(first, {"names": names})
     return names
 
 
@@ -44,7 +47,7 @@ def false_lines(problem, trajectory):
         elif ":" in line:
             true = values[line[2:]] == (line[0] == "1")
         else:
-            true = any(d[:3] == line[:3] and d[5:].endswith(line[4:]) for d in problem.split("\n"))
+            true = any(d[:3] == line[:3] and d[-3:] == line[-3:] for d in problem.split("\n"))
         if not true:
             wrong.append(line)
     return wrong
@@ -112,6 +115,13 @@ def test_names_suffice_for_ten_thousand_nodes(task):
         (PROBLEM.replace("-&=", "-=="), "line 5"),
         (PROBLEM.replace("ghi-==jkl\n", "").replace(">jkl", ">ghi").replace("abc+/ghi\n", ""), "line 5"),
         (PROBLEM.replace("1:xyz", "abc+==xyz"), "line 3"),
+        (PROBLEM.replace(">jkl", ">abc"), "line 7"),
+        (PROBLEM.replace(">jkl", ">ghi"), "line 7"),
+        (PROBLEM.replace("ghi-==jkl\n>jkl", ">ghi\nghi-==jkl"), "line 6"),
+        (PROBLEM.replace("abc+/ghi", "abc+/ghi\nxyz+/ghi"), "line 6"),
+        (PROBLEM.replace("abc+/ghi\nghi-==jkl", "ghi-==jkl\nabc+/ghi"), "line 5"),
+        (PROBLEM.replace("ghi-==", "jkl-=="), "line 6"),
+        (PROBLEM.replace("ghi-==", "\nghi-=="), "no logical graph"),
     ],
 )
 def test_what_is_no_graph_is_named(task, problem, message):

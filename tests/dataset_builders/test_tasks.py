@@ -19,7 +19,7 @@ from hf_toolssm.evaluation.exactness import exactness
 from hf_toolssm.locality import locality
 from hf_toolssm.trajectory import StepKind
 
-LARGEST_K = 36
+LARGEST_K = 22
 FAR = {"hanoi_iterative": 9, "hanoi_recursive": 9}
 """Lengths far above training of tasks whose trajectories grow faster than their problems; 60 of all others."""
 

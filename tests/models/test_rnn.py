@@ -126,6 +126,39 @@ def test_gradients_flow_through_a_carried_state(cell):
 
 
 @cells
+@pytest.mark.parametrize("lengths", [(30, 12), (30, 0)])
+def test_gradients_of_padded_rows_and_of_the_state_they_leave_are_those_of_each_row_alone(cell, lengths):
+    model, ids = random_rnn(cell).double(), tokens(2, 30)
+    mask = torch.stack([(torch.arange(30) < length).long() for length in lengths])
+
+    def gradient(*rows):
+        model.zero_grad()
+        loss = torch.zeros(())
+        for kept, row_mask in rows:
+            cache = RecurrentState(model.config)
+            logits = model(kept, attention_mask=row_mask, cache_params=cache).logits
+            weight = 1 if row_mask is None else row_mask[:, :, None]
+            loss = loss + (logits.square() * weight).sum() + states(cache).square().sum()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    alone = [(ids[row : row + 1, :length], None) for row, length in enumerate(lengths) if length]
+    assert relative_distance(gradient((ids, mask)), gradient(*alone)) < 1e-6
+
+
+@cells
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_padding_leaves_the_state_in_half_precision_too(cell, dtype):
+    model, ids = random_rnn(cell).to(dtype), tokens(2, 20)
+    caches = [RecurrentState(model.config) for _ in range(2)]
+    mask = (torch.arange(20) < 9).long().expand(2, -1)
+    model(ids, attention_mask=mask, cache_params=caches[0])
+    model(ids[:, :9], cache_params=caches[1])
+    assert relative_distance(*(states(cache).float() for cache in caches)) < 2e-2
+
+
+@cells
 def test_the_loss_of_a_padded_batch_counts_its_labels_alone(cell):
     model, ids = random_rnn(cell), tokens(2, 10)
     mask = torch.ones_like(ids)
