@@ -1,7 +1,8 @@
-"""Builds a task's dataset into a folder that `load_dataset` opens.
+"""Builds a task's dataset into a folder that `load_dataset` opens, and publishes it.
 
     python -m dataset_builders.build addition --output outputs/tool-addition \\
         --train-max-length 5 --num-examples 100_000 --lengths 5 10 100 1000 --adversarial-lengths 1000 --num-proc 2
+    python -m dataset_builders.build addition --train-max-length 5 --push-to-hub org/tool-addition --private
 
 The work is cut into shards of a fixed number of rows. A shard appears under its name only when it is whole, so that an
 interrupted build goes on where it stopped and nothing half-written passes as whole; the card is written last.
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from dataset_builders.builder import FEATURES, TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
 from dataset_builders.task import load_task
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
+from hf_toolssm.hub.publish import MAIN, Destination
 
 ROWS_PER_SHARD = 5_000
 CELLS_PER_ROW_GROUP = 500_000
@@ -176,11 +178,16 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    from dataset_builders.publish import (
+        check_dataset_destination,
+        publish_dataset,
+    )  # they read what this module writes
+
     parser = argparse.ArgumentParser(
-        prog="python -m dataset_builders.build", description="Builds a task's dataset into a folder."
+        prog="python -m dataset_builders.build", description="Builds a task's dataset, and publishes it if told to."
     )
     parser.add_argument("task", help="a file of dataset_builders/, for example addition")
-    parser.add_argument("--output", required=True, type=Path, help="the folder to build into")
+    parser.add_argument("--output", type=Path, help="the folder to build into; by default outputs/tool-TASK")
     parser.add_argument("--train-max-length", type=int, help="longest problem of the training set; none without it")
     parser.add_argument("--num-examples", type=int, default=40_000, help="rows of the training split")
     parser.add_argument("--num-validation", type=int, default=1_000, help="rows of the validation split")
@@ -190,6 +197,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variant", help="which of the task's algorithms; by default its first")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other problems")
     parser.add_argument("--num-proc", type=int, default=1, help="processes")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="publish the folder there, in one commit")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--branch", default=MAIN, help="of the repository; made if need be")
+    parser.add_argument("--pull-request", action="store_true", help="propose the commit instead of making it")
+    parser.add_argument("--message", help="of the commit; by default what the folder holds")
     options = parser.parse_args(arguments)
 
     task = load_task(options.task)
@@ -204,8 +216,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if not sets:
         parser.error("nothing to build: give --train-max-length, --lengths or --adversarial-lengths")
-    folder = build_folder(sets, options.output, options.num_proc)
+    folder = options.output or Path("outputs") / f"tool-{options.task}"
+    destination = None
+    if options.push_to_hub:
+        destination = Destination(
+            options.push_to_hub, "dataset", options.private, options.branch, options.pull_request
+        )
+        built = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+        check_dataset_destination(destination, built | {problems.name for problems in sets})
+    build_folder(sets, folder, options.num_proc)
     print(f"{len(sets)} configurations in {folder}: " + ", ".join(problems.name for problems in sets))
+    if destination is not None:
+        published = publish_dataset(folder, destination, options.message)
+        print(f"{'published' if published.changed else 'nothing has changed'}: {published.url}")
 
 
 if __name__ == "__main__":

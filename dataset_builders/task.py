@@ -13,7 +13,7 @@ from hf_toolssm.errors import InvalidProblemError, UnknownTaskError
 from hf_toolssm.tools import Tool, make_tool
 from hf_toolssm.trajectory import Trajectory
 
-_NOT_TASKS = {"build", "builder", "card", "mixture", "task"}
+_NOT_TASKS = {"build", "builder", "card", "mixture", "publish", "task"}
 _SHARED_BY_TASKS = {
     "addition_regimes",
     "decimal_numbers",

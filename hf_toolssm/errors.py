@@ -127,3 +127,23 @@ class NoCheckpointError(ToolSSMError):
 
 class UnsafeTrainingError(ToolSSMError):
     """A training option that would quietly train something else than what was asked."""
+
+
+class InvalidHubNameError(ToolSSMError):
+    """A repository or a branch that cannot have that name."""
+
+
+class HubAccessError(ToolSSMError):
+    """No token, one that is not valid, or one that may not do this. Nothing was published."""
+
+
+class HubUnavailableError(ToolSSMError):
+    """The Hub cannot be reached, or fails again and again. Nothing is visible that was not before; run it again."""
+
+
+class HubRefusedError(ToolSSMError):
+    """The Hub does not take what was sent, for example a card whose metadata it cannot read."""
+
+
+class PublishConflictError(ToolSSMError):
+    """Someone else has changed the repository since its state was read."""

@@ -22,7 +22,7 @@ ALLOWED = {
     "hf_toolssm/training": {"errors", "trajectory", "tools", "protocols", "models", "training"},
     "hf_toolssm/evaluation": {"errors", "trajectory", "protocols", "models", "generation", "evaluation", "files"},
     "hf_toolssm/hub": {"errors", "evaluation", "files", "hub"},
-    "dataset_builders": {"errors", "files", "trajectory", "locality", "tools", "dataset_builders"},
+    "dataset_builders": {"errors", "files", "trajectory", "locality", "tools", "hub", "dataset_builders"},
 }
 
 

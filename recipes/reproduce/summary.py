@@ -80,7 +80,7 @@ def _table(summary: dict[str, Any]) -> str:
         for name in sets:
             found = row["accuracy"].get(name)
             cells.append("" if found is None else f"{found['median']:.2f} / {found['worst']:.2f}")
-        facts = [f"{row['parameters']:,}", str(row["median_minutes"] or ""), str(row["trained_up_to"])]
+        facts = [f"{row['parameters']:,}", str(row["median_minutes"] or ""), str(row["trained_up_to"] or "")]
         lines.append([label, *facts, *cells, row["paper"] or ""])
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     seeds = sorted({len(row["seeds"]) for row in rows.values()})

@@ -1,0 +1,51 @@
+"""A built dataset on the Hub: a repository whose configurations are those of one folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dataset_builders.card import summarize
+from hf_toolssm.errors import DatasetMismatchError
+from hf_toolssm.hub.publish import Destination, Published, check_destination, publish_folder, published_files
+
+
+def check_dataset_destination(destination: Destination, configurations: Iterable[str]) -> None:
+    """Finds what would make publishing fail, before anything is built.
+
+    Args:
+        destination: where.
+        configurations: the names of all that the folder will hold.
+
+    Raises:
+        InvalidHubNameError, HubAccessError, HubUnavailableError: see `check_destination`.
+        DatasetMismatchError: the repository holds a configuration that the folder will not: its card, which
+            `load_dataset` reads, would no longer name it.
+    """
+    check_destination(destination)
+    held = {path.partition("/")[0] for path in published_files(destination) if path.endswith(".parquet")}
+    others = sorted(held - set(configurations))
+    if others:
+        raise DatasetMismatchError(
+            f"{destination.repo_id} also holds {', '.join(others)}: build that into the same folder, or choose "
+            "another repository or branch"
+        )
+
+
+def publish_dataset(folder: Path, destination: Destination, message: str | None = None) -> Published:
+    """Makes one commit of a folder that `build_folder` built, or none where nothing changed.
+
+    Args:
+        folder: with its card.
+        destination: where.
+        message: the commit's first line; by default what the folder holds, and of which generator version.
+
+    Raises:
+        InvalidHubNameError, HubAccessError, HubUnavailableError, HubRefusedError, PublishConflictError: see
+            `publish_folder`.
+        DatasetMismatchError: see `check_dataset_destination`.
+    """
+    summaries = [s for path in sorted(folder.iterdir()) if path.is_dir() and (s := summarize(path)) is not None]
+    names = [summary.name for summary in summaries]
+    check_dataset_destination(destination, names)
+    identity = summaries[0].identity
+    built = f"{identity['task']}, generator version {identity['version']}: {', '.join(names)}"
+    return publish_folder(folder, destination, message or built, mirrored=names)
