@@ -83,7 +83,7 @@ def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_pa
     command = f"accelerate launch recipes/sft.py --config {CONFIG} --mixture sorting:3=0.5 logical_graph:2=0.5"
     run(shlex_small(f"{command} --output_dir {tmp_path}/mixed", tmp_path))
     config = json.loads((tmp_path / "mixed" / "config.json").read_text())
-    assert config["tools"] == [{"name": "pointer_memory", "max_pointers": 10}, {"name": "search_memory"}]
+    assert config["tools"] == [{"name": "pointer_memory", "max_pointers": 19}, {"name": "search_memory"}]
     assert json.loads((tmp_path / "mixed" / "results.json").read_text())["mixture"][0] == "sorting:3=0.5"
     for task in ("sorting", "logical_graph"):
         measure = f"python recipes/evaluate.py --model {tmp_path}/mixed --task {task} --lengths 2 --num_problems 2"
