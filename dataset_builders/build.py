@@ -178,10 +178,8 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from dataset_builders.publish import (
-        check_dataset_destination,
-        publish_dataset,
-    )  # they read what this module writes
+    # They read what this module writes.
+    from dataset_builders.publish import check_dataset_destination, publish_dataset
 
     parser = argparse.ArgumentParser(
         prog="python -m dataset_builders.build", description="Builds a task's dataset, and publishes it if told to."

@@ -58,8 +58,8 @@ def write_card(folder: Path) -> None:
     write_whole(folder / "README.md", text)
 
 
-def summarize(directory: Path) -> ConfigSummary | None:
-    """Reads one configuration's folder; None when a shard is missing."""
+def whole_identity(directory: Path) -> dict[str, Any] | None:
+    """What a configuration's shards say of it; None when one is missing."""
     paths = sorted(directory.glob("*.parquet"))
     identities = [identity for path in paths if (identity := read_identity(path)) is not None]
     if not paths or len(identities) < len(paths):
@@ -68,14 +68,19 @@ def summarize(directory: Path) -> ConfigSummary | None:
     for path, identity in zip(paths, identities):
         rows[identity["split"]] = rows.get(identity["split"], 0) + pyarrow.parquet.read_metadata(path).num_rows
     shared = {k: v for k, v in identities[0].items() if k not in ("split", "start", "stop")}
-    if rows != shared["sizes"]:
+    return shared if rows == shared["sizes"] else None
+
+
+def summarize(directory: Path) -> ConfigSummary | None:
+    """Reads one configuration's folder; None when a shard is missing."""
+    shared = whole_identity(directory)
+    if shared is None:
         return None
-    # Splits in the order of the build, training first.
-    rows = {split: rows[split] for split in shared["sizes"]}
+    paths = sorted(directory.glob("*.parquet"))
     sampled = list(_sample(paths))
     lengths = sorted(length for path in paths for length in _token_counts(path))
     tokens = (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else (0, 0, 0)
-    return ConfigSummary(directory.name, shared, rows, tokens, locality(sampled), len(sampled))
+    return ConfigSummary(directory.name, shared, shared["sizes"], tokens, locality(sampled), len(sampled))
 
 
 def rebuild_command(summary: ConfigSummary) -> str:

@@ -38,7 +38,7 @@ from hf_toolssm.trajectory import ANSWER, Trajectory
 END = ">"
 RESTING = 6
 """Pointers that never move."""
-_SIGN, _DISK, _MOVE = (RESTING + number for number in (1, 2, 3))
+_SIGN, _DISK, _MOVE = range(RESTING + 1, RESTING + 4)
 _SWAP = {"A": "A", "B": "C", "C": "B"}
 _NEXT = {"-": {"A": "C", "C": "B", "B": "A"}, "+": {"A": "B", "B": "C", "C": "A"}}
 

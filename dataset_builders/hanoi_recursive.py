@@ -68,7 +68,7 @@ class HanoiRecursive(HanoiPuzzle):
         disk, first, second = (1, 2, 2)
         if variant == "three_pointers":
             repeat(pen, NEW_POINTER, RESTING)
-            disk, first, second = (RESTING + number for number in (1, 2, 3))
+            disk, first, second = range(RESTING + 1, RESTING + 4)
         _walk_new_pointer(pen, disk)
         repeat(pen, left(disk), 2)
         for pointer in range(first, second + 1):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dataset_builders.card import summarize
+from dataset_builders.card import whole_identity
 from hf_toolssm.errors import DatasetMismatchError
 from hf_toolssm.hub.publish import Destination, Published, check_destination, publish_folder, published_files
 
@@ -43,9 +43,10 @@ def publish_dataset(folder: Path, destination: Destination, message: str | None 
             `publish_folder`.
         DatasetMismatchError: see `check_dataset_destination`.
     """
-    summaries = [s for path in sorted(folder.iterdir()) if path.is_dir() and (s := summarize(path)) is not None]
-    names = [summary.name for summary in summaries]
+    directories = sorted(path for path in folder.iterdir() if path.is_dir())
+    identities = {path.name: identity for path in directories if (identity := whole_identity(path)) is not None}
+    names = list(identities)
     check_dataset_destination(destination, names)
-    identity = summaries[0].identity
+    identity = identities[names[0]]
     built = f"{identity['task']}, generator version {identity['version']}: {', '.join(names)}"
     return publish_folder(folder, destination, message or built, mirrored=names)
