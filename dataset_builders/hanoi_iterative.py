@@ -8,9 +8,10 @@ move j.
 Worked example, `970345>`:
 
     new 1, ... new 6                                               these rest: see hanoi.py
-    new 7, then per disk right 7 twice, think - or +, read 7       - is an odd number: A, C, B; + is even: A, B, C
+    new 7, new 8, then per disk
+        right 7 and right 8, twice each, think - or +, read 7      - is an odd number: A, C, B; + is even: A, B, C
     think <|answer|>, right 7 ... read 7 -> <|answer|>, left 7     pointer 7 rests on the last sign
-    new 8, walk to >, left 8 twice                                 pointer 8 rests on the smallest disk
+    left 8 twice                                                   pointer 8 rests on the smallest disk
     new 9, walk to <|answer|>, right 9                             pointer 9 rests on the first move
     read 8 -> 4, output 4, right 8, read 8 -> 5, output 5, left 8, read 7 -> -, output A, output C    an odd move
     read 9 -> 4, read 8 -> 4, right 9, read 9 -> 5, right 8, read 8 -> 5       move j's disk is the one at pointer 8
@@ -47,6 +48,7 @@ class HanoiIterative(HanoiPuzzle):
     """See the module's text."""
 
     title = "Tower of Hanoi, solved iteratively with a pointer memory"
+    version = "4"
     end = END
     variants: Sequence[str] = ("half_speed", COPIED_STATES)
 
@@ -88,11 +90,6 @@ def _write_moves(pen: Recorder) -> None:
     pen.think(ANSWER)
     walk(pen, _SIGN, ANSWER)
     pen.call(left(_SIGN))
-    pen.call(NEW_POINTER)
-    # Disk by disk: cell by cell is how it comes back later, and then something else follows.
-    repeat(pen, right(_DISK), 2)
-    while look(pen, _DISK) != END:
-        repeat(pen, right(_DISK), 2)
     repeat(pen, left(_DISK), 2)
     pen.call(NEW_POINTER)
     walk(pen, _MOVE, ANSWER)
@@ -107,10 +104,13 @@ def _write_moves(pen: Recorder) -> None:
 
 def _write_signs(pen: Recorder) -> None:
     """One sign a disk, each the other of the one before, so that the last is the parity of their number."""
-    repeat(pen, NEW_POINTER, RESTING + 1)
+    repeat(pen, NEW_POINTER, RESTING + 2)
     sign = "+"
     while True:
+        # Both at once: alone, pointer 8 walked over the disks two cells at a time where it later walks cell by cell,
+        # and a model of all tasks took the one for the other on a tower of twelve.
         repeat(pen, right(_SIGN), 2)
+        repeat(pen, right(_DISK), 2)
         sign = "+" if sign == "-" else "-"
         pen.think(sign)
         if look(pen, _SIGN) == END:

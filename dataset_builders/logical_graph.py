@@ -13,25 +13,26 @@ Behind a name stands its sign, + or - for not, and how another term joins: & or 
 What the model learns it writes as lines of the same kind, so that one search shows it again:
 
     1:ghi            the value of ghi is known
-    def<ghi          def was entered from ghi: the way back
+    ghi<def          def was entered from ghi: the way back
 
 Worked example, from the question on:
 
     find =jkl   shows ghi-==jkl             a node's first term; its name is looked up
-    find :ghi   shows nothing               so think ghi<jkl, and enter ghi
+    find :ghi   shows nothing               so think jkl<ghi, and enter ghi
     find =ghi   shows def-&=ghi
     find :def   shows 0:def                 think -0&, and as not def is 1, the other term decides
     find /ghi   shows abc+/ghi
     find :abc   shows 1:abc                 think +1=, and 1:ghi
-    find ghi<   shows ghi<jkl               back to jkl
+    find <ghi   shows jkl<ghi               back to jkl
     find =jkl   shows ghi-==jkl;  find :ghi shows 1:ghi;  think -1=, 0:jkl
-    find jkl<   shows nothing               the question's own node: think <|answer|>, output 0
+    find <jkl   shows nothing               the question's own node: think <|answer|>, output 0
 
 A node that is visited again is decided from its beginning: nothing is remembered but what is written. The line `-0&`
 (sign, value and operator, `=` where no other term is left) puts side by side what decides: without it a small model
 learned to copy everything within 350 steps and guessed the decisions for 650 more. A term has a line of its own, whose
 name is the first three cells shown: with both names in one line, the copy of the second one asked for, eighteen tokens
-back, was the last thing that a small model learned, and what a model of all tasks still got wrong.
+back, was the last thing that a small model learned, and what a model of all tasks still got wrong. So was the node's
+own name at the end of `def<ghi`, sixteen tokens back: as the line begins with it now, it is twelve.
 
 A pattern holds the mark beside the name, so that a search shows one line, however many nodes use the name. A node of
 which one known value decides (false in an and, true in an or) never looks at the other.
@@ -65,7 +66,7 @@ class LogicalGraph:
     """See the module's text. The length counts the nodes that are no inputs."""
 
     title = "The value of a logical graph, depth-first with a search memory"
-    version = "3"
+    version = "4"
     variants: Sequence[str] = ("depth_first",)
     adversarial: Sequence[str] = ("deep_chain", "wide", "one_hub", "never_decided_early")
     unit = "nodes"
@@ -163,9 +164,9 @@ def _visit(pen: Recorder, node: str) -> str | None:
             break
     value = str(int(truth))
     _think_line(pen, f"{value}:{node}")
-    shown = _search(pen, node + "<")
+    shown = _search(pen, "<" + node)
     if shown:
-        return shown[0][-WIDTH:]
+        return shown[0][:WIDTH]
     pen.think(ANSWER)
     pen.output(value)
     return None
@@ -176,7 +177,7 @@ def _look_up(pen: Recorder, name: str, node: str) -> str | None:
     shown = _search(pen, ":" + name)
     if shown:
         return shown[0][0]
-    _think_line(pen, f"{name}<{node}")
+    _think_line(pen, f"{node}<{name}")
     return None
 
 

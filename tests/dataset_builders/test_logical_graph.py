@@ -47,7 +47,8 @@ def false_lines(problem, trajectory):
         elif ":" in line:
             true = values[line[2:]] == (line[0] == "1")
         else:
-            true = any(d[:3] == line[:3] and d[-3:] == line[-3:] for d in problem.split("\n"))
+            node, term = line.split("<")
+            true = any(d[:3] == term and d[-3:] == node for d in problem.split("\n"))
         if not true:
             wrong.append(line)
     return wrong
