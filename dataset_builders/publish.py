@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset_builders.card import whole_identity
 from hf_toolssm.errors import DatasetMismatchError
-from hf_toolssm.hub.publish import Destination, Published, check_destination, publish_folder, published_files
+from hf_toolssm.hub.publish import Destination, Published, check_destination, publish_files, published_files
 
 
 def check_dataset_destination(destination: Destination, configurations: Iterable[str]) -> None:
@@ -40,7 +40,7 @@ def publish_dataset(folder: Path, destination: Destination, message: str | None 
 
     Raises:
         InvalidHubNameError, HubAccessError, HubUnavailableError, HubRefusedError, PublishConflictError: see
-            `publish_folder`.
+            `publish_files`.
         DatasetMismatchError: see `check_dataset_destination`.
     """
     directories = sorted(path for path in folder.iterdir() if path.is_dir())
@@ -49,4 +49,12 @@ def publish_dataset(folder: Path, destination: Destination, message: str | None 
     check_dataset_destination(destination, names)
     identity = identities[names[0]]
     built = f"{identity['task']}, generator version {identity['version']}: {', '.join(names)}"
-    return publish_folder(folder, destination, message or built, mirrored=names)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _is_published(path)}
+    return publish_files(
+        files, destination, message or built, owned=lambda path: path.rpartition("/")[0] in identities
+    )
+
+
+def _is_published(path: Path) -> bool:
+    """Hidden files and those of an unfinished write are not."""
+    return path.is_file() and not path.name.startswith(".") and path.suffix != ".incomplete"

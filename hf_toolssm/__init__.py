@@ -1,10 +1,14 @@
 """Mamba models that call tools while they generate, and keep one fixed-size state at any length.
 
-Importing the package loads nothing heavy: each public name is imported on first use.
+Importing the package loads nothing heavy: each public name is imported on first use. transformers' Auto classes know
+our architectures from then on, whichever of the two packages is imported first.
 """
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import wrapt
 
 if TYPE_CHECKING:
     from hf_toolssm.generation.session import Session
@@ -62,3 +66,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME_OF])
+
+
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
+def _make_auto_classes_know(module: ModuleType) -> None:
+    # Not at once: this import may stand in the middle of another one, from which our models would import.
+    def from_pretrained(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        for home in sorted(set(_HOME_OF.values())):
+            if ".modeling_" in home:
+                import_module(home)  # registers its architecture
+        return wrapped(*args, **kwargs)
+
+    wrapt.wrap_function_wrapper(module, "AutoConfig.from_pretrained", from_pretrained)

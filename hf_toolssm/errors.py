@@ -41,6 +41,10 @@ class UnknownToolError(ToolSSMError):
     """No file in hf_toolssm/tools/ defines a tool of that name, or it does not take those options."""
 
 
+class UnsafeToolError(ToolSSMError):
+    """A config names a tool that reaches outside, which only the caller can allow."""
+
+
 class ToolError(ToolSSMError):
     """A command that the tool cannot carry out. In `generate` it ends the row that wrote it, and no other."""
 
@@ -127,6 +131,10 @@ class NoCheckpointError(ToolSSMError):
 
 class UnsafeTrainingError(ToolSSMError):
     """A training option that would quietly train something else than what was asked."""
+
+
+class UnfinishedModelError(ToolSSMError):
+    """A folder without something that a published model needs."""
 
 
 class InvalidHubNameError(ToolSSMError):

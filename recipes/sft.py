@@ -4,8 +4,10 @@
         recipes/sft.py --config recipes/configs/addition_cpu.yaml
 
 builds the dataset (or reads one), trains from scratch or from a checkpoint, saves model and tokenizer to `output_dir`,
-and writes `results.json`, `length_generalization.png` and the model card there. Interrupted, the same command goes on
-from the last checkpoint with `--resume_from_checkpoint true`; shards of the dataset that were built stay.
+and writes `results.json`, `length_generalization.png` and the model card there. With `--push_to_hub true` and
+`--hub_model_id org/name` (`--hub_private_repo true`, `--hub_revision BRANCH`) all that is published at the end, in one
+commit. Interrupted, the same command goes on from the last checkpoint with `--resume_from_checkpoint true`; shards of
+the dataset that were built stay.
 """
 
 import logging
@@ -16,9 +18,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, load_dataset
+from datasets import Dataset, load_dataset, load_dataset_builder
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from trl import TrlParser
 
 from dataset_builders.build import build_folder
@@ -26,10 +28,12 @@ from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, refe
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
 from dataset_builders.task import Task, example_rng, load_task
 from hf_toolssm import ToolMambaForCausalLM
-from hf_toolssm.errors import UnsafeTrainingError
+from hf_toolssm.errors import InvalidHubNameError, UnsafeTrainingError
 from hf_toolssm.evaluation import evaluate_free_running
 from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
 from hf_toolssm.hub.model_card import write_model_card
+from hf_toolssm.hub.publish import MAIN, Destination, check_destination
+from hf_toolssm.hub.publish_model import publish_model
 from hf_toolssm.models.architectures import BASELINES, TOOL_MAMBA, make_model
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer
@@ -105,6 +109,7 @@ class RecipeArguments:
 
 def main() -> None:
     recipe, config = TrlParser((RecipeArguments, ToolSFTConfig)).parse_args_and_config()
+    destination = destination_of(config)
     if recipe.model is not None and recipe.architecture != TOOL_MAMBA:
         raise UnsafeTrainingError(
             f"architecture {recipe.architecture} is of a model from scratch, and a checkpoint is fine-tuned as a "
@@ -117,7 +122,8 @@ def main() -> None:
     start = time.perf_counter()
     state = PartialState()
     with state.main_process_first():
-        parts = [load_training_rows(recipe, variant, output)]
+        rows, dataset_revision = load_training_rows(recipe, variant, output)
+        parts = [rows]
         parts += [built_rows(recipe, share, output / f"dataset-{share.task}") for share in shares]
     set_seed(config.seed)
     model, tokenizer = model_and_tokenizer(
@@ -160,8 +166,10 @@ def main() -> None:
         "train_max_length": recipe.train_max_length,
         "mixture": recipe.mixture,
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
+        "dataset_revision": dataset_revision,
         "architecture": model.config.model_type if recipe.model else recipe.architecture,
         "base_model": recipe.model,
+        "base_model_revision": model.config._commit_hash if recipe.model else None,
         "lora_rank": recipe.lora_rank,
         "seed": config.seed,
         "num_parameters": model.num_parameters(),
@@ -178,6 +186,30 @@ def main() -> None:
     }
     write_json(output / "training.json", {**about, "hardware": hardware()})
     measure_and_report(model, tokenizer, recipe, about, output)
+    if destination is not None:
+        published = publish_model(output, destination, CARD_TEMPLATE)
+        print(f"{'published' if published.changed else 'nothing has changed'}: {published.url}")
+
+
+def destination_of(config: ToolSFTConfig) -> Destination | None:
+    """Where the finished model is to go, checked before any work; the trainer itself pushes nothing.
+
+    Raises:
+        UnsafeTrainingError: a push was asked for in a way that this recipe does not do.
+        InvalidHubNameError, HubAccessError, HubUnavailableError: see `hub.publish.check_destination`.
+    """
+    if not config.push_to_hub:
+        return None
+    if config.hub_model_id is None:
+        raise InvalidHubNameError("--push_to_hub needs a name: add --hub_model_id org/name")
+    if config.hub_token is not None:
+        raise UnsafeTrainingError("hub_token would stand in logs and saved arguments: set HF_TOKEN, and leave it out")
+    if config.hub_strategy != HubStrategy.EVERY_SAVE:  # its default
+        raise UnsafeTrainingError("the model is pushed once, finished and measured: leave out hub_strategy")
+    destination = Destination(config.hub_model_id, "model", bool(config.hub_private_repo), config.hub_revision or MAIN)
+    check_destination(destination)
+    config.push_to_hub = False  # or the trainer would push checkpoints that nobody measured
+    return destination
 
 
 def in_curriculum(rows: Dataset, config: ToolSFTConfig) -> Dataset:
@@ -218,18 +250,20 @@ def early_choice(
     return {"eval_dataset": rows, "accuracy": accuracy}
 
 
-def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> Dataset:
-    """The training split of the given dataset, or of the one that the task builds."""
+def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> tuple[Dataset, str | None]:
+    """The training split of the given dataset, with its commit if it is on the Hub, or of the one that is built."""
     problems = training_set(recipe, Share(recipe.task, variant, recipe.train_max_length, 1.0))
     if recipe.dataset is not None and not Path(recipe.dataset).is_dir():
-        return load_dataset(recipe.dataset, problems.name, split="train")
+        builder = load_dataset_builder(recipe.dataset, problems.name)
+        builder.download_and_prepare()
+        return builder.as_dataset("train"), builder.hash
     folder = Path(recipe.dataset) if recipe.dataset is not None else output / "dataset"
     if recipe.dataset is None and PartialState().is_main_process:
         tests = evaluation_sets(
             recipe.task, variant, recipe.eval_lengths, recipe.eval_adversarial_lengths, recipe.eval_num_problems
         )
         build_folder([problems, *tests], folder, recipe.num_proc)
-    return read_rows(problems, folder)
+    return read_rows(problems, folder), None
 
 
 def built_rows(recipe: RecipeArguments, share: Share, folder: Path) -> Dataset:

@@ -98,6 +98,12 @@ class Row:
                 return
         self.pending.extend(tokens)
 
+    def wait(self) -> None:
+        """Waits for a call that has not returned, and takes its result."""
+        if self.call is not None:
+            self.call.wait()
+            self.receive()
+
     def receive(self) -> None:
         """Takes the result of the call that is over."""
         call, self.call = self.call, None

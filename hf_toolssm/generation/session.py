@@ -11,7 +11,7 @@ import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from hf_toolssm.errors import (
 from hf_toolssm.generation.decoder import FusedDecoder, StepWeights, make_decoder
 from hf_toolssm.generation.drafting import ORDER, Draft, Drafter, extend
 from hf_toolssm.generation.free_runs import FreeRuns, make_free_runs
+from hf_toolssm.generation.interface import Listener, Steering
 from hf_toolssm.generation.model_runner import ModelRunner, Pieces
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts, make_protocol
@@ -35,26 +36,6 @@ from hf_toolssm.tools import Tool
 
 PIECE = 2_048
 """Tokens of a long observation that one row takes between two steps of the others."""
-
-
-class Listener(Protocol):
-    """Hears of every token, in order for each row."""
-
-    def fed(self, rows: Sequence[int], tokens: Sequence[int], observed: Sequence[bool]) -> None:
-        """One token of each of these rows, and whether a tool wrote it."""
-
-    def fed_run(self, row: int, tokens: Sequence[int], observed: Sequence[bool]) -> None:
-        """Several tokens of one row."""
-
-
-class Steering(Protocol):
-    """Chooses tokens and ends rows in the session's place."""
-
-    def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
-        """A token for each of these rows, given logits (r, v)."""
-
-    def stop(self, rows: Sequence[int], logits: Tensor) -> list[bool]:
-        """Which of these rows end now; `logits` (r, v) are those that their last tokens were chosen by."""
 
 
 class Session:
@@ -276,9 +257,7 @@ class Session:
     def settle(self) -> None:
         """Waits for the tool calls under way, because a call is no part of a value."""
         for row in self.rows:
-            if row.call is not None:
-                row.call.wait()
-                row.receive()
+            row.wait()
 
     def clone(self) -> "Session":
         """An independent session in the same state: a snapshot to roll back to. Calls under way end first."""

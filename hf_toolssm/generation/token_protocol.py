@@ -5,7 +5,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_toolssm.errors import EmptyProblemError, InvalidProblemError, MissingToolTokensError, UnknownToolError
+from hf_toolssm.errors import (
+    EmptyProblemError,
+    InvalidProblemError,
+    MissingToolTokensError,
+    UnknownToolError,
+    UnsafeToolError,
+)
 from hf_toolssm.generation.tool_calls import ObservationReader, time_limit
 from hf_toolssm.protocols.special_tokens import tool_token_ids, tool_tokens
 from hf_toolssm.tools import Tool, make_tool
@@ -60,6 +66,12 @@ def make_protocol(
     config = model.config
     specs = (getattr(config, "tools", None) or []) if tools is None else tools
     made = [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in specs]
+    outside = [spec for spec, tool in zip(specs, made) if tools is None and tool.reaches_outside]
+    if outside:
+        raise UnsafeToolError(
+            f"the config names {outside[0]!r}, which reaches outside, and a config alone never switches that on: pass "
+            "tools= yourself if you trust the model with it"
+        )
     ids = getattr(config, "tool_token_ids", None)
     if ids is None and tokenizer is not None:
         ids = tool_token_ids(tokenizer, made)

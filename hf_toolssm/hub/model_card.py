@@ -1,30 +1,76 @@
 """A model's card, made of what its folder says was measured: no figure stands on it that is not in `results.json`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
+from huggingface_hub import EvalResult, ModelCardData
 
+from hf_toolssm.errors import UnfinishedModelError
 from hf_toolssm.files import write_whole
 
 
-def write_model_card(folder: Path, template: Path) -> Path:
+def write_model_card(folder: Path, template: Path, repo_id: str | None = None) -> Path:
     """Writes `README.md` into a trained model's folder.
 
     Args:
         folder: holds `results.json` as `evaluation.report.write_report` writes it, and `config.json`.
         template: the Jinja template, `model_cards/template.md`.
+        repo_id: where the model is loaded from in the card's example; by default the folder itself.
 
     Returns:
         The card's path.
 
     Raises:
-        FileNotFoundError: the folder has no `results.json`: measure the model first.
+        UnfinishedModelError: the folder has no `results.json`.
     """
+    path = folder / "README.md"
+    write_whole(path, model_card(folder, template, repo_id))
+    return path
+
+
+def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
+    """The text that `write_model_card` writes."""
+    if not (folder / "results.json").exists():
+        raise UnfinishedModelError(f"{folder} has no results.json: measure the model first, as recipes/sft.py does")
     results = json.loads((folder / "results.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    text = environment.from_string(template.read_text()).render(results=results, config=config)
-    path = folder / "README.md"
-    write_whole(path, text)
-    return path
+    return environment.from_string(template.read_text()).render(
+        results=results,
+        config=config,
+        path=repo_id or ".",
+        example=json.dumps(results["example_problem"]),
+        metadata=_metadata(results, config, repo_id).to_yaml(),
+    )
+
+
+def _metadata(results: Mapping[str, Any], config: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
+    """What the Hub reads, the measured figures among it; only names with a revision are those of repositories."""
+    name = repo_id.rpartition("/")[2] if repo_id else f"{config['model_type']}-{results['task']}"
+    return ModelCardData(
+        library_name="transformers",
+        license="apache-2.0",
+        pipeline_tag="text-generation",
+        tags=[config["model_type"], "tool-use", "length-generalization", "hf_toolssm"],
+        datasets=[results["dataset"]] if results.get("dataset_revision") else None,
+        base_model=results["base_model"] if results.get("base_model_revision") else None,
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                task_name=f"{results['task']}, free-running with tools executed",
+                dataset_type=results["task"],
+                dataset_name=f"{results['task']}, {measured['num_problems']} problems",
+                dataset_config=measured["problem_set"],
+                dataset_split="test",
+                metric_type="exact_match",
+                metric_name=f"exact {what} at {measured['length']} {results['unit']}",
+                metric_value=measured[figure],
+            )
+            for measured in results["by_length"] + results["adversarial"]
+            for what, figure in (("answers", "answer_accuracy"), ("trajectories", "trajectory_accuracy"))
+        ],
+    )

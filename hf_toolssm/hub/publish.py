@@ -1,4 +1,4 @@
-"""Publishing a folder to the Hub: in one commit, made only where something changed, and never half.
+"""Publishing files to the Hub: in one commit, made only where something changed, and never half.
 
 The branch is read first and the commit names what was read as its parent, so that two writers never mix. What fails by
 chance (a dropped connection, an overloaded server) is tried again. That is safe: every attempt compares contents anew,
@@ -8,7 +8,7 @@ so a commit whose answer was lost is found and not made twice.
 import logging
 import re
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -121,14 +121,17 @@ def published_files(destination: Destination) -> set[str]:
     return _attempt(listed, destination)
 
 
-def publish_folder(folder: Path, destination: Destination, message: str, mirrored: Collection[str] = ()) -> Published:
-    """Makes one commit of a folder's files, or none where the branch holds them already.
+def publish_files(
+    files: Mapping[str, Path], destination: Destination, message: str, owned: Callable[[str], bool]
+) -> Published:
+    """Makes one commit of files, or none where the branch holds them already.
 
     Args:
-        folder: hidden files and those of an unfinished write are left out.
+        files: by their path in the repository.
         destination: where.
         message: the commit's first line.
-        mirrored: folders in it of which the branch keeps no other files than these.
+        owned: for a path in the repository, whether it is left over from an earlier commit if it is not among `files`,
+            and goes away with this one.
 
     Raises:
         InvalidHubNameError, HubAccessError, HubUnavailableError: see `check_destination`. After the last, the same
@@ -142,14 +145,11 @@ def publish_folder(folder: Path, destination: Destination, message: str, mirrore
     if destination.branch != MAIN:
         _attempt(lambda: api.create_branch(**where, branch=destination.branch, exist_ok=True), destination)
     start = _attempt(lambda: api.repo_info(**where, revision=destination.branch).sha, destination)
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _is_published(path)}
 
     def commit() -> Published:
         head = api.repo_info(**where, revision=destination.branch).sha
         obsolete = [
-            name
-            for name in sorted(api.list_repo_files(**where, revision=head))
-            if name.rpartition("/")[0] in mirrored and name not in files
+            name for name in sorted(api.list_repo_files(**where, revision=head)) if name not in files and owned(name)
         ]
         info = api.create_commit(
             **where,
@@ -168,10 +168,6 @@ def publish_folder(folder: Path, destination: Destination, message: str, mirrore
     return _attempt(commit, destination, attempts=1 if destination.pull_request else ATTEMPTS)
 
 
-def _is_published(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".") and path.suffix != ".incomplete"
-
-
 def _attempt(action: Callable[[], _T], destination: Destination, attempts: int = ATTEMPTS) -> _T:
     """Does something on the Hub, again where it failed by chance; every other failure gets a named error."""
     name = destination.repo_id
@@ -185,7 +181,7 @@ def _attempt(action: Callable[[], _T], destination: Destination, attempts: int =
             raise HubUnavailableError("HF_HUB_OFFLINE is set: unset it to publish") from error
         except HfHubHTTPError as error:
             failure, wait = error, _seconds_to_wait(error, name, attempt)
-        except httpx.TransportError as error:
+        except (httpx.TransportError, ConnectionError, TimeoutError) as error:  # the built-in ones are of Xet
             failure, wait = error, float(2 ** (attempt - 1))
         if attempt == attempts or wait > LONGEST_WAIT:
             break

@@ -1,5 +1,7 @@
 """The configuration of a Mamba that works through tools."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -32,3 +34,16 @@ class ToolMambaConfig(ToolFields, MambaConfig):
                 f"transformers' format ({' or '.join(_LOADABLE)}): choose such a one, or load this with its own class"
             )
         return {**config_dict, "model_type": cls.model_type}, remaining
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes `config.json`, and beside it the code that runs the tools where this package is not installed.
+
+        A model's `save_pretrained` and `push_to_hub` come here too, so every copy of the model carries that code.
+        """
+        if self.tools is not None:
+            from hf_toolssm.generation.remote_code import AUTO_MAP, write_remote_code
+
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            write_remote_code(Path(save_directory), self.tools)
+            self.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)

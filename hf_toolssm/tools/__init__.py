@@ -5,7 +5,6 @@ The file `pointer_memory.py` holds the class `PointerMemory`; a config names it 
 folder are tools, and the other keys are the class's keyword arguments.
 """
 
-import inspect
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
@@ -13,9 +12,9 @@ from importlib import import_module
 from typing import Any
 
 from hf_toolssm.errors import UnknownToolError
-from hf_toolssm.tools.tool import Tool, ToolSession
+from hf_toolssm.tools.tool import Tool, ToolSession, with_options
 
-__all__ = ["Tool", "ToolSession", "available_tools", "make_tool"]
+__all__ = ["Tool", "ToolSession", "available_tools", "class_name", "make_tool"]
 
 _NOT_TOOLS = {"tool", "recorder"}
 
@@ -38,10 +37,9 @@ def make_tool(spec: Mapping[str, Any]) -> Tool:
     name = spec.get("name") if isinstance(spec, Mapping) else spec
     if not isinstance(spec, Mapping) or name not in available_tools():
         raise UnknownToolError(f"no tool is named {name!r}; the tools are {', '.join(available_tools())}")
-    tool_class = getattr(import_module(f"{__name__}.{name}"), "".join(part.title() for part in name.split("_")))
-    options = {key: value for key, value in spec.items() if key != "name"}
-    parameters = inspect.signature(tool_class).parameters
-    unknown = sorted(set(options) - set(parameters))
-    if unknown:
-        raise UnknownToolError(f"tool {name!r} has no option {unknown[0]!r}; its options are {', '.join(parameters)}")
-    return tool_class(**options)
+    return with_options(getattr(import_module(f"{__name__}.{name}"), class_name(name)), spec)
+
+
+def class_name(tool: str) -> str:
+    """The class in a tool's file."""
+    return "".join(part.title() for part in tool.split("_"))

@@ -32,6 +32,7 @@ class Calculator:
     """The calculator tool. A product of very long numbers takes its time, so calls have a limit."""
 
     time_limit = 30.0
+    reaches_outside = False
     commands = (CALCULATE, EQUALS)
     markers = tuple(_SYMBOLS)
 

@@ -47,6 +47,7 @@ class PointerMemory:
     """
 
     time_limit = None
+    reaches_outside = False
 
     def __init__(self, max_pointers: int = 2) -> None:
         if not isinstance(max_pointers, int) or max_pointers < 1:

@@ -35,6 +35,7 @@ class SearchMemory:
     """
 
     time_limit = None
+    reaches_outside = False
     commands = (FIND, SEARCH)
     markers = (NEWLINE, SEARCH_END)
 

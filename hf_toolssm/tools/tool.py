@@ -1,7 +1,10 @@
 """What a tool is: a fixed set of commands, and one session per problem that carries them out."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
+
+from hf_toolssm.errors import UnknownToolError
 
 Cell = TypeVar("Cell")
 """A memory cell. The dataset builders use its text; `generate` uses its token id, so that what a tool stores and gives
@@ -46,11 +49,14 @@ class Tool(Protocol):
             neither touches anything but the session: such calls run at once, may run on a clone to draft ahead, and
             have no limit. Calls with a limit run on threads of their own, those of several rows side by side; one that
             is given up must not change its session afterwards.
+        reaches_outside: whether it touches anything but its session, as a shell or a network does. A config may name
+            such a tool, but it runs only where the caller passes it.
     """
 
     commands: tuple[str, ...]
     markers: tuple[str, ...]
     time_limit: float | None
+    reaches_outside: bool
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> ToolSession[Cell]:
         """A new session whose memory is the problem.
@@ -62,3 +68,19 @@ class Tool(Protocol):
 
     def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> ToolSession[Cell]:
         """The session whose `state` that is."""
+
+
+def with_options(tool_class: Callable[..., Tool], spec: Mapping[str, Any]) -> Tool:
+    """A tool with the options of a spec, which are all its keys but `name`.
+
+    Raises:
+        UnknownToolError: the tool does not take one of them.
+    """
+    options = {key: value for key, value in spec.items() if key != "name"}
+    parameters = inspect.signature(tool_class).parameters
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise UnknownToolError(
+            f"tool {spec['name']!r} has no option {unknown[0]!r}; its options are {', '.join(parameters)}"
+        )
+    return tool_class(**options)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_toolssm import ToolMambaForCausalLM
 from hf_toolssm.generation import Session
 from hf_toolssm.generation.decoder import StepWeights
-from hf_toolssm.generation.session import Steering
+from hf_toolssm.generation.interface import Steering
 from measure import Contender, MemoryRead, interleave
 from models import Scale, Solved, addition_model, random_model, solved_additions, stepwise_difference, stock_model
 from results import Bound, Result

@@ -7,6 +7,7 @@ from pathlib import Path
 import jinja2
 import pytest
 
+from hf_toolssm.errors import UnfinishedModelError
 from hf_toolssm.evaluation.exactness import LengthResult
 from hf_toolssm.evaluation.report import write_report
 from hf_toolssm.hub.model_card import write_model_card
@@ -64,7 +65,7 @@ def test_a_figure_that_was_not_recorded_stops_the_card(model, tmp_path):
 
 def test_a_model_that_was_not_measured_gets_no_card(model, tmp_path):
     model.save_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UnfinishedModelError):
         write_model_card(tmp_path, TEMPLATE)
 
 

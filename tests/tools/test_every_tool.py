@@ -115,3 +115,8 @@ def test_clones_that_both_go_on_do_not_meet(name):
 def test_a_tool_says_how_long_its_calls_may_take(name):
     limit = make_tool({"name": name}).time_limit
     assert limit is None or limit > 0
+
+
+@pytest.mark.parametrize("name", available_tools())
+def test_a_tool_says_whether_it_reaches_outside(name):
+    assert make_tool({"name": name}).reaches_outside in (False, True)

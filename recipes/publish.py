@@ -1,0 +1,37 @@
+"""Publishes a finished model: weights, tokenizer, the code that runs its tools anywhere, card, figures and picture.
+
+    python recipes/publish.py --model outputs/addition --repo_id org/name
+
+One commit, or none where nothing changed. The card is written anew from what was measured (`results.json`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from hf_toolssm.hub.publish import MAIN, Destination
+from hf_toolssm.hub.publish_model import publish_model
+
+CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
+
+
+@dataclass
+class PublishArguments:
+    model: str = field(metadata={"help": "The output_dir of a finished recipes/sft.py."})
+    repo_id: str = field(metadata={"help": "Where to, as org/name; made if need be."})
+    private: bool = field(default=False, metadata={"help": "Make a new repository private."})
+    branch: str = field(default=MAIN, metadata={"help": "Of the repository; made if need be."})
+    pull_request: bool = field(default=False, metadata={"help": "Propose the commit instead of making it."})
+    message: str | None = field(default=None, metadata={"help": "Of the commit."})
+
+
+def main() -> None:
+    (options,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses()
+    destination = Destination(options.repo_id, "model", options.private, options.branch, options.pull_request)
+    published = publish_model(Path(options.model), destination, CARD_TEMPLATE, options.message)
+    print(f"{'published' if published.changed else 'nothing has changed'}: {published.url}")
+
+
+if __name__ == "__main__":
+    main()

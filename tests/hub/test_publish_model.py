@@ -1,0 +1,193 @@
+"""A model is published whole or not at all, with its code and card, and runs its tools wherever it is loaded."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from dataset_builders.build import main as build
+from hf_toolssm.errors import HubAccessError, HubUnavailableError, PublishConflictError, UnfinishedModelError
+from hf_toolssm.evaluation.exactness import LengthResult
+from hf_toolssm.evaluation.report import write_report
+from hf_toolssm.hub.publish import Destination
+from hf_toolssm.hub.publish_model import publish_model
+from hub.test_model_card import ABOUT, TEMPLATE
+
+ROOT = Path(__file__).parents[2]
+TRAINING = ["recipes/sft.py", "--config", "recipes/configs/addition_cpu.yaml", "--dataset_seed", "7"]
+SHORT = ["--max_steps", "2", "--num_examples", "40", "--num_proc", "1", "--per_device_train_batch_size", "8"]
+SHORT += ["--eval_lengths", "2", "--eval_num_problems", "2"]
+
+
+def run(words, environment):
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture
+def finished(model, tokenizer, tmp_path):
+    """A folder as `recipes/sft.py` leaves it, with what only training needed beside."""
+    folder = tmp_path / "finished"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    row = LengthResult("length_77", 77, "free-running", 16, 16, 0.9375, 0.875, None, 1_000, 0.5)
+    write_report(folder, [row], [], ABOUT)
+    (folder / "training_args.bin").write_bytes(b"pickled")
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "model.safetensors").write_bytes(b"older")
+    return folder
+
+
+@pytest.fixture
+def push(hub, finished):
+    def push(name="sums", **options):
+        return publish_model(finished, Destination(hub.repo_id(name), "model", **options), TEMPLATE)
+
+    return push
+
+
+def visible(hub, revision="main"):
+    return set(hub.commits("sums", revision=revision)[0].tree) - {".gitattributes"}
+
+
+def test_a_model_is_published_with_its_code_and_card_and_without_what_training_left(hub, push):
+    assert push(private=True).changed
+    held = visible(hub)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "results.json", "README.md"} <= held
+    assert {"plain_tool_mamba.py", "pointer_memory.py", "length_generalization.png"} <= held
+    assert not {path for path in held if "/" in path or path.endswith(".bin")}
+    assert hub.repository("sums").private
+    assert len(hub.commits("sums")) == 2  # the repository's own, and one
+    assert not push().changed
+
+
+def test_what_a_newer_version_lacks_goes_away_and_what_others_added_stays(hub, push, finished):
+    (finished / "model-00001-of-00002.safetensors").write_bytes(b"a piece")
+    push()
+    hub.api.upload_file(repo_id=hub.repo_id("sums"), path_in_repo="NOTICE.md", path_or_fileobj=b"ours")
+    (finished / "model-00001-of-00002.safetensors").unlink()
+    assert push().changed
+    assert "model-00001-of-00002.safetensors" not in visible(hub)
+    assert "NOTICE.md" in visible(hub)
+
+
+def test_the_hub_reads_the_measured_figures_from_the_card(hub, push, finished):
+    push()
+    card = ModelCard.load(hub.repo_id("sums"))
+    measured = json.loads((finished / "results.json").read_text())["by_length"][0]
+    assert [(r.dataset_config, r.metric_name, r.metric_value) for r in card.data.eval_results] == [
+        ("length_77", "exact answers at 77 digits", measured["answer_accuracy"]),
+        ("length_77", "exact trajectories at 77 digits", measured["trajectory_accuracy"]),
+    ]
+    assert hub.repo_id("sums") in card.text
+    links = re.findall(r"\]\(([^)]+)\)", card.text)
+    assert links
+    assert set(links) <= visible(hub)
+
+
+def test_a_branch_and_a_pull_request_leave_the_main_branch_as_it_is(hub, push):
+    push(branch="next/try")
+    assert "model.safetensors" in visible(hub, "next/try")
+    assert not visible(hub)
+    assert "/discussions/1" in push(pull_request=True).url
+    assert not visible(hub)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer_config.json", "results.json"])
+def test_an_unfinished_folder_is_refused_before_the_hub_is_asked(hub, push, finished, missing):
+    (finished / missing).unlink()
+    with pytest.raises(UnfinishedModelError, match=re.escape(missing.replace("model.s", "model*.s"))):
+        push()
+    assert not hub.log
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(401, HubAccessError), (409, PublishConflictError), (412, PublishConflictError)]
+)
+def test_a_push_that_fails_shows_nothing_and_the_same_call_completes_it(hub, push, status, error):
+    hub.faults.answer(status, "POST", "/commit/")
+    with pytest.raises(error):
+        push()
+    assert not visible(hub)
+    assert push().changed
+
+
+def test_dropped_connections_and_an_overloaded_server_are_outlasted_or_named(hub, push, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    hub.faults.cut_request("POST", "/commit/", times=5)
+    with pytest.raises(HubUnavailableError, match="run the same command again"):
+        push()
+    assert not visible(hub)
+    hub.faults.answer(500, "POST", "/commit/", times=2)
+    hub.faults.answer(429, "POST", "/commit/", headers={"Retry-After": "1"})
+    assert push().changed
+    assert len(hub.commits("sums")) == 2
+
+
+def test_the_command_publishes_a_finished_folder(hub, finished):
+    words = ["recipes/publish.py", "--model", str(finished), "--repo_id", hub.repo_id("sums")]
+    for said in ("published: ", "nothing has changed: "):
+        done = run(words, hub.environment)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.startswith(said)
+
+
+def test_with_xet_switched_on_a_hub_without_it_is_named_and_what_it_holds_still_loads(hub, finished):
+    pytest.importorskip("hf_xet")
+    words = ["recipes/publish.py", "--model", str(finished), "--repo_id", hub.repo_id("sums")]
+    with_xet = {k: v for k, v in hub.environment.items() if k != "HF_HUB_DISABLE_XET"}
+    refused = run(words, with_xet)
+    assert "HubUnavailableError" in refused.stderr
+    assert "xet" in refused.stderr
+    assert not visible(hub)
+    assert run(words, hub.environment).stdout.startswith("published: ")
+    code = f"from huggingface_hub import snapshot_download; print(snapshot_download({hub.repo_id('sums')!r}))"
+    loaded = Path(run(["-c", code], with_xet).stdout.strip())
+    assert (loaded / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_the_recipe_trains_on_a_dataset_of_the_hub_and_publishes_the_model(hub, tmp_path):
+    data = hub.repo_id("tool-addition")
+    built = ["--train-max-length", "5", "--num-examples", "40", "--num-validation", "0", "--seed", "7"]
+    build(["addition", "--output", str(tmp_path / "rows"), *built, "--push-to-hub", data])
+    output = tmp_path / "out"
+    words = [*TRAINING, *SHORT, "--output_dir", str(output), "--dataset", data]
+    done = run([*words, "--push_to_hub", "true", "--hub_model_id", hub.repo_id("sums")], hub.environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "published: " in done.stdout
+    results = json.loads((output / "results.json").read_text())
+    revision = hub.commits("tool-addition", kind="dataset")[0].oid
+    assert (results["dataset"], results["dataset_revision"]) == (data, revision)
+    card = ModelCard.load(hub.repo_id("sums"))
+    assert card.data.datasets == [data]
+    assert revision in card.text
+    assert len(hub.commits("sums")) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "hub_model_id"),
+        (["--hub_model_id", "org/two words"], "two words"),
+        (["--hub_model_id", "org/name", "--hub_strategy", "checkpoint"], "hub_strategy"),
+        (["--hub_model_id", "org/name", "--hub_token", "secret"], "HF_TOKEN"),
+    ],
+)
+def test_a_push_that_cannot_work_is_refused_before_any_training(hub, tmp_path, options, message):
+    words = [*TRAINING, *SHORT, "--output_dir", str(tmp_path / "out"), "--push_to_hub", "true", *options]
+    done = run(words, hub.environment)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert not (tmp_path / "out" / "dataset").exists()
+
+
+def test_without_a_token_nothing_is_trained(hub, tmp_path):
+    words = [*TRAINING, *SHORT, "--output_dir", str(tmp_path / "out"), "--push_to_hub", "true"]
+    environment = {k: v for k, v in hub.environment.items() if k != "HF_TOKEN"}
+    done = run([*words, "--hub_model_id", hub.repo_id("sums")], environment)
+    assert "HubAccessError" in done.stderr
+    assert not (tmp_path / "out" / "dataset").exists()
