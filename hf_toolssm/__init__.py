@@ -68,13 +68,22 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME_OF])
 
 
-@wrapt.when_imported("transformers.models.auto.configuration_auto")
-def _make_auto_classes_know(module: ModuleType) -> None:
-    # Not at once: this import may stand in the middle of another one, from which our models would import.
-    def from_pretrained(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        for home in sorted(set(_HOME_OF.values())):
-            if ".modeling_" in home:
-                import_module(home)  # registers its architecture
-        return wrapped(*args, **kwargs)
+def _register_first(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    for home in sorted(set(_HOME_OF.values())):
+        if ".modeling_" in home:
+            import_module(home)  # registers its architecture
+    return wrapped(*args, **kwargs)
 
-    wrapt.wrap_function_wrapper(module, "AutoConfig.from_pretrained", from_pretrained)
+
+# When one of them is called, and not at once: the import of transformers may stand in the middle of another one, from
+# which our models would import.
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
+def _make_configurations_known(module: ModuleType) -> None:
+    for name in ("from_pretrained", "for_model"):
+        wrapt.wrap_function_wrapper(module, f"AutoConfig.{name}", _register_first)
+
+
+@wrapt.when_imported("transformers.models.auto.auto_factory")
+def _make_models_known(module: ModuleType) -> None:
+    for name in ("from_pretrained", "from_config"):
+        wrapt.wrap_function_wrapper(module, f"_BaseAutoModelClass.{name}", _register_first)

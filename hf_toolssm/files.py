@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path that becomes the file at the end, so that an interruption leaves the old file or the new."""
-    temporary = path.with_name(f"{path.name}.incomplete")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")  # no other process writes this one
     yield temporary
     temporary.replace(path)
 

@@ -21,6 +21,7 @@ from accelerate import PartialState
 from datasets import Dataset, load_dataset, load_dataset_builder
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
+from transformers.utils.hub import cached_file, extract_commit_hash
 from trl import TrlParser
 
 from dataset_builders.build import build_folder
@@ -28,7 +29,7 @@ from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, refe
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
 from dataset_builders.task import Task, example_rng, load_task
 from hf_toolssm import ToolMambaForCausalLM
-from hf_toolssm.errors import InvalidHubNameError, UnsafeTrainingError
+from hf_toolssm.errors import InvalidHubNameError, ToolSSMError, UnsafeTrainingError
 from hf_toolssm.evaluation import evaluate_free_running
 from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
 from hf_toolssm.hub.model_card import write_model_card
@@ -44,6 +45,7 @@ from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
+REPORT = ("results.json", "training.json", "length_generalization.png", "README.md")
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 
 
@@ -129,6 +131,8 @@ def main() -> None:
     model, tokenizer = model_and_tokenizer(
         recipe, [(task, variant), *((load_task(share.task), share.variant) for share in shares)]
     )
+    # None for a folder.
+    base_model_revision = extract_commit_hash(cached_file(recipe.model, "config.json"), None) if recipe.model else None
     renderer = Renderer(tokenizer)
     with state.main_process_first():
         rendered = [
@@ -149,6 +153,8 @@ def main() -> None:
     if str(resume).lower() == "true":  # the last checkpoint; anything else is a checkpoint's folder
         resume = str(last_whole_checkpoint(output))
     trained = trainer.train(resume_from_checkpoint=resume)
+    for name in REPORT:  # of an earlier training: figures must not stand beside other weights
+        (output / name).unlink(missing_ok=True)
     if not recipe.lora_rank:
         trainer.save_model()
     if not trainer.accelerator.is_main_process:
@@ -169,7 +175,7 @@ def main() -> None:
         "dataset_revision": dataset_revision,
         "architecture": model.config.model_type if recipe.model else recipe.architecture,
         "base_model": recipe.model,
-        "base_model_revision": model.config._commit_hash if recipe.model else None,
+        "base_model_revision": base_model_revision,
         "lora_rank": recipe.lora_rank,
         "seed": config.seed,
         "num_parameters": model.num_parameters(),
@@ -187,7 +193,12 @@ def main() -> None:
     write_json(output / "training.json", {**about, "hardware": hardware()})
     measure_and_report(model, tokenizer, recipe, about, output)
     if destination is not None:
-        published = publish_model(output, destination, CARD_TEMPLATE)
+        try:
+            published = publish_model(output, destination, CARD_TEMPLATE)
+        except ToolSSMError as error:
+            command = f"python recipes/publish.py --model {output} --repo_id {destination.repo_id}"
+            error.add_note(f"The model itself is finished. Publish it without training again: {command}")
+            raise
         print(f"{'published' if published.changed else 'nothing has changed'}: {published.url}")
 
 

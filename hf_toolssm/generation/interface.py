@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
-    AutoTokenizer,
     EosTokenCriteria,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
     MaxLengthCriteria,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
@@ -172,10 +172,8 @@ def _check_padding(model: Any, input_ids: Tensor, attention_mask: Tensor | None)
 def _tokenizer_beside(model: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer of the checkpoint that the model was loaded from, if it knows the model's tool tokens."""
     try:
-        # Never asks: a model of remote code is there only because its caller trusts that folder.
-        trusted = type(model).__module__.startswith("transformers_modules")
-        path = model.name_or_path
-        found = AutoTokenizer.from_pretrained(path, trust_remote_code=trusted) if path else None
+        # Not AutoTokenizer: where the package is missing it would run the folder's code, of whichever revision.
+        found = PreTrainedTokenizerFast.from_pretrained(model.name_or_path) if model.name_or_path else None
     except (OSError, ValueError):  # no tokenizer there: `answers` says so by name
         return None
     ids = getattr(model.config, "tool_token_ids", None) or {}

@@ -36,7 +36,7 @@ class PlainToolMambaForCausalLM(MambaForCausalLM):
     def generate(
         self, inputs: Tensor | None = None, *args: Any, input_ids: Tensor | None = None, **kwargs: Any
     ) -> Tensor | ToolGenerateOutput:
-        """Generates the tokens that hf_toolssm's ToolMamba does; takes, returns and raises the same.
+        """Generates the tokens that hf_toolssm's ToolMamba does (greedily, or one row); takes and returns the same.
 
         A session that can be saved and goes on, a state to start from and rounded weights need the package.
         """
@@ -74,6 +74,11 @@ class PlainRows:
     ) -> "PlainRows":
         """Starts the tools on the prompts."""
         prompts = check_prompts(model, prompts)
+        if model.config.use_bias and len(set(map(len, prompts))) > 1:
+            raise UnsupportedGenerationError(
+                "with use_bias a padded prompt would be read as another one: give prompts of one length, or install "
+                "hf_toolssm"
+            )
         protocol = make_protocol(model, tools, tokenizer, end_ids)
         return cls(model, [Row.start(prompt, protocol) for prompt in prompts], prompts)
 
@@ -81,7 +86,7 @@ class PlainRows:
     def run(self, max_new_tokens: int, *, listener: Listener, steering: Steering | None) -> int:
         """Generates until every row has ended, has taken `max_new_tokens` tokens, or was stopped."""
         left = [max_new_tokens] * len(self.rows)
-        # Padding on the left, and masked, leaves a Mamba's state as it is.
+        # Padding on the left, and masked, leaves the state as it is of a Mamba whose projections have no bias.
         width = max(map(len, self._prompts))
         tokens = [[0] * (width - len(prompt)) + list(prompt) for prompt in self._prompts]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in self._prompts]

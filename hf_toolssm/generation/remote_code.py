@@ -1,14 +1,13 @@
 """The code that a saved model carries, so that it runs its tools where hf_toolssm is not installed.
 
 transformers loads such code from one folder of modules that import each other as `from .name import ...`. So the
-modules of this package that `plain_tool_mamba.py` needs, and the tools that the model names, are written there under
-their own last names, their imports made relative, and nothing else changed.
+modules of this package that `plain_tool_mamba.py` needs, and the tools that the model names, are written there as
+`hf_toolssm_*.py`, so that they meet no file of the user's. Only their imports are changed, to relative ones.
 """
 
 import ast
 import re
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,25 @@ from typing import Any
 from hf_toolssm.files import write_whole
 from hf_toolssm.tools import class_name
 
+PREFIX = "hf_toolssm_"
 ENTRY = "hf_toolssm.generation.plain_tool_mamba"
 TOOLS = "hf_toolssm.tools"
 AUTO_MAP = {
-    "AutoConfig": "plain_tool_mamba.PlainToolMambaConfig",
-    "AutoModelForCausalLM": "plain_tool_mamba.PlainToolMambaForCausalLM",
+    "AutoConfig": f"{PREFIX}plain_tool_mamba.PlainToolMambaConfig",
+    "AutoModelForCausalLM": f"{PREFIX}plain_tool_mamba.PlainToolMambaForCausalLM",
 }
 """A config's `auto_map`. Where the package is imported its own classes come first, and no remote code is loaded."""
 
 _IMPORT = re.compile(r"^(\s*)from hf_toolssm(?:\.\w+)*\.(\w+) import ", re.MULTILINE)
-_HEADER = "# Part of hf_toolssm {version}, Apache-2.0: runs this model's tools where the package is not installed.\n"
+_HEADER = "# Part of hf_toolssm, Apache-2.0: runs this model's tools where the package is not installed.\n"
 
 _MAKE_TOOL = '''"""The tools that this model's config names."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import UnknownToolError
-from .tool import Tool, ToolSession, with_options
+from hf_toolssm.errors import UnknownToolError
+from hf_toolssm.tools.tool import Tool, ToolSession, with_options
 {imports}
 
 _TOOLS = {{{entries}}}
@@ -61,18 +61,17 @@ def write_remote_code(folder: Path, tools: Iterable[Mapping[str, Any]]) -> list[
     """
     names = sorted({spec["name"] for spec in tools})
     sources = {TOOLS: _make_tool(names)}
-    waiting = [ENTRY, f"{TOOLS}.tool", *(f"{TOOLS}.{name}" for name in names)]
+    waiting = [ENTRY, *_imported(sources[TOOLS])]
     while waiting:
         module = waiting.pop()
         if module not in sources:
             sources[module] = _source(module)
             waiting.extend(_imported(sources[module]))
-    header = _HEADER.format(version=version("hf_toolssm"))
     written = []
     for module, source in sources.items():
-        path = folder / (module.rpartition(".")[2] + ".py")
+        path = folder / f"{PREFIX}{module.rpartition('.')[2]}.py"
         assert path not in written, f"two modules of the package would both be {path.name}"
-        write_whole(path, header + _IMPORT.sub(r"\1from .\2 import ", source))
+        write_whole(path, _HEADER + _IMPORT.sub(rf"\1from .{PREFIX}\2 import ", source))
         written.append(path)
     return written
 
@@ -89,5 +88,5 @@ def _imported(source: str) -> list[str]:
 
 
 def _make_tool(names: list[str]) -> str:
-    imports = "\n".join(f"from .{name} import {class_name(name)}" for name in names)
+    imports = "\n".join(f"from {TOOLS}.{name} import {class_name(name)}" for name in names)
     return _MAKE_TOOL.format(imports=imports, entries=", ".join(f'"{name}": {class_name(name)}' for name in names))

@@ -134,7 +134,7 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-_PASSING = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
+_PASSING = ("_name_or_path", "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype")
 """What a configuration says of where it comes from, and not of the model."""
 
 

@@ -66,7 +66,7 @@ def make_protocol(
     config = model.config
     specs = (getattr(config, "tools", None) or []) if tools is None else tools
     made = [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in specs]
-    outside = [spec for spec, tool in zip(specs, made) if tools is None and tool.reaches_outside]
+    outside = [spec for spec, tool in zip(specs, made) if tools is None and getattr(tool, "reaches_outside", True)]
     if outside:
         raise UnsafeToolError(
             f"the config names {outside[0]!r}, which reaches outside, and a config alone never switches that on: pass "

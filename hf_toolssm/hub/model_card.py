@@ -24,7 +24,7 @@ def write_model_card(folder: Path, template: Path, repo_id: str | None = None) -
         The card's path.
 
     Raises:
-        UnfinishedModelError: the folder has no `results.json`.
+        UnfinishedModelError: the folder has no `results.json`, or a fact is missing there.
     """
     path = folder / "README.md"
     write_whole(path, model_card(folder, template, repo_id))
@@ -35,16 +35,22 @@ def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
     """The text that `write_model_card` writes."""
     if not (folder / "results.json").exists():
         raise UnfinishedModelError(f"{folder} has no results.json: measure the model first, as recipes/sft.py does")
-    results = json.loads((folder / "results.json").read_text())
-    config = json.loads((folder / "config.json").read_text())
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template.read_text()).render(
-        results=results,
-        config=config,
-        path=repo_id or ".",
-        example=json.dumps(results["example_problem"]),
-        metadata=_metadata(results, config, repo_id).to_yaml(),
-    )
+    try:
+        results = json.loads((folder / "results.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+        return environment.from_string(template.read_text()).render(
+            results=results,
+            config=config,
+            path=repo_id or ".",
+            example=json.dumps(results["example_problem"]),
+            metadata=_metadata(results, config, repo_id).to_yaml(),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, jinja2.UndefinedError) as error:
+        raise UnfinishedModelError(
+            f"results.json or config.json of {folder} lacks what the card says ({type(error).__name__}: {error}): "
+            "train and measure with recipes/sft.py"
+        ) from error
 
 
 def _metadata(results: Mapping[str, Any], config: Mapping[str, Any], repo_id: str | None) -> ModelCardData:

@@ -1,70 +1,86 @@
 """A finished model on the Hub: what runs it, what was measured, and nothing that only its training needed."""
 
+import json
+from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_toolssm.errors import UnfinishedModelError
-from hf_toolssm.hub.model_card import write_model_card
-from hf_toolssm.hub.publish import Destination, Published, publish_files
+from hf_toolssm.files import write_whole
+from hf_toolssm.hub.model_card import model_card
+from hf_toolssm.hub.publish import Destination, Published, check_destination, publish_files
 
-_PUBLISHED = {".json", ".safetensors", ".py", ".png", ".md", ".jinja", ".model"}
-_VOCABULARIES = {"merges.txt", "vocab.txt"}
-_OF_ONE_VERSION = (".py", ".safetensors", ".safetensors.index.json")
-"""What a newer version of a model may have fewer of: code, and pieces of weights."""
+_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
+_CODE = "hf_toolssm_*.py"
+_TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+_VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
+_MEASURED = ("results.json", "training.json", "length_generalization.png")
+_PUBLISHED = ("generation_config.json", *_WEIGHTS, *_TOKENIZER, *_VOCABULARY, *_MEASURED)
+"""What a folder gives; its configuration, code and card are written anew."""
+
+_NEEDED = ("config.json", "generation_config.json", "model*.safetensors", "tokenizer_config.json", "results.json")
 
 
 def check_finished(folder: Path) -> None:
     """Finds what a folder lacks, before anything is published.
 
     Raises:
-        UnfinishedModelError: it holds no weights, no tokenizer or no results.
+        UnfinishedModelError: something is missing, or a file of weights is not whole.
     """
-    if not folder.is_dir():
-        raise UnfinishedModelError(f"{folder} is no folder: give the output_dir of a finished training")
-    for what, pattern in (
-        ("configuration", "config.json"),
-        ("weights", "model*.safetensors"),
-        ("tokenizer", "tokenizer_config.json"),
-        ("measured results", "results.json"),
-    ):
+    index = folder / "model.safetensors.index.json"
+    pieces = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    picture = ["length_generalization.png"] if _has_lengths(folder) else []
+    for pattern in (*_NEEDED, *sorted(pieces), *picture):
         if not any(folder.glob(pattern)):
             raise UnfinishedModelError(
-                f"{folder} has no {what} ({pattern}): finish recipes/sft.py there, with --resume_from_checkpoint true "
-                "if it was interrupted"
+                f"{folder} has no {pattern}: give the output_dir of a training that recipes/sft.py has finished, with "
+                "--resume_from_checkpoint true if it was interrupted"
             )
+    for path in folder.glob("model*.safetensors"):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise UnfinishedModelError(
+                f"{path} is no whole file of weights ({error}): save the model again"
+            ) from error
+
+
+def _has_lengths(folder: Path) -> bool:
+    results = folder / "results.json"
+    return results.exists() and bool(json.loads(results.read_text()).get("by_length"))
 
 
 def publish_model(folder: Path, destination: Destination, template: Path, message: str | None = None) -> Published:
     """Makes one commit of a folder that `recipes/sft.py` finished, or none where nothing changed.
 
-    The card and the code that runs the tools without this package are written anew first, into the folder too.
-
     Args:
-        folder: checkpoints, datasets, logs and optimizer states in it are left out.
+        folder: stays as it is; checkpoints, datasets, logs and whatever else lies there are left out.
         destination: where.
         template: of the card, see `write_model_card`.
-        message: the commit's first line; by default the model and its task.
+        message: the commit's first line; by default what is published.
 
     Raises:
-        UnfinishedModelError: see `check_finished`.
+        UnfinishedModelError: see `check_finished`, or the card lacks a fact.
         InvalidHubNameError, HubAccessError, HubUnavailableError, HubRefusedError, PublishConflictError: see
             `publish_files`.
     """
     check_finished(folder)
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
-    config.save_pretrained(folder)
-    write_model_card(folder, template, destination.repo_id)
-    files = {path.name: path for path in sorted(folder.iterdir()) if _is_published(path)}
-    built = f"{config.model_type} that runs its tools, with its tokenizer and measured results"
-    return publish_files(files, destination, message or built, owned=_is_of_one_version)
-
-
-def _is_published(path: Path) -> bool:
-    if not path.is_file() or path.name.startswith("."):
-        return False
-    return path.suffix in _PUBLISHED or path.name in _VOCABULARIES
+    check_destination(destination)
+    with TemporaryDirectory() as name:
+        written = Path(name)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+        config.save_pretrained(written)
+        write_whole(written / "README.md", model_card(folder, template, destination.repo_id))
+        paths = [path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in _PUBLISHED)]
+        files = {path.name: path for path in (*sorted(paths), *sorted(written.iterdir()))}
+        built = f"{config.model_type} that runs its tools, with its tokenizer and measured results"
+        return publish_files(files, destination, message or built, owned=_is_of_one_version)
 
 
 def _is_of_one_version(path: str) -> bool:
-    return "/" not in path and path.endswith(_OF_ONE_VERSION)
+    """Pieces of weights and of our code, of which a newer version may have fewer."""
+    return "/" not in path and any(fnmatch(path, pattern) for pattern in (*_WEIGHTS, _CODE))

@@ -40,6 +40,7 @@ class ToolMambaConfig(ToolFields, MambaConfig):
 
         A model's `save_pretrained` and `push_to_hub` come here too, so every copy of the model carries that code.
         """
+        self.__dict__.pop("auto_map", None)  # of the folder that this was loaded from
         if self.tools is not None:
             from hf_toolssm.generation.remote_code import AUTO_MAP, write_remote_code
 

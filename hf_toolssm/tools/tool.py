@@ -50,7 +50,7 @@ class Tool(Protocol):
             have no limit. Calls with a limit run on threads of their own, those of several rows side by side; one that
             is given up must not change its session afterwards.
         reaches_outside: whether it touches anything but its session, as a shell or a network does. A config may name
-            such a tool, but it runs only where the caller passes it.
+            such a tool, but it runs only where the caller passes it; making it must touch nothing yet.
     """
 
     commands: tuple[str, ...]

@@ -20,6 +20,7 @@ from transformers import (
 from dataset_builders.task import example_rng, load_task
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.errors import UnsafeToolError, UnsupportedGenerationError
+from hf_toolssm.generation import Session
 from hf_toolssm.generation.plain_tool_mamba import PlainToolMambaForCausalLM
 from hf_toolssm.generation.remote_code import write_remote_code
 from hf_toolssm.protocols import Renderer, build_task_tokenizer
@@ -100,7 +101,7 @@ def test_the_code_beside_a_model_is_its_own_tools_and_imports_nothing_of_the_pac
     _, _, model, folder = saved
     (spec,) = model.config.tools
     code = {path.stem: path.read_text() for path in folder.glob("*.py")}
-    assert {name for name in available_tools() if name in code} == {spec["name"]}
+    assert {name for name in available_tools() if f"hf_toolssm_{name}" in code} == {spec["name"]}
     for name, text in code.items():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -136,9 +137,13 @@ def test_auto_classes_know_a_tool_mamba_once_the_package_is_imported(saved, firs
     *_, folder = saved
     imports = ["import hf_toolssm", "from transformers import AutoModelForCausalLM, MambaForCausalLM"]
     imports = imports if first == "hf_toolssm" else imports[::-1]
-    code = "\n".join([*imports, f"print(type(AutoModelForCausalLM.from_pretrained({str(folder)!r})).__module__)"])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "hf_toolssm.models.modeling_tool_mamba\n", done.stderr[-2000:]
+    code = f"""
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r})
+again = AutoModelForCausalLM.from_pretrained({str(folder)!r}, config=model.config)
+print(type(model).__module__, type(model) is type(again) is type(AutoModelForCausalLM.from_config(model.config)))
+"""
+    done = subprocess.run([sys.executable, "-c", "\n".join([*imports, code])], capture_output=True, text=True)
+    assert done.stdout == "hf_toolssm.models.modeling_tool_mamba True\n", done.stderr[-2000:]
 
 
 def test_a_model_that_was_loaded_is_saved_with_its_code_again(saved, tmp_path):
@@ -148,6 +153,29 @@ def test_a_model_that_was_loaded_is_saved_with_its_code_again(saved, tmp_path):
     assert {p.name for p in again.glob("*.py")} == {p.name for p in folder.glob("*.py")}
     found = run(AutoModelForCausalLM.from_pretrained(again), tokenizer, problems)
     assert torch.equal(found.sequences, run(model, tokenizer, problems).sequences)
+
+
+def test_a_saved_session_loads_after_its_model_was_saved_elsewhere(model, tokenizer, tmp_path):
+    session = Session.start(model, [tokenizer("1+1=")["input_ids"]])
+    session.save(tmp_path / "session.safetensors")
+    model.save_pretrained(tmp_path / "model")
+    Session.load(tmp_path / "session.safetensors", model)
+    Session.load(tmp_path / "session.safetensors", ToolMambaForCausalLM.from_pretrained(tmp_path / "model"))
+
+
+def test_saving_leaves_the_users_own_modules_alone(model, tmp_path):
+    (tmp_path / "tools.py").write_text("MINE = True\n")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "tools.py").read_text() == "MINE = True\n"
+    assert {path.name for path in tmp_path.glob("*.py") if not path.name.startswith("hf_toolssm_")} == {"tools.py"}
+
+
+def test_a_batch_that_padding_would_change_is_refused_without_the_package(tokenizer, specs, tmp_path):
+    random_model(tokenizer, specs, use_bias=True).save_pretrained(tmp_path)
+    loaded = PlainToolMambaForCausalLM.from_pretrained(tmp_path)
+    run(loaded, tokenizer, ["1+1=", "2+2="])
+    with pytest.raises(UnsupportedGenerationError, match="one length"):
+        run(loaded, tokenizer, ["1+1=", "12+1="])
 
 
 def test_a_model_without_tools_carries_no_code(tmp_path):

@@ -1,16 +1,17 @@
 """A card shows what was measured, and nothing else."""
 
+import ast
 import json
 import re
 from pathlib import Path
 
-import jinja2
 import pytest
+from huggingface_hub import ModelCard
 
 from hf_toolssm.errors import UnfinishedModelError
 from hf_toolssm.evaluation.exactness import LengthResult
 from hf_toolssm.evaluation.report import write_report
-from hf_toolssm.hub.model_card import write_model_card
+from hf_toolssm.hub.model_card import model_card, write_model_card
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "template.md"
 ABOUT = {
@@ -28,6 +29,7 @@ ABOUT = {
     "learning_rate": 0.003,
     "state_passing_share": 0.5,
     "train_minutes": 2.71,
+    "resumed": False,
 }
 
 
@@ -40,10 +42,10 @@ def finished_folder(folder, model, about=ABOUT):
 def test_the_card_shows_the_results_and_every_figure_on_it_is_in_the_folder(model, tmp_path):
     finished_folder(tmp_path, model)
     card = write_model_card(tmp_path, TEMPLATE).read_text()
-    assert "| length_77 | 77 | 0.938 | 0.875 | 16 |" in card
+    assert "| length_77 | 77 | 0.9375 | 0.875 | 16 |" in card
     assert "free-running" in card
     assert "seed 3" in card
-    measured = (tmp_path / "results.json").read_text() + (tmp_path / "config.json").read_text() + "67,264 0.938 50 2.0"
+    measured = (tmp_path / "results.json").read_text() + (tmp_path / "config.json").read_text() + "67,264 50 2.0"
     body = card.split("---", 2)[2]
     for figure in re.findall(r"\d[\d,.]*\d|\d", body):
         assert figure in measured, figure
@@ -58,7 +60,7 @@ def test_the_picture_on_the_card_is_in_the_folder(model, tmp_path):
 
 def test_a_figure_that_was_not_recorded_stops_the_card(model, tmp_path):
     finished_folder(tmp_path, model, {key: value for key, value in ABOUT.items() if key != "seed"})
-    with pytest.raises(jinja2.UndefinedError, match="seed"):
+    with pytest.raises(UnfinishedModelError, match="seed"):
         write_model_card(tmp_path, TEMPLATE)
     assert not (tmp_path / "README.md").exists()
 
@@ -72,3 +74,32 @@ def test_a_model_that_was_not_measured_gets_no_card(model, tmp_path):
 def test_results_are_valid_json(model, tmp_path):
     finished_folder(tmp_path, model)
     assert json.loads((tmp_path / "results.json").read_text())["by_length"][0]["first_error"] is None
+
+
+COMMITTED = sorted(path.parent for path in TEMPLATE.parent.glob("*/README.md"))
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_a_committed_card_is_what_its_results_generate_and_its_links_resolve(folder):
+    card = (folder / "README.md").read_text()
+    assert card == model_card(folder, TEMPLATE)
+    links = re.findall(r"\]\(([^)]+)\)", card)
+    assert links
+    for link in links:
+        assert (folder / link).exists(), link
+
+
+def test_the_hub_can_read_the_metadata_of_every_committed_card():
+    assert COMMITTED
+    for folder in COMMITTED:
+        data = ModelCard((folder / "README.md").read_text()).data
+        results = json.loads((folder / "results.json").read_text())
+        measured = [r["answer_accuracy"] for r in results["by_length"] + results["adversarial"]]
+        assert [r.metric_value for r in data.eval_results if "answers" in r.metric_name] == measured
+
+
+def test_an_example_of_several_lines_is_one_python_text_on_the_card(model, tmp_path):
+    finished_folder(tmp_path, model, {**ABOUT, "example_problem": "1:abc\n>abc\n"})
+    card = write_model_card(tmp_path, TEMPLATE).read_text()
+    for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        assert "1:abc\n>abc\n" in {n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant)}

@@ -8,10 +8,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
 from dataset_builders.build import main as build
-from hf_toolssm.errors import HubAccessError, HubUnavailableError, PublishConflictError, UnfinishedModelError
+from hf_toolssm.errors import (
+    HubAccessError,
+    HubUnavailableError,
+    InvalidHubNameError,
+    PublishConflictError,
+    UnfinishedModelError,
+)
 from hf_toolssm.evaluation.exactness import LengthResult
 from hf_toolssm.evaluation.report import write_report
 from hf_toolssm.hub.publish import Destination
@@ -36,7 +44,8 @@ def finished(model, tokenizer, tmp_path):
     tokenizer.save_pretrained(folder)
     row = LengthResult("length_77", 77, "free-running", 16, 16, 0.9375, 0.875, None, 1_000, 0.5)
     write_report(folder, [row], [], ABOUT)
-    (folder / "training_args.bin").write_bytes(b"pickled")
+    for name in ("training_args.bin", "notes.md", "tools.py", "credentials.json"):
+        (folder / name).write_text("not for others")
     (folder / "checkpoint-2").mkdir()
     (folder / "checkpoint-2" / "model.safetensors").write_bytes(b"older")
     return folder
@@ -58,21 +67,23 @@ def test_a_model_is_published_with_its_code_and_card_and_without_what_training_l
     assert push(private=True).changed
     held = visible(hub)
     assert {"config.json", "model.safetensors", "tokenizer.json", "results.json", "README.md"} <= held
-    assert {"plain_tool_mamba.py", "pointer_memory.py", "length_generalization.png"} <= held
-    assert not {path for path in held if "/" in path or path.endswith(".bin")}
+    assert {"hf_toolssm_plain_tool_mamba.py", "hf_toolssm_pointer_memory.py", "length_generalization.png"} <= held
+    assert not {path for path in held if "/" in path}
+    assert not {"training_args.bin", "notes.md", "tools.py", "credentials.json"} & held
     assert hub.repository("sums").private
     assert len(hub.commits("sums")) == 2  # the repository's own, and one
     assert not push().changed
 
 
 def test_what_a_newer_version_lacks_goes_away_and_what_others_added_stays(hub, push, finished):
-    (finished / "model-00001-of-00002.safetensors").write_bytes(b"a piece")
+    save_file({"piece": torch.zeros(2)}, finished / "model-00001-of-00002.safetensors")
     push()
-    hub.api.upload_file(repo_id=hub.repo_id("sums"), path_in_repo="NOTICE.md", path_or_fileobj=b"ours")
+    for name in ("handler.py", "adapter_model.safetensors"):
+        hub.api.upload_file(repo_id=hub.repo_id("sums"), path_in_repo=name, path_or_fileobj=b"theirs")
     (finished / "model-00001-of-00002.safetensors").unlink()
     assert push().changed
     assert "model-00001-of-00002.safetensors" not in visible(hub)
-    assert "NOTICE.md" in visible(hub)
+    assert {"handler.py", "adapter_model.safetensors"} <= visible(hub)
 
 
 def test_the_hub_reads_the_measured_figures_from_the_card(hub, push, finished):
@@ -97,12 +108,34 @@ def test_a_branch_and_a_pull_request_leave_the_main_branch_as_it_is(hub, push):
     assert not visible(hub)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer_config.json", "results.json"])
+NEEDED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer_config.json", "results.json"]
+
+
+@pytest.mark.parametrize("missing", [*NEEDED, "length_generalization.png"])
 def test_an_unfinished_folder_is_refused_before_the_hub_is_asked(hub, push, finished, missing):
     (finished / missing).unlink()
     with pytest.raises(UnfinishedModelError, match=re.escape(missing.replace("model.s", "model*.s"))):
         push()
     assert not hub.log
+
+
+def test_weights_that_are_not_whole_are_refused(hub, push, finished):
+    (finished / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(UnfinishedModelError, match="no whole file"):
+        push()
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (finished / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UnfinishedModelError, match="has no model-00001-of-00002"):
+        push()
+    assert not hub.log
+
+
+def test_publishing_leaves_the_folder_as_it_is(hub, push, finished):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    push()
+    with pytest.raises(InvalidHubNameError):
+        publish_model(finished, Destination("two words", "model"), TEMPLATE)
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -150,20 +183,22 @@ def test_with_xet_switched_on_a_hub_without_it_is_named_and_what_it_holds_still_
     assert (loaded / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
-def test_the_recipe_trains_on_a_dataset_of_the_hub_and_publishes_the_model(hub, tmp_path):
+def test_the_recipe_fine_tunes_a_model_of_the_hub_on_a_dataset_of_the_hub_and_publishes_it(hub, push, tmp_path):
+    push("base")
     data = hub.repo_id("tool-addition")
     built = ["--train-max-length", "5", "--num-examples", "40", "--num-validation", "0", "--seed", "7"]
     build(["addition", "--output", str(tmp_path / "rows"), *built, "--push-to-hub", data])
     output = tmp_path / "out"
-    words = [*TRAINING, *SHORT, "--output_dir", str(output), "--dataset", data]
+    words = [*TRAINING, *SHORT, "--output_dir", str(output), "--dataset", data, "--model", hub.repo_id("base")]
     done = run([*words, "--push_to_hub", "true", "--hub_model_id", hub.repo_id("sums")], hub.environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "published: " in done.stdout
     results = json.loads((output / "results.json").read_text())
     revision = hub.commits("tool-addition", kind="dataset")[0].oid
     assert (results["dataset"], results["dataset_revision"]) == (data, revision)
+    assert results["base_model_revision"] == hub.commits("base")[0].oid
     card = ModelCard.load(hub.repo_id("sums"))
-    assert card.data.datasets == [data]
+    assert (card.data.datasets, card.data.base_model) == ([data], hub.repo_id("base"))
     assert revision in card.text
     assert len(hub.commits("sums")) == 2
 
