@@ -1,0 +1,21 @@
+"""A committed dataset card is what its own commands build, for every task."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dataset_builders.build import main as build
+from dataset_builders.task import available_tasks
+
+CARDS = Path(__file__).parents[2] / "dataset_builders" / "cards"
+
+
+@pytest.mark.parametrize("task", available_tasks())
+def test_the_commands_on_a_card_build_the_dataset_with_that_card(task, tmp_path):
+    card = (CARDS / f"{task}.md").read_text()
+    commands = re.findall(r"^python -m dataset_builders\.build (.*)$", card, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        build(command.replace("FOLDER", str(tmp_path / "rows")).split())
+    assert (tmp_path / "rows" / "README.md").read_text() == card
