@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from matplotlib.image import imread
 
 from hf_toolssm.errors import UnfinishedModelError
 from hf_toolssm.evaluation.exactness import LengthResult
@@ -87,6 +88,7 @@ def test_a_committed_card_is_what_its_results_generate_and_its_links_resolve(fol
     assert links
     for link in links:
         assert (folder / link).exists(), link
+    assert min(imread(folder / "length_generalization.png").shape[:2]) > 300
 
 
 def test_the_hub_can_read_the_metadata_of_every_committed_card():
