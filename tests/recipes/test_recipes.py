@@ -192,10 +192,11 @@ def test_rows_come_from_the_folder_that_was_built_whatever_another_folder_of_tha
         recipe = sft.RecipeArguments(
             task=task, train_max_length=3, num_examples=20, num_proc=1, eval_lengths=[3], eval_num_problems=2
         )
-        rows = sft.load_training_rows(recipe, "local", tmp_path / task)
+        rows, revision = sft.load_training_rows(recipe, "local", tmp_path / task)
         assert {row["id"].split("/")[0] for row in rows} == {task}
         recipe.dataset = str(tmp_path / task / "dataset")
-        assert sft.load_training_rows(recipe, "local", tmp_path)["id"] == rows["id"]
+        assert sft.load_training_rows(recipe, "local", tmp_path)[0]["id"] == rows["id"]
+        assert revision is None  # a folder has none
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.name)
