@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(sets)} configurations in {folder}: " + ", ".join(problems.name for problems in sets))
     if destination is not None:
         published = publish_dataset(folder, destination, options.message)
-        print(f"{'published' if published.changed else 'nothing has changed'}: {published.url}")
+        print(published)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def main() -> None:
     (options,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses()
     destination = Destination(options.repo_id, "model", options.private, options.branch, options.pull_request)
     published = publish_model(Path(options.model), destination, CARD_TEMPLATE, options.message)
-    print(f"{'published' if published.changed else 'nothing has changed'}: {published.url}")
+    print(published)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from dataset_builders.task import Task, example_rng, load_task
 from hf_toolssm import ToolMambaForCausalLM
 from hf_toolssm.errors import InvalidHubNameError, ToolSSMError, UnsafeTrainingError
 from hf_toolssm.evaluation import evaluate_free_running
-from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
+from hf_toolssm.evaluation.report import REPORT_FILES, hardware, table, write_json, write_report
 from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.hub.publish import MAIN, Destination, check_destination
 from hf_toolssm.hub.publish_model import publish_model
@@ -45,7 +45,6 @@ from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
-REPORT = ("results.json", "training.json", "length_generalization.png", "README.md")
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 
 
@@ -153,8 +152,9 @@ def main() -> None:
     if str(resume).lower() == "true":  # the last checkpoint; anything else is a checkpoint's folder
         resume = str(last_whole_checkpoint(output))
     trained = trainer.train(resume_from_checkpoint=resume)
-    for name in REPORT:  # of an earlier training: figures must not stand beside other weights
-        (output / name).unlink(missing_ok=True)
+    if trainer.accelerator.is_main_process:  # figures of an earlier training must not stand beside these weights
+        for name in (*REPORT_FILES, "README.md"):
+            (output / name).unlink(missing_ok=True)
     if not recipe.lora_rank:
         trainer.save_model()
     if not trainer.accelerator.is_main_process:
@@ -199,7 +199,7 @@ def main() -> None:
             command = f"python recipes/publish.py --model {output} --repo_id {destination.repo_id}"
             error.add_note(f"The model itself is finished. Publish it without training again: {command}")
             raise
-        print(f"{'published' if published.changed else 'nothing has changed'}: {published.url}")
+        print(published)
 
 
 def destination_of(config: ToolSFTConfig) -> Destination | None:

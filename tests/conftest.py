@@ -25,6 +25,19 @@ settings.register_profile(
 settings.load_profile("ours")
 
 
+WITHOUT_PACKAGE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"hf_toolssm", "dataset_builders", "numba", "trl", "wrapt"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+"""
+"""What a process runs first to be one where only torch and transformers are installed."""
+
+
 @pytest.fixture(scope="session")
 def addition():
     return load_task("addition")

@@ -14,6 +14,9 @@ import torch
 from hf_toolssm.evaluation.exactness import LengthResult
 from hf_toolssm.files import write_whole
 
+REPORT_FILES = ("results.json", "training.json", "length_generalization.png")
+"""What a finished training says of itself, beside the card."""
+
 _PACKAGES = ("torch", "transformers", "trl", "datasets", "accelerate", "numba")
 
 

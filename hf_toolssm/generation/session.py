@@ -117,6 +117,7 @@ class Session:
             MissingToolTokensError: the model has no tokens for these tools.
             StateMismatchError: `state` has not one row per prompt.
             UnknownToolError: a tool's name or option does not exist.
+            UnsafeToolError: the config names a tool that reaches outside, and the caller did not pass it.
             UnsupportedArchitectureError: the model cannot be fed exactly.
             UnsupportedGenerationError: the temperature is no number of at least 0, or the weights of this model's
                 steps cannot be rounded.

@@ -35,10 +35,9 @@ def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
     """The text that `write_model_card` writes."""
     if not (folder / "results.json").exists():
         raise UnfinishedModelError(f"{folder} has no results.json: measure the model first, as recipes/sft.py does")
+    results, config = read_json(folder / "results.json"), read_json(folder / "config.json")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     try:
-        results = json.loads((folder / "results.json").read_text())
-        config = json.loads((folder / "config.json").read_text())
         return environment.from_string(template.read_text()).render(
             results=results,
             config=config,
@@ -46,10 +45,24 @@ def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
             example=json.dumps(results["example_problem"]),
             metadata=_metadata(results, config, repo_id).to_yaml(),
         )
-    except (json.JSONDecodeError, KeyError, TypeError, jinja2.UndefinedError) as error:
+    except (KeyError, TypeError, jinja2.UndefinedError) as error:
         raise UnfinishedModelError(
             f"results.json or config.json of {folder} lacks what the card says ({type(error).__name__}: {error}): "
             "train and measure with recipes/sft.py"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder.
+
+    Raises:
+        UnfinishedModelError: it is not whole.
+    """
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UnfinishedModelError(
+            f"{path} is no whole JSON file ({error}): save or measure the model again"
         ) from error
 
 

@@ -81,6 +81,9 @@ class Published:
     revision: str
     changed: bool
 
+    def __str__(self) -> str:
+        return f"{'published' if self.changed else 'nothing has changed'}: {self.url}"
+
 
 def check_destination(destination: Destination) -> None:
     """Finds what would make publishing fail, before any work is done.

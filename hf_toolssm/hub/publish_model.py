@@ -1,6 +1,5 @@
 """A finished model on the Hub: what runs it, what was measured, and nothing that only its training needed."""
 
-import json
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,16 +8,16 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PreTrainedConfig
 
 from hf_toolssm.errors import UnfinishedModelError
+from hf_toolssm.evaluation.report import REPORT_FILES
 from hf_toolssm.files import write_whole
-from hf_toolssm.hub.model_card import model_card
-from hf_toolssm.hub.publish import Destination, Published, check_destination, publish_files
+from hf_toolssm.hub.model_card import model_card, read_json
+from hf_toolssm.hub.publish import Destination, Published, publish_files
 
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _CODE = "hf_toolssm_*.py"
 _TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 _VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
-_MEASURED = ("results.json", "training.json", "length_generalization.png")
-_PUBLISHED = ("generation_config.json", *_WEIGHTS, *_TOKENIZER, *_VOCABULARY, *_MEASURED)
+_PUBLISHED = ("generation_config.json", *_WEIGHTS, *_TOKENIZER, *_VOCABULARY, *REPORT_FILES)
 """What a folder gives; its configuration, code and card are written anew."""
 
 _NEEDED = ("config.json", "generation_config.json", "model*.safetensors", "tokenizer_config.json", "results.json")
@@ -28,12 +27,13 @@ def check_finished(folder: Path) -> None:
     """Finds what a folder lacks, before anything is published.
 
     Raises:
-        UnfinishedModelError: something is missing, or a file of weights is not whole.
+        UnfinishedModelError: something is missing, or a file is not whole.
     """
     index = folder / "model.safetensors.index.json"
-    pieces = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
-    picture = ["length_generalization.png"] if _has_lengths(folder) else []
-    for pattern in (*_NEEDED, *sorted(pieces), *picture):
+    pieces = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else []
+    results = folder / "results.json"
+    pictures = ["length_generalization.png"] if results.exists() and read_json(results).get("by_length") else []
+    for pattern in (*_NEEDED, *pieces, *pictures):
         if not any(folder.glob(pattern)):
             raise UnfinishedModelError(
                 f"{folder} has no {pattern}: give the output_dir of a training that recipes/sft.py has finished, with "
@@ -47,11 +47,6 @@ def check_finished(folder: Path) -> None:
             raise UnfinishedModelError(
                 f"{path} is no whole file of weights ({error}): save the model again"
             ) from error
-
-
-def _has_lengths(folder: Path) -> bool:
-    results = folder / "results.json"
-    return results.exists() and bool(json.loads(results.read_text()).get("by_length"))
 
 
 def publish_model(folder: Path, destination: Destination, template: Path, message: str | None = None) -> Published:
@@ -69,7 +64,6 @@ def publish_model(folder: Path, destination: Destination, template: Path, messag
             `publish_files`.
     """
     check_finished(folder)
-    check_destination(destination)
     with TemporaryDirectory() as name:
         written = Path(name)
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import WITHOUT_PACKAGE
 from huggingface_hub import hf_hub_download
 
 from hf_toolssm.hub.publish import Destination
@@ -15,17 +16,6 @@ from hub.test_publish_model import ROOT, TRAINING
 
 PROBLEMS = ["7" * 100 + "+" + "5" * 100 + "=", "9" * 100 + "+1="]
 ANSWERS = [str(int("7" * 100) + int("5" * 100)), "1" + "0" * 100]
-
-WITHOUT_PACKAGE = """
-import sys
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"hf_toolssm", "dataset_builders", "numba", "trl", "wrapt"}:
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
-"""
 
 GENERATE = """
 import json, sys

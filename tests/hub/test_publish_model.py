@@ -130,6 +130,14 @@ def test_weights_that_are_not_whole_are_refused(hub, push, finished):
     assert not hub.log
 
 
+@pytest.mark.parametrize("name", ["results.json", "model.safetensors.index.json"])
+def test_a_file_of_a_write_that_was_cut_is_refused_by_name(hub, push, finished, name):
+    (finished / name).write_text('{"cut": ')
+    with pytest.raises(UnfinishedModelError, match=name):
+        push()
+    assert not hub.log
+
+
 def test_publishing_leaves_the_folder_as_it_is(hub, push, finished):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     push()
