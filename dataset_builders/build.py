@@ -22,7 +22,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from dataset_builders.builder import FEATURES, TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
-from dataset_builders.task import load_task
+from dataset_builders.task import load_task, task_name
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
 from hf_toolssm.hub.publish import MAIN, Destination
 
@@ -184,7 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m dataset_builders.build", description="Builds a task's dataset, and publishes it if told to."
     )
-    parser.add_argument("task", help="a file of dataset_builders/, for example addition")
+    parser.add_argument(
+        "task",
+        help="a file of dataset_builders/ or its machines/, or the path of your own .tm",
+    )
     parser.add_argument("--output", type=Path, help="the folder to build into; by default outputs/tool-TASK")
     parser.add_argument("--train-max-length", type=int, help="longest problem of the training set; none without it")
     parser.add_argument("--num-examples", type=int, default=40_000, help="rows of the training split")
@@ -214,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     if not sets:
         parser.error("nothing to build: give --train-max-length, --lengths or --adversarial-lengths")
-    folder = options.output or Path("outputs") / f"tool-{options.task}"
+    folder = options.output or Path("outputs") / f"tool-{task_name(options.task)}"
     destination = None
     if options.push_to_hub:
         destination = Destination(

@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 
-from dataset_builders.task import Task, check_variant, example_rng, load_task, split_of
+from dataset_builders.task import Task, check_variant, example_rng, load_task, split_of, task_name
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.trajectory import Trajectory
 
@@ -34,7 +34,7 @@ class ProblemSet:
     """One configuration of a task's dataset.
 
     Attributes:
-        task: the task's name, a file of dataset_builders/.
+        task: as `load_task` takes it.
         kind: "max_length" for training, "length" for a plain test, or the name of an adversarial set.
         length: the longest (training) or the exact (test) length of the problems.
         sizes: rows per split.
@@ -80,7 +80,7 @@ def problem_at(task: Task, problems: ProblemSet, split: str, index: int) -> str:
     Raises:
         TooFewProblemsError: the split has no problem of that length.
     """
-    rng = example_rng(problems.task, problems.kind, problems.length, problems.seed, split, index)
+    rng = example_rng(task_name(problems.task), problems.kind, problems.length, problems.seed, split, index)
     for _ in range(_MAX_DRAWS):
         if problems.kind == TRAINING:
             problem = task.sample_training(rng, problems.length)
@@ -100,7 +100,7 @@ def generate_rows(problems: ProblemSet, split: str, start: int, stop: int) -> It
         problem = problem_at(task, problems, split, index)
         trajectory = task.solve(problem, problems.variant)
         yield {
-            "id": f"{problems.task}/{problems.name}/{problems.seed}/{split}/{index}",
+            "id": f"{task_name(problems.task)}/{problems.name}/{problems.seed}/{split}/{index}",
             **trajectory.to_row(),
             "length": task.length(problem),
         }
@@ -132,7 +132,7 @@ class TrajectoryBuilder(datasets.GeneratorBasedBuilder):
     def __init__(self, problems: ProblemSet, **kwargs: Any) -> None:
         task = load_task(problems.task)
         super().__init__(
-            dataset_name=f"tool_{problems.task}",
+            dataset_name=f"tool_{task_name(problems.task)}",
             config_name=problems.name,
             problems=problems,
             hash=task.version,

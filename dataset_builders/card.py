@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from dataset_builders.build import read_identity
 from dataset_builders.builder import TRAINING
-from dataset_builders.task import describe_tools, load_task
+from dataset_builders.task import describe_tools, load_task, task_name
 from hf_toolssm.files import write_whole
 from hf_toolssm.locality import Locality, locality
 from hf_toolssm.trajectory import StepKind, Trajectory
@@ -47,7 +47,7 @@ def write_card(folder: Path) -> None:
         (Path(__file__).parent / "card_template.md").read_text(), trim_blocks=True, lstrip_blocks=True
     )
     text = template.render(
-        task_name=first["task"],
+        task_name=task_name(first["task"]),
         task=task,
         tools={s.identity["variant"]: describe_tools(task.tools(s.identity["variant"])) for s in summaries},
         summaries=summaries,

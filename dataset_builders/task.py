@@ -19,10 +19,18 @@ _SHARED_BY_TASKS = {
     "decimal_numbers",
     "hanoi",
     "hanoi_states",
+    "machine",
+    "machine_inputs",
     "multiplication",
     "partial_products",
     "pointer_steps",
+    "turing_machine",
 }
+
+_FOLDER = Path(__file__).parent
+
+MACHINE = ".tm"
+"""How the name of a Turing machine's table ends."""
 
 _SPLIT_SHARES = {"train": 80, "validation": 10, "test": 10}
 
@@ -74,22 +82,51 @@ class Task(Protocol):
 
 @cache
 def available_tasks() -> tuple[str, ...]:
-    """The names of all tasks, sorted."""
-    folder = Path(__file__).parent
+    """The names of all tasks that are files of this folder, sorted."""
     others = _NOT_TASKS | _SHARED_BY_TASKS
-    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(folder)]) if m.name not in others))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules([str(_FOLDER)]) if m.name not in others))
+
+
+@cache
+def available_machines() -> tuple[str, ...]:
+    """The names of the Turing machines in `machines/`, sorted."""
+    return tuple(sorted(path.stem for path in (_FOLDER / "machines").glob(f"*{MACHINE}")))
 
 
 def load_task(name: str) -> Task:
-    """The task that a file of this folder defines.
+    """The task that a file of this folder defines, or a Turing machine's table.
+
+    Args:
+        name: of a task or of a machine in `machines/`, or the path of any other table, which ends in `.tm`.
 
     Raises:
         UnknownTaskError: there is no such file.
+        InvalidMachineError: the table is not right; the message names the line.
     """
-    if name not in available_tasks():
-        raise UnknownTaskError(f"no task is named {name!r}; the tasks are {', '.join(available_tasks())}")
-    module = import_module(f"dataset_builders.{name}")
-    return getattr(module, "".join(part.title() for part in name.split("_")))()
+    if name in available_tasks():
+        module = import_module(f"dataset_builders.{name}")
+        return getattr(module, "".join(part.title() for part in name.split("_")))()
+    path = Path(name) if name.endswith(MACHINE) else _FOLDER / "machines" / f"{name}{MACHINE}"
+    if not path.is_file():
+        raise UnknownTaskError(
+            f"no task is named {name!r}; the tasks are {', '.join(available_tasks())}; the Turing machines are "
+            f"{', '.join(available_machines())}, and any file of yours that ends in {MACHINE}"
+        )
+    return _machine_task(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _machine_task(path: Path, changed: int) -> Task:
+    """Read once as long as the file does not change."""
+    from dataset_builders.machine import read_machine
+    from dataset_builders.turing_machine import TuringMachine
+
+    return TuringMachine(read_machine(path))
+
+
+def task_name(name: str) -> str:
+    """What a task is called in ids, folders and titles: its name, and of a table's path the file's name."""
+    return Path(name).stem if name.endswith(MACHINE) else name
 
 
 def check_variant(task: Task, variant: str) -> None:

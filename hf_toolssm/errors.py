@@ -33,6 +33,18 @@ class UnknownTaskError(ToolSSMError):
     """No file in dataset_builders/ defines a task of that name."""
 
 
+class InvalidMachineError(ToolSSMError):
+    """A Turing machine's table that cannot be read or says something impossible; the message names the line."""
+
+
+class NoRuleError(InvalidProblemError):
+    """A Turing machine came to a state and a symbol of which its table says nothing."""
+
+
+class DidNotHaltError(InvalidProblemError):
+    """A Turing machine did not halt within the steps that it was given."""
+
+
 class InvalidMixtureError(ToolSSMError):
     """A share of a task mixture that cannot be read or never be drawn."""
 
@@ -59,6 +71,10 @@ class UnknownPointerError(ToolError):
 
 class TooManyPointersError(ToolError):
     """One more pointer than the pointer memory was made for."""
+
+
+class TapeFullError(ToolError):
+    """A tape that would become longer than it may."""
 
 
 class NoArgumentError(ToolError):

@@ -50,7 +50,10 @@ CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 
 @dataclass
 class RecipeArguments:
-    task: str = field(default="addition", metadata={"help": "A file of dataset_builders/."})
+    task: str = field(
+        default="addition",
+        metadata={"help": "A file of dataset_builders/ or of its machines/, or the path of your own machine, a .tm."},
+    )
     variant: str | None = field(
         default=None, metadata={"help": "Which of the task's algorithms; by default its first."}
     )

@@ -18,6 +18,7 @@ from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.models.cpu_kernels import float32_array
 from hf_toolssm.models.fused_step import FusedState, FusedStep
 from hf_toolssm.models.graphed_step import GraphedStep
+from hf_toolssm.models.memory_arrays import MemoryArrays
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaBlock,
@@ -25,7 +26,6 @@ from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaMixer,
     ToolMambaModel,
 )
-from hf_toolssm.models.pointer_tapes import PointerTapes
 from hf_toolssm.models.rms_norm import ToolMambaNorm
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.models.streamed_step import StreamedStep
@@ -222,15 +222,15 @@ class FusedDecoder(_ArrayDecoder):
         return self._feed(ids, stands, lengths).tolist()
 
     def write(
-        self, ids: np.ndarray, observed: np.ndarray, given: np.ndarray, limits: np.ndarray, tapes: PointerTapes
+        self, ids: np.ndarray, observed: np.ndarray, given: np.ndarray, limits: np.ndarray, memories: MemoryArrays
     ) -> np.ndarray:
-        """Lets the rows write greedily, with a pointer memory each; see `FusedStep`."""
-        fed = self._step(ids, observed, given, limits, tapes, self._state)
+        """Lets the rows write greedily, with a memory each; see `FusedStep`."""
+        fed = self._step(ids, observed, given, limits, memories, self._state)
         self._lengths += fed
         return fed
 
     def _feed(self, ids: np.ndarray, stands: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        return self.write(ids, stands, lengths, lengths, PointerTapes.none())
+        return self.write(ids, stands, lengths, lengths, MemoryArrays.none())
 
 
 class StreamedDecoder(_ArrayDecoder):

@@ -1,10 +1,11 @@
-"""Rows that write by themselves: the model and the pointer memory in one compiled call, with no Python per token.
+"""Rows that write by themselves: the model and its memory in one compiled call, with no Python per token.
 
-A row goes on greedily until it has taken as many tokens as it may, or stands before one that only Python knows: the
-end of the row, or a command that the tool refuses. It is then exactly where token by token would have brought it.
+The memory is a pointer memory or a tape. A row goes on greedily until it has taken as many tokens as it may, or stands
+before one that only Python knows: the end of the row, a command that the tool refuses, or that makes a tape longer. It
+is then exactly where token by token would have brought it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from hf_toolssm.generation.decoder import Decoder, FusedDecoder
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
-from hf_toolssm.models.pointer_tapes import CREATE, LEFT, READ, RIGHT, STOP, WRITE, PointerTapes
+from hf_toolssm.models.memory_arrays import CREATE, LEFT, NOTE, OVERWRITE, READ, RIGHT, STOP, WRITE, MemoryArrays
 from hf_toolssm.tools.pointer_memory import (
     MEMORY_BEGIN,
     MEMORY_END,
@@ -23,11 +24,20 @@ from hf_toolssm.tools.pointer_memory import (
     read,
     right,
 )
+from hf_toolssm.tools.tape import (
+    TAPE_BEGIN,
+    TAPE_END,
+    TAPE_LEFT,
+    TAPE_READ,
+    TAPE_RIGHT,
+    Tape,
+    TapeSession,
+)
 
 LONGEST = 8_192
 """Tokens of a call, all rows together: some hundredths of a second, so that listeners hear and Ctrl-C ends a run."""
 
-_ACTIONS = {read: READ, left: LEFT, right: RIGHT}
+_MOVES = {read: READ, left: LEFT, right: RIGHT}
 
 
 @dataclass
@@ -46,7 +56,7 @@ class FreeRun:
 
 
 class FreeRuns:
-    """Lets rows write whose only tool is a pointer memory.
+    """Lets rows write whose only tool is a pointer memory or a tape.
 
     Args:
         protocol: of the rows.
@@ -54,15 +64,14 @@ class FreeRuns:
         vocabulary: how many tokens the model has.
     """
 
-    def __init__(self, protocol: TokenProtocol, tool: PointerMemory, vocabulary: int) -> None:
+    def __init__(self, protocol: TokenProtocol, tool: PointerMemory | Tape, vocabulary: int) -> None:
         self._protocol = protocol
-        self._max_pointers = tool.max_pointers
-        self._actions = np.full((vocabulary, 2), (WRITE, 0), np.int64)
+        self._max_pointers, written, named, markers = _meaning(tool, protocol.ids)
+        self._actions = np.full((vocabulary, 2), (written, 0), np.int64)
         self._actions[[end for end in protocol.ends if end is not None and 0 <= end < vocabulary], 0] = STOP
-        for text, (move, pointer) in tool.actions.items():
-            self._actions[protocol.ids[text]] = _ACTIONS[move], pointer
-        self._actions[protocol.ids[NEW_POINTER], 0] = CREATE
-        self._markers = np.array([protocol.ids[MEMORY_BEGIN], protocol.ids[MEMORY_END]], np.int64)
+        for text, action in named.items():
+            self._actions[protocol.ids[text]] = action
+        self._markers = np.array([protocol.ids[marker] for marker in markers], np.int64)
 
     def write(self, decoder: FusedDecoder, rows: Sequence[Row], left: Sequence[int]) -> list[FreeRun]:
         """Moves the rows, their tools and the decoder on.
@@ -78,40 +87,45 @@ class FreeRuns:
         for b, row in enumerate(rows):
             given[b] = size = min(len(row.pending), limits[b])
             ids[b, :size], observed[b, :size] = [row.pending.popleft() for _ in range(size)], True
-        tapes = self._tapes(rows, shape)
-        fed = decoder.write(ids, observed, given, limits, tapes)
+        memories = self._memories(rows, shape)
+        fed = decoder.write(ids, observed, given, limits, memories)
         for b, row in enumerate(rows):
-            self._carry_over(tapes, b, row)
+            self._carry_over(memories, b, row)
         return [FreeRun(ids[b, :n], observed[b, :n], bool(n < limits[b])) for b, n in enumerate(fed)]
 
-    def _tapes(self, rows: Sequence[Row], shape: tuple[int, int]) -> PointerTapes:
+    def _memories(self, rows: Sequence[Row], shape: tuple[int, int]) -> MemoryArrays:
         sessions = [_memory(row) for row in rows]
-        places = np.array([session.place() for session in sessions], np.int64)
+        places = np.array([session.places() for session in sessions], np.int64)
+        stand = [[s.head] if isinstance(s, TapeSession) else s.pointers for s in sessions]
         pointers = np.zeros((len(rows), self._max_pointers), np.int64)
-        for b, session in enumerate(sessions):
-            pointers[b, : len(session.pointers)] = session.pointers
-        return PointerTapes(
+        for b, places_of_row in enumerate(stand):
+            pointers[b, : len(places_of_row)] = places_of_row
+        return MemoryArrays(
             actions=self._actions,
             markers=self._markers,
-            addresses=places[:, 0].copy(),
-            sizes=places[:, 1].copy(),
+            addresses=places[:, :, 0].copy(),
+            sizes=places[:, :, 1].copy(),
             pointers=pointers,
-            created=np.array([len(session.pointers) for session in sessions], np.int64),
+            created=np.array([len(places_of_row) for places_of_row in stand], np.int64),
             waiting=np.full(len(rows), -1, np.int64),
             written=np.empty(shape, np.int64),
-            counts=np.zeros(len(rows), np.int64),
+            counts=np.zeros((len(rows), 2), np.int64),
             calls=np.zeros(len(rows), np.int64),
         )
 
-    def _carry_over(self, tapes: PointerTapes, b: int, row: Row) -> None:
+    def _carry_over(self, memories: MemoryArrays, b: int, row: Row) -> None:
         """Brings a row to where its run ended."""
         session = _memory(row)
-        written = tapes.written[b, : tapes.counts[b]].tolist()
-        session.extend(written)
-        session.pointers = tapes.pointers[b, : tapes.created[b]].tolist()
-        row.tool_calls += int(tapes.calls[b])
-        if tapes.waiting[b] >= 0:
-            row.pending.append(int(tapes.waiting[b]))
+        written = memories.written[b, : memories.counts[b, 0]].tolist()
+        pointers = memories.pointers[b, : memories.created[b]].tolist()
+        if isinstance(session, TapeSession):
+            (session.head,) = pointers
+        else:
+            session.extend(written)
+            session.pointers = pointers
+        row.tool_calls += int(memories.calls[b])
+        if memories.waiting[b] >= 0:
+            row.pending.append(int(memories.waiting[b]))
         if row.answering:
             row.answer.extend(written)
         elif self._protocol.answer in written:
@@ -120,15 +134,28 @@ class FreeRuns:
 
 
 def make_free_runs(decoder: Decoder, protocol: TokenProtocol) -> FreeRuns | None:
-    """For a model that one compiled call steps, and the pointer memory itself as the only tool; otherwise none."""
-    if not isinstance(decoder, FusedDecoder) or [type(tool) for tool in protocol.tools] != [PointerMemory]:
+    """For a model that one compiled call steps, and the pointer memory or the tape itself as the only tool; otherwise
+    none."""
+    if not isinstance(decoder, FusedDecoder) or [type(t) for t in protocol.tools] not in ([PointerMemory], [Tape]):
         return None
     (tool,) = protocol.tools
-    assert isinstance(tool, PointerMemory)
+    assert isinstance(tool, (PointerMemory, Tape))
     return FreeRuns(protocol, tool, decoder.vocabulary)
 
 
-def _memory(row: Row) -> PointerSession[int]:
+def _meaning(
+    tool: PointerMemory | Tape, ids: Mapping[str, int]
+) -> tuple[int, int, dict[str, tuple[int, int]], tuple[str, str]]:
+    """How many pointers there can be, what a token does that is no command, what each command does, the markers."""
+    if isinstance(tool, Tape):
+        moves = {TAPE_READ: (READ, 0), TAPE_LEFT: (LEFT, 0), TAPE_RIGHT: (RIGHT, 0)}
+        writes = {command: (OVERWRITE, ids[symbol]) for command, symbol in tool.symbols.items()}
+        return 1, NOTE, {**moves, **writes}, (TAPE_BEGIN, TAPE_END)
+    named = {text: (_MOVES[move], pointer) for text, (move, pointer) in tool.actions.items()}
+    return tool.max_pointers, WRITE, {**named, NEW_POINTER: (CREATE, 0)}, (MEMORY_BEGIN, MEMORY_END)
+
+
+def _memory(row: Row) -> PointerSession[int] | TapeSession[int]:
     (session,) = row.sessions
-    assert isinstance(session, PointerSession)
+    assert isinstance(session, (PointerSession, TapeSession))
     return session

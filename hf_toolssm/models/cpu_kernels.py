@@ -102,6 +102,18 @@ def loaded(typing_context, address, index):
     return numba_types.int64(numba_types.int64, numba_types.int64), generate
 
 
+@intrinsic
+def stored(typing_context, address, index, value):
+    """Writes an int64 at that index of an array whose first element lies at that address; nothing is checked."""
+
+    def generate(context, builder, signature, arguments):
+        first = builder.inttoptr(arguments[0], llvmlite.ir.IntType(64).as_pointer())
+        builder.store(arguments[2], builder.gep(first, [arguments[1]]))
+        return context.get_dummy_value()
+
+    return numba_types.void(numba_types.int64, numba_types.int64, numba_types.int64), generate
+
+
 LOG2E = np.float32(1.4426950408889634)
 
 

@@ -3,7 +3,7 @@
 A tiny model's weights stay in the CPU's cache, so what counts is how often a step passes over its vectors and loads
 a weight: matrices lie transposed, a product adds several of their rows at a time to a result that is as wide as a
 layer, and four rows of the batch go side by side. Tokens that the model writes may follow each other within a call,
-with the pointer memory at work between them.
+with a pointer memory or a tape at work between them.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from hf_toolssm.models.cpu_kernels import (
     sigmoid,
     softplus,
 )
-from hf_toolssm.models.pointer_tapes import PointerTapes, carry_out
+from hf_toolssm.models.memory_arrays import MemoryArrays, carry_out
 
 PARALLEL_WORK = 1_000_000
 """Parameters times tokens from which waking the other threads pays."""
@@ -55,18 +55,18 @@ class FusedStep:
         stands: np.ndarray,
         given: np.ndarray,
         limits: np.ndarray,
-        tapes: PointerTapes,
+        memories: MemoryArrays,
         state: "FusedState",
     ) -> np.ndarray:
         """Feeds each row the tokens that are given, up to the first that the model itself would not choose, and then
-        what the model writes and the pointer memory answers, up to the first token that the memory cannot carry out.
+        what the model writes and its memory answers, up to the first token that the memory cannot carry out.
 
         Args:
             ids: (b, m), int64, begins with the tokens that are given; those that are fed behind them are filled in.
             stands: (b, m), bool: which tokens stand whatever the model would choose; filled in as `ids` is.
             given: (b,), int64, how many tokens are given.
             limits: (b,), int64, how many tokens are fed at most, up to m.
-            tapes: the pointer memories, moved on in place; nobody asks for them where no limit exceeds what is given.
+            memories: moved on in place; nobody asks for them where no limit exceeds what is given.
             state: moved on in place.
 
         Returns:
@@ -76,7 +76,7 @@ class FusedStep:
         work = self._parameters * int(limits.sum()) if len(ids) > 1 else 0  # the rows are what can be shared out
         group = min(_GROUP, -(-len(ids) // torch.get_num_threads()))
         _RUN(
-            *(work, group, ids, stands, given, limits, *tapes.arrays(), fed),
+            *(work, group, ids, stands, given, limits, *memories.arrays(), fed),
             *(self._embeddings, self._layers, self._head, self._rank, self._epsilon),
             *(state.conv, state.recurrent, state.logits, state.best),
         )

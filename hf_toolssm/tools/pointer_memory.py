@@ -110,13 +110,12 @@ class PointerSession(Generic[Cell]):
         self._cells.extend(cells)
         self._size += len(cells)
 
-    def place(self) -> tuple[int, int]:
-        """Where the cells lie in this process's memory, 8 bytes each, until the next one is written; and how many.
-
-        Only of cells that are token ids.
+    def places(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Where the cells lie in this process's memory, 8 bytes each, until the next one is written, and how many: as
+        a tape's, of which none lie to the left of the first. Only of cells that are token ids.
         """
         assert isinstance(self._cells, array)
-        return self._cells.buffer_info()[0], self._size
+        return (self._cells.buffer_info()[0], self._size), (0, 0)
 
     def execute(self, command: str) -> tuple[Cell, ...]:
         action = self.tool.actions.get(command)

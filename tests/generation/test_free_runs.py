@@ -5,6 +5,7 @@ import random
 import numba
 import numpy as np
 import pytest
+import torch
 from conftest import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,9 @@ from small_models import Heard, NotCompiled, lively, start_lively, written
 from hf_toolssm.generation import Session
 from hf_toolssm.generation.free_runs import LONGEST, make_free_runs
 from hf_toolssm.generation.row import Row
-from hf_toolssm.models.pointer_tapes import carry_out
+from hf_toolssm.models.memory_arrays import carry_out
+from hf_toolssm.protocols import build_task_tokenizer
+from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, read
 
 PROBLEMS = ["7+5=", "98765+4321=", "1+1=", "12+34=", "5+5="]
@@ -47,7 +50,7 @@ def token_by_token(session):
 def outcome(row):
     (session,) = row.sessions
     facts = (row.answer, row.answering, row.tool_calls, row.finished, row.complete, row.error, list(row.pending))
-    return facts, list(session.memory), session.pointers
+    return facts, {name: np.array(value).tolist() for name, value in session.state().items()}
 
 
 @numba.njit
@@ -65,17 +68,30 @@ def play(
     return len(tokens)
 
 
-def test_the_compiled_pointer_memory_is_the_tool_on_ten_thousand_random_streams(model, tokenizer):
-    """What the kernel stops before is what ends the row: a refused command, or the end token."""
+def memory_model(memory):
+    """A tokenizer and a random model whose only tool is that memory."""
+    cells, spec = {
+        "pointer_memory": ("0123456789+=", {"name": "pointer_memory", "max_pointers": 3}),
+        "tape": ("01_ABC", {"name": "tape", "symbols": "01_", "max_cells": 14}),
+    }[memory]
+    tokenizer = build_task_tokenizer(cells, [make_tool(spec)])
+    return tokenizer, random_model(tokenizer, [spec])
+
+
+@pytest.mark.parametrize("memory", ["pointer_memory", "tape"])
+def test_the_compiled_memory_is_the_tool_on_ten_thousand_random_streams(memory):
+    """The kernel stops before what it knows nothing of: a refused command, the end token, a tape that grows."""
     rng, ended, shown_in_all = random.Random(0), 0, 0
+    tokenizer, model = memory_model(memory)
     session = Session.start(model, [[5]])
     protocol, runs = session.protocol, make_free_runs(session._decoder, session.protocol)
-    new = protocol.ids[NEW_POINTER]
+    first = [protocol.ids[NEW_POINTER]] if memory == "pointer_memory" else []
     for _ in range(STREAMS):
-        problem = rng.choices(range(3, 15), k=rng.randint(1, 8))
+        problem = rng.choices(range(3, 9), k=rng.randint(1, 8))
         weights = [rng.choice((1, 5, 20)) if token in protocol.commands else 3 for token in range(len(tokenizer))]
-        weights[tokenizer.eos_token_id], weights[new] = rng.choice((0, 1)), rng.choice((0, 1))
-        stream = [new] * rng.choice((0, 1, 3, 3, 3)) + rng.choices(range(len(tokenizer)), weights, k=LENGTH)
+        for token in (tokenizer.eos_token_id, *first):
+            weights[token] = rng.choice((0, 1))
+        stream = first * rng.choice((0, 1, 3, 3, 3)) + rng.choices(range(len(tokenizer)), weights, k=LENGTH)
         python, compiled = Row.start(problem, protocol), Row.start(problem, protocol)
         cut = rng.randint(1, LENGTH)
         for part in (stream[:cut], stream[cut:]):  # the second run reads what the first one wrote
@@ -85,20 +101,42 @@ def test_the_compiled_pointer_memory_is_the_tool_on_ten_thousand_random_streams(
                 if python.finished:
                     break
                 expected.append(python.pending.popleft() if python.pending else -1)
-            tapes = runs._tapes([compiled], (1, LENGTH + 3))
-            shown = np.zeros(len(part), np.int64)
-            taken = play(np.array(part, np.int64), shown, *tapes.arrays())
-            runs._carry_over(tapes, 0, compiled)
-            assert shown[:taken].tolist() == expected
+            found, rest = [], part
+            while rest and not compiled.finished:
+                memories = runs._memories([compiled], (1, LENGTH + 3))
+                shown = np.zeros(len(rest), np.int64)
+                taken = play(np.array(rest, np.int64), shown, *memories.arrays())
+                runs._carry_over(memories, 0, compiled)
+                found += shown[:taken].tolist()
+                if taken < len(rest):  # Python takes over
+                    compiled.advance(rest[taken])
+                    found += [] if compiled.finished else [-1]
+                rest = rest[taken + 1 :]
+            assert found == expected
+            assert outcome(compiled) == outcome(python)
             if python.finished:
                 break
             shown_in_all += sum(token >= 0 for token in expected)
-        if python.finished:
-            ended += 1
-            compiled.advance(part[taken])  # Python takes over
-        assert outcome(compiled) == outcome(python)
+        ended += python.finished
     assert ended > STREAMS / 10
     assert shown_in_all > 3 * STREAMS
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 500), rows=st.integers(1, 5), head=st.integers(0, 40))
+def test_rows_on_tapes_write_the_same_as_token_by_token(seed, rows, head):
+    tokenizer, model = memory_model("tape")
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        weights = model.get_output_embeddings().weight
+        weights.copy_(torch.randn_like(weights))
+        weights[tokenizer.convert_tokens_to_ids("<|end|>")] = 0
+    sessions = [Session.start(model, tokenizer(["0", "01_", "11", "1_0", "0_"][:rows])["input_ids"]) for _ in range(2)]
+    token_by_token(sessions[1])
+    for count in (head, 300):
+        tokens = [written(session, count) for session in sessions]
+        assert tokens[0] == tokens[1]
+        assert [outcome(row) for row in sessions[0].rows] == [outcome(row) for row in sessions[1].rows]
 
 
 @settings(max_examples=40)

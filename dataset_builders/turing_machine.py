@@ -1,0 +1,172 @@
+"""Any Turing machine as a task (PAPER, Theorem 2.2): its state is a thought, and its tape is a tool.
+
+Every file of `dataset_builders/machines/` is such a task by its name, and any other table by its path. A machine in
+state A that reads 1, writes 0, and goes left into state B gives five tokens:
+
+    A <|tape_read|> 1 <|tape_write_0|> <|tape_left|>   B ...
+
+Beyond what was ever written the tape shows a marker, which is a blank cell to the machine. When it has halted, the
+model writes the answer: the halt state's letter, or, cell by cell from the left end, all that stands on the tape but
+blanks. The last five tokens determine the next one at any length, since the machine's table does.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from dataset_builders.machine import LEFT, RIGHT, STATE, Machine
+from dataset_builders.task import task_tool
+from hf_toolssm.errors import DidNotHaltError, EmptyProblemError, InvalidProblemError, TooFewProblemsError
+from hf_toolssm.tools.recorder import Recorder
+from hf_toolssm.tools.tape import TAPE_BEGIN, TAPE_END, TAPE_LEFT, TAPE_READ, TAPE_RIGHT, tape_write
+from hf_toolssm.trajectory import ANSWER, Trajectory
+
+RECORDED_STEPS = 20_000_000
+"""A trajectory of more steps would not fit into memory."""
+
+MAX_STEPS = 1_000_000_000
+"""Of the machine by itself, which finds the answer."""
+
+_DRAWS = 100
+
+_MOVES = {LEFT: TAPE_LEFT, RIGHT: TAPE_RIGHT}
+
+
+def allowed_steps(length: int) -> int:
+    """Within how many steps a machine must halt on a sampled input: some never do, such as busy beavers."""
+    return min(200 + 10 * length**2, RECORDED_STEPS)
+
+
+class TuringMachine:
+    """The task of one machine; see `dataset_builders.task.Task`."""
+
+    variants: Sequence[str] = ("tape",)
+    unit = "symbols"
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.title = machine.title
+        # Where blank cells are an input, the tape of them alone is the problem that matters: a busy beaver's.
+        self.adversarial: Sequence[str] = ("runs", "blank") if machine.blank in machine.inputs.symbols else ("runs",)
+        self.version = f"1-{machine.digest}"
+
+    def tools(self, variant: str) -> list[dict[str, Any]]:
+        return [{"name": "tape", "symbols": self.machine.symbols}]
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return (*self.machine.symbols, *self.machine.letters.values())
+
+    def sample_training(self, rng: random.Random, max_length: int) -> str:
+        shortest = self.machine.inputs.shortest
+        if max_length < shortest:
+            raise TooFewProblemsError(f"{self.machine.name} has no input of fewer than {shortest} symbols")
+        return self._halting(rng, shortest, max_length, runs=False)
+
+    def sample_test(self, rng: random.Random, length: int) -> str:
+        return self._halting(rng, length, length, runs=False)
+
+    def _halting(self, rng: random.Random, shortest: int, longest: int, runs: bool) -> str:
+        """An input on which the machine halts in time.
+
+        Raises:
+            DidNotHaltError: none was found.
+        """
+        for _ in range(_DRAWS):
+            tape = self.machine.inputs.sample(rng, rng.randint(shortest, longest), runs)
+            try:
+                self.machine.run(tape, allowed_steps(len(tape)))
+            except DidNotHaltError:
+                continue
+            return tape
+        raise DidNotHaltError(
+            f"{self.machine.name} did not halt within {allowed_steps(longest):,} steps on any of {_DRAWS} inputs of "
+            f"up to {longest} symbols: check its rules, or give it other inputs"
+        )
+
+    def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
+        """The problem number `index` of an adversarial set.
+
+        Raises:
+            InvalidProblemError: no set has that name.
+            TooFewProblemsError: no input has that length.
+            DidNotHaltError: the machine halts on none of it.
+        """
+        if name not in self.adversarial:
+            sets = ", ".join(self.adversarial)
+            raise InvalidProblemError(f"{self.machine.name} has no adversarial set {name!r}; they are {sets}")
+        if name == "blank":
+            return self.machine.blank * length
+        return self._halting(rng, length, length, runs=True)
+
+    def held_out(self, problem: str) -> bool:
+        return set(problem) == {self.machine.blank}
+
+    def length(self, problem: str) -> int:
+        return len(problem)
+
+    def solve(self, problem: str, variant: str) -> Trajectory:
+        """Records the machine at work on the tape tool.
+
+        Raises:
+            EmptyProblemError: the problem is empty; an empty tape is one blank cell.
+            InvalidProblemError: it has a symbol that the machine does not know.
+            DidNotHaltError: the machine did not halt within `RECORDED_STEPS`.
+            NoRuleError: its table does not say how it goes on.
+        """
+        pen = Recorder(self._check(problem), task_tool(self, variant))
+        state = self._run(pen)
+        if self.machine.answer == STATE:
+            pen.think(ANSWER)
+            pen.output(self.machine.letters[state])
+        else:
+            self._copy_tape(pen)
+        return pen.trajectory()
+
+    def answer(self, problem: str, variant: str) -> str:
+        outcome = self.machine.run(self._check(problem), MAX_STEPS)
+        if self.machine.answer == STATE:
+            return self.machine.letters[outcome.state]
+        return outcome.tape.replace(self.machine.blank, "")
+
+    def _check(self, problem: str) -> str:
+        if not problem:
+            raise EmptyProblemError(f"the problem is empty: an empty tape is the blank cell {self.machine.blank!r}")
+        if unknown := set(problem) - set(self.machine.symbols):
+            raise InvalidProblemError(
+                f"{min(unknown)!r} is none of the symbols {self.machine.symbols} of {self.machine.name}"
+            )
+        return problem
+
+    def _run(self, pen: Recorder) -> str:
+        """The halt state."""
+        machine, state = self.machine, self.machine.start
+        pen.think(machine.letters[state])
+        for _ in range(RECORDED_STEPS):
+            if state in machine.halts:
+                return state
+            (cell,) = pen.call(TAPE_READ)
+            rule = machine.rule(state, machine.blank if cell in (TAPE_BEGIN, TAPE_END) else cell)
+            pen.call(tape_write(rule.symbol))
+            if rule.move in _MOVES:
+                pen.call(_MOVES[rule.move])
+            state = rule.state
+            pen.think(machine.letters[state])
+        raise DidNotHaltError(
+            f"{machine.name} has not halted after {RECORDED_STEPS:,} steps, more than a trajectory can hold: "
+            "recipes/long_problem.py runs it without one"
+        )
+
+    def _copy_tape(self, pen: Recorder) -> None:
+        """Goes to the left end, and writes what is on the tape on the way to the right end."""
+        while True:
+            pen.call(TAPE_LEFT)
+            if pen.call(TAPE_READ) == (TAPE_BEGIN,):
+                break
+        pen.think(ANSWER)
+        while True:
+            pen.call(TAPE_RIGHT)
+            (cell,) = pen.call(TAPE_READ)
+            if cell == TAPE_END:
+                return
+            if cell != self.machine.blank:
+                pen.output(cell)

@@ -1,0 +1,149 @@
+"""The tape of a Turing machine (PAPER, the tool of Theorem 2.2).
+
+The tape is the problem, under a head that starts at its first cell. It has no end on either side: beyond what was ever
+written lies a marker, one on each side, and writing onto a marker makes the tape one cell longer there:
+
+    cell      begin      1   0   1   end      for the problem 101
+    head at              ^
+
+Thoughts and outputs leave the tape as it is; only a write command changes it.
+"""
+
+from array import array
+from collections.abc import Callable, Mapping, MutableSequence, Sequence
+from typing import Any, Generic
+
+import numpy as np
+
+from hf_toolssm.errors import TapeFullError, UnknownCommandError, UnknownToolError
+from hf_toolssm.tools.tool import Cell
+
+TAPE_READ = "<|tape_read|>"
+TAPE_LEFT = "<|tape_left|>"
+TAPE_RIGHT = "<|tape_right|>"
+TAPE_BEGIN = "<|tape_begin|>"
+TAPE_END = "<|tape_end|>"
+
+
+def tape_write(symbol: str) -> str:
+    """The command that writes a symbol into the cell under the head."""
+    return f"<|tape_write_{symbol}|>"
+
+
+class Tape:
+    """The tape tool.
+
+    Args:
+        symbols: what can be written, one character each.
+        max_cells: how long the tape may become; a cell takes 8 bytes.
+    """
+
+    time_limit = None
+    reaches_outside = False
+
+    def __init__(self, symbols: str = "01", max_cells: int = 10_000_000) -> None:
+        if not isinstance(symbols, str) or not symbols or len(set(symbols)) < len(symbols):
+            raise UnknownToolError(f"tape: symbols must be a text of different characters, not {symbols!r}")
+        if not isinstance(max_cells, int) or max_cells < 1:
+            raise UnknownToolError(f"tape: max_cells must be a whole number of at least 1, not {max_cells!r}")
+        self.max_cells = max_cells
+        self.symbols = {tape_write(symbol): symbol for symbol in symbols}
+        self.commands = (TAPE_READ, TAPE_LEFT, TAPE_RIGHT, *self.symbols)
+        self.markers = (TAPE_BEGIN, TAPE_END, *symbols)
+
+    def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "TapeSession[Cell]":
+        return self._session(problem, (), 0, marker)
+
+    def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> "TapeSession[Cell]":
+        cells, before = np.asarray(state["tape"]).tolist(), int(state["before"])
+        return self._session(cells[before:], cells[:before][::-1], int(state["head"]), marker)
+
+    def _session(
+        self, cells: Sequence[Any], before: Sequence[Any], head: int, marker: Callable[[str], Cell]
+    ) -> "TapeSession[Cell]":
+        begin, end = marker(TAPE_BEGIN), marker(TAPE_END)
+        written = {command: marker(symbol) for command, symbol in self.symbols.items()}
+        # Token ids take 8 bytes each, side by side, where compiled code can read and write them.
+        column: Callable[[Sequence[Any]], MutableSequence[Any]]
+        column = (lambda values: array("q", values)) if isinstance(begin, int) else list
+        return TapeSession(self, column(cells), column(before), head, begin, end, written)
+
+
+class TapeSession(Generic[Cell]):
+    """The tape and the head of one problem. Every command takes constant time.
+
+    Attributes:
+        head: where the head stands; 0 is the problem's first cell, cells to its left have negative numbers.
+    """
+
+    __slots__ = ("_before", "_cells", "_written", "begin", "end", "head", "tool")
+
+    def __init__(
+        self,
+        tool: Tape,
+        cells: MutableSequence[Cell],
+        before: MutableSequence[Cell],
+        head: int,
+        begin: Cell,
+        end: Cell,
+        written: Mapping[str, Cell],
+    ) -> None:
+        self.tool = tool
+        self._cells = cells
+        self._before = before  # those to the left of the problem, the nearest first
+        self.head = head
+        self.begin = begin
+        self.end = end
+        self._written = written
+
+    @property
+    def memory(self) -> Sequence[Cell]:
+        """The cells between the markers."""
+        return [*reversed(self._before), *self._cells]
+
+    def write(self, cell: Cell) -> None:
+        pass  # what the model thinks is no symbol on the tape
+
+    def places(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Where the cells lie in this process's memory, 8 bytes each, until the tape grows, and how many: those from
+        the problem's first on, and those to its left, nearest first. Only of cells that are token ids.
+        """
+        assert isinstance(self._cells, array)
+        assert isinstance(self._before, array)
+        return self._cells.buffer_info(), self._before.buffer_info()
+
+    def execute(self, command: str) -> tuple[Cell, ...]:
+        head, first, last = self.head, -len(self._before), len(self._cells) - 1
+        if command == TAPE_READ:
+            if head < first:
+                return (self.begin,)
+            if head > last:
+                return (self.end,)
+            return (self._cells[head] if head >= 0 else self._before[-1 - head],)
+        if command == TAPE_LEFT:
+            self.head = max(head - 1, first - 1)
+        elif command == TAPE_RIGHT:
+            self.head = min(head + 1, last + 1)
+        elif command in self._written:
+            self._put(self._written[command])
+        else:
+            raise UnknownCommandError(f"the tape has no command {command!r}")
+        return ()
+
+    def _put(self, cell: Cell) -> None:
+        side, at = (self._cells, self.head) if self.head >= 0 else (self._before, -1 - self.head)
+        if at < len(side):
+            side[at] = cell
+            return
+        if len(self._cells) + len(self._before) >= self.tool.max_cells:
+            raise TapeFullError(
+                f"the tape has {self.tool.max_cells:,} cells, as many as it may: raise max_cells of the tool tape"
+            )
+        side.append(cell)
+
+    def clone(self) -> "TapeSession[Cell]":
+        cells, before = self._cells[:], self._before[:]
+        return TapeSession(self.tool, cells, before, self.head, self.begin, self.end, self._written)
+
+    def state(self) -> Mapping[str, Any]:
+        return {"tape": np.array(self.memory), "before": len(self._before), "head": self.head}
