@@ -4,7 +4,7 @@ A model whose state forgets everything older than k tokens can follow k-local tr
 k grows with the problem asks for memory that a fixed-size state does not have.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -29,6 +29,33 @@ class Locality:
     continuations: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class OpenContext:
+    """The last tokens before one that they do not determine.
+
+    Attributes:
+        tokens: as many as there were, at most those that were asked for.
+        continuations: what followed, and how often.
+    """
+
+    tokens: tuple[str, ...]
+    continuations: dict[str, int]
+
+
+def open_contexts(trajectories: Iterable[Trajectory], k: int) -> list[OpenContext]:
+    """The contexts that need more than k tokens: those whose last k tokens go on differently, the most frequent first.
+
+    There are none where the locality is at most k.
+    """
+    found: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for trajectory in trajectories:
+        sequence, written = _sequence(trajectory)
+        for at in written:
+            found[tuple(sequence[max(0, at - k) : at])][sequence[at]] += 1
+    contexts = [OpenContext(tokens, dict(after.most_common())) for tokens, after in found.items() if len(after) > 1]
+    return sorted(contexts, key=lambda context: -sum(context.continuations.values()))
+
+
 def locality(trajectories: Iterable[Trajectory]) -> Locality:
     """Computes the locality of trajectories.
 
@@ -42,10 +69,8 @@ def locality(trajectories: Iterable[Trajectory]) -> Locality:
     sequences: list[list[str]] = []
     group: list[tuple[int, int]] = []
     for trajectory in trajectories:
-        start = len(trajectory.problem)
-        sequence = [*trajectory.problem, *(s.text for s in trajectory.steps), END_OF_TRAJECTORY]
-        written = [at for at, s in enumerate(trajectory.steps, start) if s.kind is not StepKind.OBSERVATION]
-        group.extend((len(sequences), at) for at in [*written, len(sequence) - 1])
+        sequence, written = _sequence(trajectory)
+        group.extend((len(sequences), at) for at in written)
         sequences.append(sequence)
     if not sequences:
         raise ValueError("locality needs at least one trajectory")
@@ -62,6 +87,14 @@ def locality(trajectories: Iterable[Trajectory]) -> Locality:
             return Locality(None, *_example(sequences, example, k))
         unsettled = [members for parts in split for members in parts.values()]
     return Locality(k, *_example(sequences, example, k))
+
+
+def _sequence(trajectory: Trajectory) -> tuple[list[str], list[int]]:
+    """All tokens, the end included, and where those stand that the model writes."""
+    start = len(trajectory.problem)
+    sequence = [*trajectory.problem, *(s.text for s in trajectory.steps), END_OF_TRAJECTORY]
+    written = [at for at, s in enumerate(trajectory.steps, start) if s.kind is not StepKind.OBSERVATION]
+    return sequence, [*written, len(sequence) - 1]
 
 
 def _split(

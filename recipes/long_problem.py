@@ -2,27 +2,30 @@
 
     python recipes/long_problem.py --model outputs/addition --length 1000000 --output outputs/long-addition
 
-saves the session every minute into `--output` and, at the end, writes `result.json` there. Interrupted, even by
-`kill -9`, the same command goes on from the last save.
+saves the session every minute into `--output` and, at the end, writes `certificate.json` there, which
+`recipes/certificate.py` checks. Interrupted, even by `kill -9`, the same command goes on from the last save.
 """
 
-import hashlib
 import json
 import resource
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from certificate import commit, digest, state_problem, weights_digest
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.mixture import trained_part
-from dataset_builders.task import check_variant, example_rng, load_task
+from dataset_builders.task import check_variant, load_task, task_name
 from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
 from hf_toolssm.evaluation.report import hardware, training_facts, write_json
 from hf_toolssm.models.architectures import load_model
 from hf_toolssm.protocols import Renderer
+
+PROBLEM = ("task", "variant", "length", "seed", "problem")
+"""What says which problem it is."""
 
 SLICE = 1.0
 """Seconds, about, between two looks at the clock."""
@@ -31,8 +34,9 @@ SLICE = 1.0
 @dataclass
 class LongProblemArguments:
     model: str = field(metadata={"help": "A folder or a Hub id with model and tokenizer."})
-    length: int = field(metadata={"help": "Length of the problem, in the task's unit."})
-    output: str = field(metadata={"help": "Folder for the session and the result."})
+    output: str = field(metadata={"help": "Folder for the session and the certificate."})
+    length: int | None = field(default=None, metadata={"help": "Length of a random problem, in the task's unit."})
+    problem: str | None = field(default=None, metadata={"help": "This very problem, in place of a random one."})
     task: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     seed: int = field(default=0, metadata={"help": "Another seed gives another problem."})
@@ -41,13 +45,17 @@ class LongProblemArguments:
 
 
 def main() -> None:
-    (options,) = HfArgumentParser(LongProblemArguments).parse_args_into_dataclasses()
+    parser = HfArgumentParser(LongProblemArguments)
+    (options,) = parser.parse_args_into_dataclasses()
+    if (options.length is None) == (options.problem is None):
+        parser.error("give the --length of a random problem, or the --problem itself")
     about = training_facts(options.model)
     options.task = options.task or about.get("task", "addition")
     task = load_task(options.task)
     options.variant = options.variant or trained_part(about, options.task).get("variant", task.variants[0])
     check_variant(task, options.variant)
-    problem = task.sample_test(example_rng("long problem", options.task, options.length, options.seed), options.length)
+    problem = state_problem(task, asdict(options))
+    options.length = task.length(problem)
     model = load_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     output = Path(options.output)
@@ -55,7 +63,8 @@ def main() -> None:
     session, seconds = open_session(options, output, model, tokenizer, problem)
 
     saved, stride = time.perf_counter(), 100
-    with tqdm(initial=session.tokens, desc=f"{options.task} {options.length:,}", unit="token", unit_scale=True) as bar:
+    name = f"{task_name(options.task)} {options.length:,}"
+    with tqdm(initial=session.tokens, desc=name, unit="token", unit_scale=True) as bar:
         while not session.finished and session.tokens < options.max_new_tokens:
             start = time.perf_counter()
             bar.update(session.run(min(stride, options.max_new_tokens - session.tokens)))
@@ -67,24 +76,28 @@ def main() -> None:
     row = session.rows[0]
     found, expected = session.answers[0], task.answer(problem, options.variant)
     wrong = first_difference(expected, found)
-    result = {
-        **asdict(options),
+    claim = {name: getattr(options, name) for name in PROBLEM}
+    certificate = {
+        **claim,
+        "problem_sha256": digest(problem),
         "exact": row.complete and wrong is None,
         "first_wrong_symbol": wrong,
         "complete": row.complete,
         "error": row.error,
         "answer_length": len(found),
-        "answer_sha256": hashlib.sha256(found.encode()).hexdigest(),
+        "answer_sha256": digest(found),
         "tokens": session.tokens,
         "tool_calls": row.tool_calls,
         "minutes": round(seconds / 60, 2),
         "tokens_per_second": round(session.tokens / max(seconds, 1e-9)),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "num_parameters": model.num_parameters(),
+        "weights_sha256": weights_digest(model),
+        "commit": commit(),
         "hardware": hardware(),
     }
-    write_json(output / "result.json", result)
-    print(json.dumps({key: value for key, value in result.items() if key != "hardware"}, indent=2))
+    write_json(output / "certificate.json", certificate)
+    print(json.dumps({key: value for key, value in certificate.items() if key != "hardware"}, indent=2))
 
 
 def open_session(options: LongProblemArguments, output: Path, model, tokenizer, problem) -> tuple[Session, float]:
@@ -93,7 +106,7 @@ def open_session(options: LongProblemArguments, output: Path, model, tokenizer, 
     progress = output / "progress.json"
     if path.exists() and progress.exists():
         before = json.loads(progress.read_text())
-        mine = {name: getattr(options, name) for name in ("task", "variant", "length", "seed")}
+        mine = {name: getattr(options, name) for name in PROBLEM}
         if any(before.get(name) != value for name, value in mine.items()):
             raise SystemExit(f"{output} holds a session of another problem: give another --output")
         session = Session.load(path, model, tokenizer=tokenizer)

@@ -20,7 +20,9 @@ ALLOWED = {
     "hf_toolssm/models": {"errors", "trajectory", "tools", "protocols", "models", "generation"},
     "hf_toolssm/generation": {"errors", "files", "trajectory", "tools", "protocols", "models", "generation"},
     "hf_toolssm/training": {"errors", "trajectory", "tools", "protocols", "models", "training"},
-    "hf_toolssm/evaluation": {"errors", "trajectory", "protocols", "models", "generation", "evaluation", "files"},
+    "hf_toolssm/evaluation": {
+        *("errors", "files", "trajectory", "locality", "tools", "protocols", "models", "generation", "evaluation")
+    },
     "hf_toolssm/hub": {"errors", "evaluation", "files", "hub"},
     "dataset_builders": {"errors", "files", "trajectory", "locality", "tools", "hub", "dataset_builders"},
 }

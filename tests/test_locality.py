@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_toolssm.locality import locality
+from hf_toolssm.locality import locality, open_contexts
 from hf_toolssm.trajectory import StepKind, Trajectory, step
 
 
@@ -52,3 +52,10 @@ def test_the_local_algorithm_keeps_its_k_at_any_length_and_the_papers_does_not(a
     assert k("local", *short, *long) <= 8
     assert k("two_pointers", *long) > 2 * 80
     assert k("two_pointers", *short) < k("two_pointers", *long)
+
+
+def test_the_contexts_that_need_more_are_shown_with_what_follows():
+    trajectories = [of_texts("x", "a", "b", "d"), of_texts("x", "a", "b", "d"), of_texts("y", "c", "b", "e")]
+    (context,) = open_contexts(trajectories, 1)
+    assert (context.tokens, context.continuations) == (("b",), {"d": 2, "e": 1})
+    assert open_contexts(trajectories, 2) == []

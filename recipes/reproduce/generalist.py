@@ -1,11 +1,11 @@
 """Trains one model on all tasks and measures it as each task's own model is measured.
 
-    python recipes/reproduce/generalist.py --specialists outputs/reproduce/table1
+    python recipes/reproduce/generalist.py --specialists recipes/reproduce/results/table1
 
 trains `recipes/configs/generalist_cpu.yaml` with every seed, runs every task of the experiment `table1` at its
 lengths, and writes `table.md`, `summary.json` and `accuracy.png` to `outputs/reproduce/generalist`; with
-`--specialists`, the folder that `run.py table1` wrote, each task's own models stand beside it. The same command
-finishes what is missing.
+`--specialists`, what `run.py table1` wrote, each task's own models stand beside it. The same command finishes what is
+missing.
 """
 
 import json
@@ -28,7 +28,7 @@ from summary import summarize, write_summary
 class GeneralistArguments:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Training seeds."})
     rows: list[str] | None = field(default=None, metadata={"help": "Only these tasks of table1; by default all."})
-    specialists: str | None = field(default=None, metadata={"help": "What `run.py table1` wrote, to stand beside it."})
+    specialists: str | None = field(default=None, metadata={"help": "Where table1's summary.json lies."})
     output: str = field(default="outputs/reproduce", metadata={"help": "Folder for all experiments."})
     accelerate_config: str = field(
         default="recipes/accelerate/cpu.yaml", metadata={"help": "How Accelerate launches a run."}
@@ -55,10 +55,10 @@ def main() -> None:
                 bar.set_postfix_str(f"{model.name}, {task.row}")
                 results.setdefault(task.row, []).append(measured(folder / model.name, task))
                 bar.update()
+    summary = summarize(replace(load_experiment("generalist", False), paper=table1.paper), results)
     if options.specialists is not None:
-        results = beside_specialists(results, Path(options.specialists))
-    described = replace(load_experiment("generalist", False), paper=table1.paper)
-    print(write_summary(summarize(described, results), folder))
+        summary["rows"] = beside_specialists(summary["rows"], Path(options.specialists))
+    print(write_summary(summary, folder))
     print(f"table.md, summary.json and accuracy.png are in {folder}")
 
 
@@ -86,17 +86,14 @@ def measured(model: Path, task: Run) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def beside_specialists(results: dict[str, list[dict[str, Any]]], specialists: Path) -> dict[str, list[dict[str, Any]]]:
+def beside_specialists(rows: dict[str, Any], specialists: Path) -> dict[str, Any]:
     """Every task's row, and behind it that of its own models where these were run."""
-    table1, rows = load_experiment("table1", False), {}
-    for task, found in results.items():
-        rows[task] = found
-        seeds = [result["seed"] for result in found]
-        paths = [specialists / run.name / "results.json" for run in table1.runs(seeds, [task], [])]
-        own = [json.loads(path.read_text()) for path in paths if path.exists()]
-        if own:
-            rows[f"{task}, its own model"] = own
-    return rows
+    own, beside = json.loads((specialists / "summary.json").read_text())["rows"], {}
+    for task, row in rows.items():
+        beside[task] = row
+        if task in own:
+            beside[f"{task}, its own model"] = own[task]
+    return beside
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def command(folder, output, *options):
 
 
 def result(output):
-    content = json.loads((output / "result.json").read_text())
+    content = json.loads((output / "certificate.json").read_text())
     return {name: content[name] for name in ("tokens", "answer_sha256", "tool_calls", "exact", "first_wrong_symbol")}
 
 
@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_to_the_same_result(folder):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (killed / "result.json").exists()
+    assert not (killed / "certificate.json").exists()
     for output in (killed, undisturbed):
         done = subprocess.run(command(folder, output), cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -149,7 +149,7 @@ def test_every_other_command_of_the_readme_runs(trained):
     assert "no chain of thought" in (outputs / "reproduce" / "regimes" / "table.md").read_text()
     assert (outputs / "tool-addition" / "README.md").exists()
     assert json.loads((outputs / "addition" / "evaluation" / "results.json").read_text())["teacher_forced"]
-    assert json.loads((outputs / "long-addition" / "result.json").read_text())["length"] == 12
+    assert json.loads((outputs / "long-addition" / "certificate.json").read_text())["length"] == 12
     assert json.loads((outputs / "benchmarks.json").read_text())["results"]
     tuned = json.loads((outputs / "addition-lora" / "results.json").read_text())
     assert (tuned["lora_rank"], tuned["base_model"]) == (8, f"{outputs}/addition")

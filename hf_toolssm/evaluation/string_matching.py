@@ -1,0 +1,111 @@
+"""The string-matching learner of PAPER, Theorem 2.2: it remembers what followed what, and nothing else.
+
+Of the last tokens it looks up the longest end, of at most k tokens, that training has shown, and writes what followed
+there. Where every trajectory is k-local it is right as soon as it has seen every end of k tokens that a problem needs;
+on a Turing machine's trajectories these are the pairs of state and symbol.
+"""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+from hf_toolssm.errors import ToolError
+from hf_toolssm.evaluation.exactness import (
+    CONTEXT,
+    FirstError,
+    LengthResult,
+    RowOutcome,
+    first_difference,
+    summarize,
+)
+from hf_toolssm.evaluation.free_running import SLACK
+from hf_toolssm.locality import END_OF_TRAJECTORY
+from hf_toolssm.tools import Tool
+from hf_toolssm.trajectory import ANSWER, StepKind, Trajectory
+
+
+class StringMatchingLearner:
+    """Learns by remembering every end of at most k tokens.
+
+    Args:
+        k: tokens that it looks back.
+    """
+
+    def __init__(self, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"k is a number of tokens of at least 1, not {k}")
+        self.k = k
+        self._next: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+
+    def fit(self, trajectories: Iterable[Trajectory]) -> "StringMatchingLearner":
+        """Remembers trajectories, beside those it knows."""
+        for trajectory in trajectories:
+            start = len(trajectory.problem)
+            tokens = [*trajectory.problem, *(s.text for s in trajectory.steps), END_OF_TRAJECTORY]
+            observed = [s.kind is StepKind.OBSERVATION for s in trajectory.steps]
+            for at in range(start, len(tokens)):
+                if at == len(tokens) - 1 or not observed[at - start]:
+                    for size in range(min(self.k, at) + 1):
+                        self._next[tuple(tokens[at - size : at])][tokens[at]] += 1
+        return self
+
+    def choose(self, tokens: Sequence[str]) -> str:
+        """What it writes behind these tokens.
+
+        Raises:
+            ValueError: it has seen nothing.
+        """
+        for size in range(min(self.k, len(tokens)), -1, -1):
+            found = self._next.get(tuple(tokens[len(tokens) - size :]))
+            if found:
+                return found.most_common(1)[0][0]
+        raise ValueError("the learner has seen no trajectory: call fit first")
+
+    def solve(self, problem: Sequence[str], tool: Tool, max_tokens: int) -> tuple[list[str], str | None]:
+        """Runs free, with the tool executed.
+
+        Returns:
+            All tokens behind the problem, and the answer; None where it was cut off, or ended by a tool's error.
+        """
+        session, tokens, answer = tool.start(problem, marker=str), list(problem), ""
+        answering, commands = False, frozenset(tool.commands)
+        while len(tokens) < len(problem) + max_tokens:
+            token = self.choose(tokens[-self.k :])
+            if token == END_OF_TRAJECTORY:
+                return tokens[len(problem) :], answer if answering else None
+            tokens.append(token)
+            if token in commands:
+                try:
+                    tokens.extend(cast(Sequence[str], session.execute(token)))
+                except ToolError:
+                    break
+            else:
+                session.write(token)
+                answer += token if answering else ""
+                answering = answering or token == ANSWER
+        return tokens[len(problem) :], None
+
+
+def evaluate_string_matching(
+    learner: StringMatchingLearner, tool: Tool, problem_set: str, length: int, references: Sequence[Trajectory]
+) -> LengthResult:
+    """Runs the learner free on each problem and compares, as `evaluate_free_running` does with a model.
+
+    Args:
+        learner: has seen trajectories.
+        tool: of the problems; its observations are cells.
+        problem_set, length: for the report.
+        references: the problems with their reference trajectories; at least one.
+    """
+    outcomes, start = [], time.perf_counter()
+    for number, reference in enumerate(references):
+        expected = [s.text for s in reference.steps]
+        found, answer = learner.solve(reference.problem, tool, int(len(expected) * SLACK) + CONTEXT)
+        at = first_difference(expected, found)
+        error = None
+        if at is not None:
+            wanted, written = (texts[at] if at < len(texts) else None for texts in (expected, found))
+            error = FirstError(number, at, wanted, written, tuple(expected[max(0, at - CONTEXT) : at]))
+        outcomes.append(RowOutcome(answer == reference.answer, error is None, error, len(found)))
+    return summarize(problem_set, length, "free-running", references, outcomes, time.perf_counter() - start)

@@ -1,0 +1,126 @@
+"""What a record claims, and how anyone checks it.
+
+    python recipes/certificate.py recipes/records/addition_1000000.json --model outputs/addition
+
+reads a certificate that `recipes/long_problem.py` wrote, states its problem again from task, length and seed, solves
+it in the task's other way, and compares the hashes. It then solves it step by step with the real tool and compares the
+number of tokens, where a trajectory fits into memory. With `--model` the weights must be those of the run.
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from dataset_builders.task import Task, example_rng, load_task, task_name
+from hf_toolssm.errors import DidNotHaltError, ToolSSMError
+from hf_toolssm.models.architectures import load_model
+
+ROOT = Path(__file__).parents[1]
+
+
+class CertificateError(ToolSSMError):
+    """A certificate that cannot be read, or that claims what is not so."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Checks what a certificate claims.")
+    parser.add_argument("certificate", type=Path, help="the JSON file")
+    parser.add_argument("--model", help="a folder or a Hub id, which must hold the weights of the run")
+    parser.add_argument("--answer-only", action="store_true", help="do not count the right trajectory's tokens")
+    options = parser.parse_args()
+    for line in verify(read(options.certificate), options.model, not options.answer_only):
+        print(line, flush=True)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A certificate's content.
+
+    Raises:
+        CertificateError: the file is none.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{path} cannot be read as a certificate: {error}") from error
+    needed = {"task", "variant", "length", "seed", "problem", "problem_sha256", "answer_sha256", "exact", "tokens"}
+    if not isinstance(content, dict) or not needed <= content.keys():
+        raise CertificateError(f"{path} is no certificate: recipes/long_problem.py writes one")
+    return content
+
+
+def verify(claim: Mapping[str, Any], model: str | None, count_tokens: bool) -> Iterator[str]:
+    """Checks a claim, and says what holds, a line each.
+
+    Raises:
+        CertificateError: something does not hold.
+    """
+    task = load_task(claim["task"])
+    problem = state_problem(task, claim)
+    if digest(problem) != claim["problem_sha256"]:
+        raise CertificateError("the problem is another one: the task has changed since, or the certificate was edited")
+    yield f"the problem is {task_name(claim['task'])}, {claim['length']:,} {task.unit}, seed {claim['seed']}"
+    right = digest(task.answer(problem, claim["variant"])) == claim["answer_sha256"]
+    if right != claim["exact"]:
+        raise CertificateError(
+            f"the certificate says exact: {claim['exact']}, but its answer is {'right' if right else 'wrong'}"
+        )
+    yield "the answer is right" if right else "the answer is wrong, as the certificate says"
+    if model is not None:
+        if weights_digest(load_model(model)) != claim["weights_sha256"]:
+            raise CertificateError(f"{model} has other weights than the model that made the record")
+        yield f"the weights are those of {model}"
+    if right and count_tokens:
+        yield _count(task, problem, claim)
+
+
+def _count(task: Task, problem: str, claim: Mapping[str, Any]) -> str:
+    try:
+        tokens = len(task.solve(problem, claim["variant"]).steps) + 1  # and the end token
+    except DidNotHaltError as error:
+        return f"tokens not counted: {error}"
+    if tokens != claim["tokens"]:
+        raise CertificateError(
+            f"the right trajectory has {tokens:,} tokens, and the certificate says {claim['tokens']:,}"
+        )
+    return f"the right trajectory has as many tokens, {claim['tokens']:,}"
+
+
+def state_problem(task: Task, claim: Mapping[str, Any]) -> str:
+    """The problem that was given as a text, or drawn by task, length and seed."""
+    if claim["problem"] is not None:
+        return claim["problem"]
+    rng = example_rng("long problem", task_name(claim["task"]), claim["length"], claim["seed"])
+    return task.sample_test(rng, claim["length"])
+
+
+def digest(text: str) -> str:
+    """The SHA-256 of a text, in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """The SHA-256 of all weights, by name."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def commit() -> str | None:
+    """The commit of this package's source, marked where files differ from it; None outside of a repository."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    main()

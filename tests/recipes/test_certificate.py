@@ -1,0 +1,100 @@
+"""A certificate holds what another machine can check, and one that claims something else is refused."""
+
+import json
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from conftest import random_model
+
+from dataset_builders.task import load_task
+from hf_toolssm.protocols import build_task_tokenizer
+from hf_toolssm.tools import make_tool
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(script, *words):
+    command = [sys.executable, f"recipes/{script}.py", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def certificates():
+    """The module of recipes/, whose files import each other by name."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    import certificate
+
+    yield certificate
+    sys.path.remove(str(ROOT / "recipes"))
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """A random model's wrong answer, cut off after 200 tokens, with its certificate."""
+    folder, task = tmp_path_factory.mktemp("record"), load_task("binary_increment")
+    specs = task.tools("tape")
+    tokenizer = build_task_tokenizer(task.cells("tape"), [make_tool(spec) for spec in specs])
+    random_model(tokenizer, specs).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    words = ["--model", folder / "model", "--task", "binary_increment", "--problem", "1011"]
+    done = run("long_problem", *words, "--output", folder / "run", "--max_new_tokens", "200")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+@pytest.fixture
+def claim(record):
+    return json.loads((record / "run" / "certificate.json").read_text())
+
+
+def test_a_certificate_says_all_that_is_needed_to_check_it(claim):
+    assert (claim["problem"], claim["length"], claim["exact"]) == ("1011", 4, False)
+    assert {"commit", "hardware", "minutes", "peak_memory_mib", "weights_sha256", "first_wrong_symbol"} <= set(claim)
+
+
+def test_a_wrong_answer_is_confirmed_as_wrong(record):
+    done = run("certificate", record / "run" / "certificate.json", "--model", record / "model")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "wrong, as the certificate says" in done.stdout
+    assert "the weights are those" in done.stdout
+
+
+def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
+    tokens = len(load_task("binary_increment").solve("1011", "tape").steps) + 1
+    right = claim | {"exact": True, "answer_sha256": sha256(b"1100").hexdigest(), "tokens": tokens}
+    assert list(certificates.verify(right, None, True))[1:] == [
+        "the answer is right",
+        f"the right trajectory has as many tokens, {tokens}",
+    ]
+    with pytest.raises(certificates.CertificateError, match=f"has {tokens} tokens, and the certificate says 7"):
+        list(certificates.verify(right | {"tokens": 7}, None, True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exact": True}, "says exact: True, but its answer is wrong"),
+        ({"problem": "1010"}, "the problem is another one"),
+        ({"problem": None}, "the problem is another one"),
+        ({"weights_sha256": "0"}, "has other weights"),
+    ],
+)
+def test_what_is_not_so_is_refused(certificates, record, claim, changes, message):
+    with pytest.raises(certificates.CertificateError, match=message):
+        list(certificates.verify(claim | changes, str(record / "model"), True))
+
+
+def test_what_is_no_certificate_is_named(certificates, tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(certificates.CertificateError, match="is no certificate"):
+        certificates.read(tmp_path / "other.json")
+    with pytest.raises(certificates.CertificateError, match="cannot be read"):
+        certificates.read(tmp_path / "none.json")
+
+
+def test_a_problem_is_either_given_or_drawn(record):
+    done = run("long_problem", "--model", record / "model", "--output", record / "none")
+    assert "give the --length of a random problem, or the --problem itself" in done.stderr
