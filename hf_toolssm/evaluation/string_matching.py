@@ -1,8 +1,9 @@
 """The string-matching learner of PAPER, Theorem 2.2: it remembers what followed what, and nothing else.
 
 Of the last tokens it looks up the longest end, of at most k tokens, that training has shown, and writes what followed
-there. Where every trajectory is k-local it is right as soon as it has seen every end of k tokens that a problem needs;
-on a Turing machine's trajectories these are the pairs of state and symbol.
+there. The problem is in the tool's memory, and of it the learner sees only what it asks for. Where every trajectory
+is k-local it is right as soon as it has seen every end of k tokens that a problem needs; on a Turing machine's
+trajectories these are the pairs of state and symbol.
 """
 
 import time
@@ -24,6 +25,8 @@ from hf_toolssm.locality import END_OF_TRAJECTORY
 from hf_toolssm.tools import Tool
 from hf_toolssm.trajectory import ANSWER, StepKind, Trajectory
 
+_BEGIN = "<|begin of trajectory|>"
+
 
 class StringMatchingLearner:
     """Learns by remembering every end of at most k tokens.
@@ -41,17 +44,15 @@ class StringMatchingLearner:
     def fit(self, trajectories: Iterable[Trajectory]) -> "StringMatchingLearner":
         """Remembers trajectories, beside those it knows."""
         for trajectory in trajectories:
-            start = len(trajectory.problem)
-            tokens = [*trajectory.problem, *(s.text for s in trajectory.steps), END_OF_TRAJECTORY]
-            observed = [s.kind is StepKind.OBSERVATION for s in trajectory.steps]
-            for at in range(start, len(tokens)):
-                if at == len(tokens) - 1 or not observed[at - start]:
-                    for size in range(min(self.k, at) + 1):
-                        self._next[tuple(tokens[at - size : at])][tokens[at]] += 1
+            tokens = [_BEGIN, *(s.text for s in trajectory.steps), END_OF_TRAJECTORY]
+            observed = [True, *(s.kind is StepKind.OBSERVATION for s in trajectory.steps), False]
+            for at in (at for at, by_tool in enumerate(observed) if not by_tool):
+                for size in range(min(self.k, at) + 1):
+                    self._next[tuple(tokens[at - size : at])][tokens[at]] += 1
         return self
 
     def choose(self, tokens: Sequence[str]) -> str:
-        """What it writes behind these tokens.
+        """What it writes behind these tokens of a trajectory.
 
         Raises:
             ValueError: it has seen nothing.
@@ -68,12 +69,12 @@ class StringMatchingLearner:
         Returns:
             All tokens behind the problem, and the answer; None where it was cut off, or ended by a tool's error.
         """
-        session, tokens, answer = tool.start(problem, marker=str), list(problem), ""
+        session, tokens, answer = tool.start(problem, marker=str), [_BEGIN], ""
         answering, commands = False, frozenset(tool.commands)
-        while len(tokens) < len(problem) + max_tokens:
+        while len(tokens) <= max_tokens:
             token = self.choose(tokens[-self.k :])
             if token == END_OF_TRAJECTORY:
-                return tokens[len(problem) :], answer if answering else None
+                return tokens[1:], answer if answering else None
             tokens.append(token)
             if token in commands:
                 try:
@@ -84,7 +85,7 @@ class StringMatchingLearner:
                 session.write(token)
                 answer += token if answering else ""
                 answering = answering or token == ANSWER
-        return tokens[len(problem) :], None
+        return tokens[1:], None
 
 
 def evaluate_string_matching(
