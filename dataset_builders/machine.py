@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset_builders.machine_inputs import Inputs, parse_inputs
-from hf_toolssm.errors import DidNotHaltError, InvalidMachineError, NoRuleError
+from hf_toolssm.errors import DidNotHaltError, InvalidMachineError, NoRuleError, UnknownToolError
+from hf_toolssm.tools.tape import Tape
 
 LEFT, RIGHT, STAY = "L", "R", "S"
 TAPE, STATE = "tape", "state"
 
 _FIELDS = {"symbols", "input", "start", "halt", "blank", "answer"}
-_FIELD = re.compile(r"([a-z]+)\s*:\s+(.*)")
+_FIELD = re.compile(r"([a-z]+)\s*:\s*(.*)")
 _RULE = re.compile(r"(\S+)\s+(\S+)\s+->\s+(\S+)(?:\s+(\S))?\s+([LRS])")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
@@ -51,7 +52,7 @@ class Outcome:
 
     Attributes:
         state: the halt state.
-        tape: all cells that were ever input or written, from left to right.
+        tape: all cells that were ever input or written, from left to right, and blank ones on either side.
         steps: how many rules were carried out.
     """
 
@@ -140,7 +141,7 @@ def read_machine(path: Path) -> Machine:
         InvalidMachineError: the file is no such table; the message names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidMachineError(f"the machine {path} cannot be read: {error}") from error
     return parse_machine(text, path.stem)
@@ -148,7 +149,7 @@ def read_machine(path: Path) -> Machine:
 
 def parse_machine(text: str, name: str) -> Machine:
     """The machine that a text describes; see `read_machine`."""
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     titles = [line.lstrip("# ") for _, line in lines[:1] if line.startswith("#")]
     fields: dict[str, tuple[int, str]] = {}
     found: list[tuple[int, str, str, Rule]] = []
@@ -187,7 +188,7 @@ def parse_machine(text: str, name: str) -> Machine:
     states = list(dict.fromkeys([start, *(state for _, state, _, _ in found), *halts]))
     return Machine(
         name=name,
-        title=titles[0] if titles else name,
+        title=(titles or [""])[0] or name,
         symbols=symbols,
         blank=blank,
         start=start,
@@ -206,8 +207,10 @@ def _wrong(name: str, number: int, message: str) -> InvalidMachineError:
 
 def _alphabet(name: str, fields: Mapping[str, tuple[int, str]]) -> tuple[str, str]:
     number, symbols = fields["symbols"]
-    if len(set(symbols)) < len(symbols) or not symbols or any(symbol.isspace() for symbol in symbols):
-        raise _wrong(name, number, f"symbols are different characters without spaces, not {symbols!r}")
+    try:
+        Tape(symbols)
+    except UnknownToolError as error:
+        raise _wrong(name, number, str(error)) from error
     number, blank = fields.get("blank", (number, "_"))
     if len(blank) != 1 or blank not in symbols:
         raise _wrong(name, number, f"the blank {blank!r} is none of the symbols {symbols}")

@@ -4,7 +4,7 @@
     [01]+\\+[01]+        two words and a plus sign between them
     1{1,9}:[01]+        one to nine ones, a colon, a word
     palindrome [ab]     half of them palindromes, the others with one symbol changed
-    balanced ()         half of them balanced brackets, the others with one bracket turned around
+    balanced ()         half of those of even length balanced brackets, the others with one bracket turned around
 
 A part is a character, or a class of characters in brackets, and behind it `+` (one or more) or `{a,b}` (a to b).
 """
@@ -49,7 +49,17 @@ class Inputs:
     @property
     def shortest(self) -> int:
         """The shortest word's length."""
-        return sum(part.shortest for part in self.parts)
+        return max(1, sum(part.shortest for part in self.parts))
+
+    @property
+    def longest(self) -> int | None:
+        """The longest word's length; None where there is none."""
+        longest = [part.longest for part in self.parts]
+        return None if None in longest else sum(length for length in longest if length is not None)
+
+    def may_be_only(self, symbol: str) -> bool:
+        """Whether a word can consist of that symbol alone."""
+        return self.shape is None and all(symbol in part.symbols or part.shortest == 0 for part in self.parts)
 
     def sample(self, rng: random.Random, length: int, runs: bool = False) -> str:
         """A word of exactly that length; with `runs`, equal symbols stand side by side as far as the shape allows.
@@ -66,16 +76,24 @@ class Inputs:
         )
 
     def _sizes(self, rng: random.Random, length: int) -> list[int]:
-        sizes = [rng.randint(p.shortest, p.longest) if p.longest is not None else p.shortest for p in self.parts]
-        while sum(sizes) > length and sizes != (least := [part.shortest for part in self.parts]):
-            at = rng.choice([i for i, size in enumerate(sizes) if size > least[i]])
-            sizes[at] -= 1
-        spare, open_ended = length - sum(sizes), [i for i, part in enumerate(self.parts) if part.longest is None]
-        if spare < 0 or (spare > 0 and not open_ended):
+        """How long each part is. Bounded parts are drawn evenly as far as the others leave room; then open ones share
+        what is left, at random cuts, and bounded ones take what is too much for them."""
+        if not self.shortest <= length or (self.longest is not None and length > self.longest):
             raise TooFewProblemsError(f"no input has {length} symbols: choose another length")
-        cuts = sorted(rng.randint(0, spare) for _ in open_ended[1:])
-        for i, low, high in zip(open_ended, [0, *cuts], [*cuts, spare]):
-            sizes[i] += high - low
+        sizes, spare = [part.shortest for part in self.parts], length - sum(part.shortest for part in self.parts)
+        bounded = [at for at, part in enumerate(self.parts) if part.longest is not None]
+        for at in rng.sample(bounded, len(bounded)):
+            taken = min(spare, rng.randint(0, _room(self.parts[at], sizes[at])))
+            sizes[at], spare = sizes[at] + taken, spare - taken
+        open_ended = [at for at, part in enumerate(self.parts) if part.longest is None]
+        if open_ended:
+            cuts = sorted(rng.randint(0, spare) for _ in open_ended[1:])
+            for at, low, high in zip(open_ended, [0, *cuts], [*cuts, spare]):
+                sizes[at] += high - low
+            return sizes
+        for at in rng.sample(bounded, len(bounded)):
+            taken = min(spare, _room(self.parts[at], sizes[at]))
+            sizes[at], spare = sizes[at] + taken, spare - taken
         return sizes
 
     def _palindrome(self, rng: random.Random, length: int, runs: bool) -> str:
@@ -83,7 +101,7 @@ class Inputs:
         half = _word(rng, part.symbols, (length + 1) // 2, runs)
         word = list(half + half[::-1][length % 2 :])
         if length > 1 and rng.random() < 0.5:
-            at = rng.randrange(length)
+            at = rng.choice([at for at in range(length) if at != length - 1 - at])  # not the middle
             word[at] = rng.choice([symbol for symbol in part.symbols if symbol != word[at]])
         return "".join(word)
 
@@ -126,11 +144,16 @@ def parse_inputs(pattern: str) -> Inputs:
             raise InvalidMachineError(f"{match[0]!r} in {pattern!r} asks for {low} to {high} symbols")
         parts.append(_Part(symbols, low, high))
         at = match.end()
-    if at < len(pattern) or not parts or sum(part.shortest for part in parts) == 0:
+    if at < len(pattern) or not parts or all(part.longest == 0 for part in parts):
         raise InvalidMachineError(
             f"{pattern!r} is no input: write parts like [01]+ and 1{{1,9}}, or `palindrome [ab]`, or `balanced ()`"
         )
     return Inputs(None, tuple(parts))
+
+
+def _room(part: _Part, size: int) -> int:
+    assert part.longest is not None
+    return part.longest - size
 
 
 def _word(rng: random.Random, symbols: str, length: int, runs: bool) -> str:

@@ -67,13 +67,17 @@ def trained_part(about: Mapping[str, Any], task: str) -> dict[str, Any]:
 
 
 def merge_tools(tasks: Iterable[tuple[Task, str]]) -> list[dict[str, Any]]:
-    """The tools of all these tasks and variants, each once, with the largest of every option."""
+    """The tools of all these tasks and variants, each once, with the largest of every number and all characters."""
     merged: dict[str, dict[str, Any]] = {}
     for task, variant in tasks:
         for spec in task.tools(variant):
             known = merged.setdefault(spec["name"], dict(spec))
             for option, value in spec.items():
-                known[option] = max(known.get(option, value), value)
+                before = known.get(option, value)
+                if isinstance(value, str) and option != "name":
+                    known[option] = "".join(dict.fromkeys(before + value))  # a tape's symbols
+                else:
+                    known[option] = max(before, value)
     return list(merged.values())
 
 

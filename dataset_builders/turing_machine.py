@@ -34,7 +34,7 @@ _MOVES = {LEFT: TAPE_LEFT, RIGHT: TAPE_RIGHT}
 
 def allowed_steps(length: int) -> int:
     """Within how many steps a machine must halt on a sampled input: some never do, such as busy beavers."""
-    return min(200 + 10 * length**2, RECORDED_STEPS)
+    return min(200 + 10 * length**2, MAX_STEPS)
 
 
 class TuringMachine:
@@ -47,7 +47,7 @@ class TuringMachine:
         self.machine = machine
         self.title = machine.title
         # Where blank cells are an input, the tape of them alone is the problem that matters: a busy beaver's.
-        self.adversarial: Sequence[str] = ("runs", "blank") if machine.blank in machine.inputs.symbols else ("runs",)
+        self.adversarial: Sequence[str] = ("runs", "blank") if machine.inputs.may_be_only(machine.blank) else ("runs",)
         self.version = f"1-{machine.digest}"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
@@ -57,10 +57,10 @@ class TuringMachine:
         return (*self.machine.symbols, *self.machine.letters.values())
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
-        shortest = self.machine.inputs.shortest
+        shortest, longest = self.machine.inputs.shortest, self.machine.inputs.longest
         if max_length < shortest:
             raise TooFewProblemsError(f"{self.machine.name} has no input of fewer than {shortest} symbols")
-        return self._halting(rng, shortest, max_length, runs=False)
+        return self._halting(rng, shortest, max_length if longest is None else min(max_length, longest), runs=False)
 
     def sample_test(self, rng: random.Random, length: int) -> str:
         return self._halting(rng, length, length, runs=False)
@@ -79,8 +79,8 @@ class TuringMachine:
                 continue
             return tape
         raise DidNotHaltError(
-            f"{self.machine.name} did not halt within {allowed_steps(longest):,} steps on any of {_DRAWS} inputs of "
-            f"up to {longest} symbols: check its rules, or give it other inputs"
+            f"{self.machine.name} did not halt within {allowed_steps(longest):,} steps, 200 + 10 n^2, on any of "
+            f"{_DRAWS} inputs of up to {longest} symbols: check its rules, or give it other inputs"
         )
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
@@ -95,11 +95,12 @@ class TuringMachine:
             sets = ", ".join(self.adversarial)
             raise InvalidProblemError(f"{self.machine.name} has no adversarial set {name!r}; they are {sets}")
         if name == "blank":
+            self.machine.run(self.machine.blank * length, RECORDED_STEPS)  # said before it is recorded
             return self.machine.blank * length
         return self._halting(rng, length, length, runs=True)
 
     def held_out(self, problem: str) -> bool:
-        return set(problem) == {self.machine.blank}
+        return set(problem) == {self.machine.blank} != self.machine.inputs.symbols
 
     def length(self, problem: str) -> int:
         return len(problem)

@@ -34,7 +34,7 @@ class Tape:
     """The tape tool.
 
     Args:
-        symbols: what can be written, one character each.
+        symbols: what can be written, one printable ASCII character each.
         max_cells: how long the tape may become; a cell takes 8 bytes.
     """
 
@@ -42,8 +42,10 @@ class Tape:
     reaches_outside = False
 
     def __init__(self, symbols: str = "01", max_cells: int = 10_000_000) -> None:
-        if not isinstance(symbols, str) or not symbols or len(set(symbols)) < len(symbols):
-            raise UnknownToolError(f"tape: symbols must be a text of different characters, not {symbols!r}")
+        printable = isinstance(symbols, str) and symbols.isascii() and symbols.isprintable() and " " not in symbols
+        # Of other characters a large tokenizer knows single bytes, which look like them.
+        if not printable or not symbols or len(set(symbols)) < len(symbols):
+            raise UnknownToolError(f"tape: symbols must be different ASCII characters and no space, not {symbols!r}")
         if not isinstance(max_cells, int) or max_cells < 1:
             raise UnknownToolError(f"tape: max_cells must be a whole number of at least 1, not {max_cells!r}")
         self.max_cells = max_cells
@@ -72,11 +74,13 @@ class Tape:
 class TapeSession(Generic[Cell]):
     """The tape and the head of one problem. Every command takes constant time.
 
+    Clones share their cells, and the first that writes takes a copy: a millisecond for a million.
+
     Attributes:
         head: where the head stands; 0 is the problem's first cell, cells to its left have negative numbers.
     """
 
-    __slots__ = ("_before", "_cells", "_written", "begin", "end", "head", "tool")
+    __slots__ = ("_before", "_cells", "_shared", "_written", "begin", "end", "head", "tool")
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class TapeSession(Generic[Cell]):
         self.begin = begin
         self.end = end
         self._written = written
+        self._shared = False
 
     @property
     def memory(self) -> Sequence[Cell]:
@@ -108,6 +113,7 @@ class TapeSession(Generic[Cell]):
         """Where the cells lie in this process's memory, 8 bytes each, until the tape grows, and how many: those from
         the problem's first on, and those to its left, nearest first. Only of cells that are token ids.
         """
+        self._own()
         assert isinstance(self._cells, array)
         assert isinstance(self._before, array)
         return self._cells.buffer_info(), self._before.buffer_info()
@@ -130,7 +136,13 @@ class TapeSession(Generic[Cell]):
             raise UnknownCommandError(f"the tape has no command {command!r}")
         return ()
 
+    def _own(self) -> None:
+        """Takes a copy where a clone has the same cells."""
+        if self._shared:
+            self._cells, self._before, self._shared = self._cells[:], self._before[:], False
+
     def _put(self, cell: Cell) -> None:
+        self._own()
         side, at = (self._cells, self.head) if self.head >= 0 else (self._before, -1 - self.head)
         if at < len(side):
             side[at] = cell
@@ -142,8 +154,9 @@ class TapeSession(Generic[Cell]):
         side.append(cell)
 
     def clone(self) -> "TapeSession[Cell]":
-        cells, before = self._cells[:], self._before[:]
-        return TapeSession(self.tool, cells, before, self.head, self.begin, self.end, self._written)
+        clone = TapeSession(self.tool, self._cells, self._before, self.head, self.begin, self.end, self._written)
+        clone._shared = self._shared = True
+        return clone
 
     def state(self) -> Mapping[str, Any]:
         return {"tape": np.array(self.memory), "before": len(self._before), "head": self.head}

@@ -18,7 +18,10 @@ from dataset_builders.builder import (
     reference_trajectories,
 )
 from dataset_builders.machine import parse_machine
+from dataset_builders.machine_inputs import parse_inputs
+from dataset_builders.mixture import merge_tools
 from dataset_builders.task import available_machines, load_task, split_of, task_tool
+from dataset_builders.turing_machine import TuringMachine
 from hf_toolssm.errors import (
     DidNotHaltError,
     EmptyProblemError,
@@ -205,7 +208,7 @@ def test_the_busy_beaver_of_five_states_halts_after_47_million_steps():
         (("input: [01]+", "input: [01+"), "line 3: .* is no input"),
         (("input: [01]+", "input: [01]{3,2}"), "line 3: .* asks for 3 to 2 symbols"),
         (("input: [01]+", "input: [01]+=?"), "line 3: the input has '='"),
-        (("symbols: 01_", "symbols: 011_"), "line 2: symbols are different characters"),
+        (("symbols: 01_", "symbols: 011_"), "line 2: .*symbols must be different"),
         (("symbols: 01_", "symbols: 01"), "line 2: the blank '_' is none of the symbols"),
         (("halt: done", "halt: done\nanswer: both"), "line 6: answer is tape or state"),
         (("start: right\n", ""), "a line `start: ...` is missing"),
@@ -288,3 +291,41 @@ def test_inputs_have_the_length_and_the_shape_that_was_asked_for(seed, length, r
     assert colon
     assert 1 <= len(ticks) <= 9
     assert cells
+
+
+@pytest.mark.parametrize(
+    ("pattern", "longest"), [("[01]{1,8}", 8), ("1{1,9}:0{1,9}", 19), ("1{0,3}0{0,3}", 6), ("[01][01]", 2)]
+)
+def test_bounded_inputs_have_every_length_that_they_can(pattern, longest):
+    inputs = parse_inputs(pattern)
+    for length in range(inputs.shortest, longest + 1):
+        assert all(len(inputs.sample(random.Random(seed), length)) == length for seed in range(50))
+    with pytest.raises(TooFewProblemsError, match=f"no input has {longest + 1} symbols"):
+        inputs.sample(random.Random(0), longest + 1)
+    task = TuringMachine(parse_machine(INCREMENT.replace("[01]+", pattern).replace("01_", "01:_"), "bounded"))
+    if pattern == "[01]{1,8}":
+        assert max(len(task.sample_training(random.Random(seed), 20)) for seed in range(50)) == longest
+
+
+def test_half_of_the_palindromes_are_some_at_odd_lengths_too():
+    inputs = parse_inputs("palindrome [ab]")
+    words = [inputs.sample(random.Random(seed), 3) for seed in range(1_000)]
+    assert 430 < sum(word == word[::-1] for word in words) < 570
+
+
+def test_a_tape_of_blanks_is_held_out_where_there_are_other_inputs_only():
+    only = TuringMachine(parse_machine(INCREMENT.replace("[01]+", "_+"), "only"))
+    assert {split_of(only, "_" * length) for length in range(1, 60)} == {"train", "validation", "test"}
+    apart = TuringMachine(parse_machine(INCREMENT.replace("[01]+", "1+_1+"), "apart"))
+    assert apart.adversarial == ("runs",)
+
+
+def test_a_table_of_another_editor_is_read(tmp_path):
+    path = tmp_path / "windows.tm"
+    path.write_bytes(b"\xef\xbb\xbf" + INCREMENT.replace(": ", ":").replace("\n", "\r\n").encode())
+    assert load_task(str(path)).title == "Adds one."
+
+
+def test_machines_of_a_mixture_keep_all_their_symbols():
+    tasks = [(load_task(name), "tape") for name in ("binary_increment", "palindrome")]
+    assert merge_tools(tasks) == [{"name": "tape", "symbols": "01_ab"}]

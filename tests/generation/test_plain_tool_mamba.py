@@ -27,7 +27,12 @@ from hf_toolssm.protocols import Renderer, build_task_tokenizer
 from hf_toolssm.tools import available_tools, make_tool
 from hf_toolssm.tools.pointer_memory import PointerMemory
 
-TASKS = [("addition", "local"), ("logical_graph", "depth_first"), ("addition", "calculator")]
+TASKS = [
+    ("addition", "local"),
+    ("logical_graph", "depth_first"),
+    ("addition", "calculator"),
+    ("binary_increment", "tape"),
+]
 
 
 @pytest.fixture(params=TASKS, ids=lambda pair: pair[1])
