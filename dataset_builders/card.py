@@ -1,5 +1,6 @@
 """The card of a dataset folder, computed from its files."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,7 @@ import pyarrow.parquet
 
 from dataset_builders.build import read_identity
 from dataset_builders.builder import TRAINING
-from dataset_builders.task import describe_tools, load_task, task_name
+from dataset_builders.task import describe_tools, load_task, task_beside, task_name
 from hf_toolssm.files import write_whole
 from hf_toolssm.locality import Locality, locality
 from hf_toolssm.trajectory import StepKind, Trajectory
@@ -42,7 +43,7 @@ def write_card(folder: Path) -> None:
     summaries = [s for s in map(summarize, sorted(p for p in folder.iterdir() if p.is_dir())) if s is not None]
     summaries.sort(key=lambda s: (s.identity["kind"] != TRAINING, s.identity["kind"], s.identity["length"]))
     first = summaries[0].identity
-    task = load_task(first["task"])
+    task = load_task(task_beside(folder, first["task"]))
     template = jinja2.Template(
         (Path(__file__).parent / "card_template.md").read_text(), trim_blocks=True, lstrip_blocks=True
     )
@@ -94,19 +95,20 @@ def rebuild_command(summary: ConfigSummary) -> str:
     else:
         option = "--lengths" if identity["kind"] == "length" else "--adversarial-lengths"
         what = f"{option} {identity['length']} --num-problems {identity['sizes']['test']}"
-    return f"python -m dataset_builders.build {identity['task']} --output FOLDER {what}{variant}"
+    return f"python -m dataset_builders.build {shlex.quote(identity['task'])} --output FOLDER {what}{variant}"
 
 
 def _sample(paths: list[Path]) -> Iterator[Trajectory]:
     cells = 0
-    for row in islice(_rows(paths), LOCALITY_ROWS):
+    for row in islice(read_rows(paths), LOCALITY_ROWS):
         yield Trajectory.from_row(row)
         cells += len(row["steps"])
         if cells > LOCALITY_CELLS:
             return
 
 
-def _rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+def read_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of shards, a few at a time in memory."""
     for path in paths:
         file = pyarrow.parquet.ParquetFile(path)
         for batch in file.iter_batches(batch_size=32):
@@ -125,7 +127,7 @@ def _token_counts(path: Path) -> list[int]:
 def _example(folder: Path, summaries: list[ConfigSummary]) -> str:
     """The shortest of the first rows, cell by cell: observations behind an arrow, outputs behind a `!`."""
     paths = sorted((folder / summaries[0].name).glob("*.parquet"))
-    row = min(islice(_rows(paths), 100), key=lambda r: len(r["steps"]))
+    row = min(islice(read_rows(paths), 100), key=lambda r: len(r["steps"]))
     trajectory = Trajectory.from_row(row)
     cells = [_SIGNS[s.kind] + s.text for s in trajectory.steps]
     return "problem: " + "".join(trajectory.problem) + "\n" + "  ".join(cells) + f"\nanswer: {trajectory.answer}"

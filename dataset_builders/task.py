@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hf_toolssm.errors import InvalidProblemError, UnknownTaskError
+from hf_toolssm.files import write_whole
 from hf_toolssm.tools import Tool, make_tool
 from hf_toolssm.trajectory import Trajectory
 
@@ -127,6 +128,22 @@ def _machine_task(path: Path, changed: int) -> Task:
 def task_name(name: str) -> str:
     """What a task is called in ids, folders and titles: its name, and of a table's path the file's name."""
     return Path(name).stem if name.endswith(MACHINE) else name
+
+
+def task_beside(folder: Path | str, name: str) -> str:
+    """What `load_task` takes for a task that a dataset or a model in a folder names: a table of the user's own is named
+    by its file, and a copy of it lies there."""
+    beside = Path(folder) / name
+    return str(beside) if name.endswith(MACHINE) and beside.is_file() else name
+
+
+def copy_table(name: str, folder: Path) -> str:
+    """Puts a copy of a table of the user's own into a folder; what the task is called from there on."""
+    if not name.endswith(MACHINE):
+        return name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / Path(name).name, Path(name).read_text(encoding="utf-8-sig"))
+    return Path(name).name
 
 
 def check_variant(task: Task, variant: str) -> None:

@@ -49,7 +49,8 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CertificateError(f"{path} cannot be read as a certificate: {error}") from error
-    needed = {"task", "variant", "length", "seed", "problem", "problem_sha256", "answer_sha256", "exact", "tokens"}
+    needed = {"task", "task_version", "variant", "length", "seed", "problem", "problem_sha256", "answer_sha256"}
+    needed |= {"complete", "exact", "tokens", "weights_sha256"}
     if not isinstance(content, dict) or not needed <= content.keys():
         raise CertificateError(f"{path} is no certificate: recipes/long_problem.py writes one")
     return content
@@ -62,21 +63,26 @@ def verify(claim: Mapping[str, Any], model: str | None, count_tokens: bool) -> I
         CertificateError: something does not hold.
     """
     task = load_task(claim["task"])
+    if task.version != claim["task_version"]:
+        raise CertificateError(
+            f"the task has changed since, from version {claim['task_version']} to {task.version}: check it with the "
+            f"package of commit {claim.get('commits')}, or with the same table"
+        )
     problem = state_problem(task, claim)
     if digest(problem) != claim["problem_sha256"]:
-        raise CertificateError("the problem is another one: the task has changed since, or the certificate was edited")
+        raise CertificateError("the problem is another one: the certificate was edited")
     yield f"the problem is {task_name(claim['task'])}, {claim['length']:,} {task.unit}, seed {claim['seed']}"
     right = digest(task.answer(problem, claim["variant"])) == claim["answer_sha256"]
-    if right != claim["exact"]:
+    if (right and claim["complete"]) != claim["exact"]:
         raise CertificateError(
             f"the certificate says exact: {claim['exact']}, but its answer is {'right' if right else 'wrong'}"
         )
-    yield "the answer is right" if right else "the answer is wrong, as the certificate says"
+    yield "the answer is right" if claim["exact"] else "the answer is wrong or cut off, as the certificate says"
     if model is not None:
         if weights_digest(load_model(model)) != claim["weights_sha256"]:
             raise CertificateError(f"{model} has other weights than the model that made the record")
         yield f"the weights are those of {model}"
-    if right and count_tokens:
+    if claim["exact"] and count_tokens:
         yield _count(task, problem, claim)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.builder import ProblemSet, evaluation_sets, reference_trajectories
 from dataset_builders.mixture import trained_part
-from dataset_builders.task import check_variant, load_task
+from dataset_builders.task import check_variant, load_task, task_beside
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
 from hf_toolssm.evaluation.report import table, training_facts, write_report
 from hf_toolssm.models.architectures import load_model
@@ -44,7 +44,7 @@ def main() -> None:
     if not (options.lengths or options.adversarial_lengths or options.teacher_forced_lengths):
         parser.error("nothing to measure: give --lengths, --adversarial_lengths or --teacher_forced_lengths")
     about = training_facts(options.model)
-    task_name = options.task or about.get("task", "addition")
+    task_name = options.task or task_beside(options.model, about.get("task", "addition"))
     task = load_task(task_name)
     part = trained_part(about, task_name)
     variant = options.variant or part.get("variant", task.variants[0])

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.mixture import trained_part
-from dataset_builders.task import check_variant, load_task, task_name
+from dataset_builders.task import check_variant, load_task, task_beside, task_name
 from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
 from hf_toolssm.evaluation.report import hardware, training_facts, write_json
@@ -50,7 +50,7 @@ def main() -> None:
     if (options.length is None) == (options.problem is None):
         parser.error("give the --length of a random problem, or the --problem itself")
     about = training_facts(options.model)
-    options.task = options.task or about.get("task", "addition")
+    options.task = options.task or task_beside(options.model, about.get("task", "addition"))
     task = load_task(options.task)
     options.variant = options.variant or trained_part(about, options.task).get("variant", task.variants[0])
     check_variant(task, options.variant)
@@ -60,7 +60,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    session, seconds = open_session(options, output, model, tokenizer, problem)
+    session, history = open_session(options, output, model, tokenizer, problem)
 
     saved, stride = time.perf_counter(), 100
     name = f"{task_name(options.task)} {options.length:,}"
@@ -69,9 +69,9 @@ def main() -> None:
             start = time.perf_counter()
             bar.update(session.run(min(stride, options.max_new_tokens - session.tokens)))
             taken = time.perf_counter() - start
-            stride, seconds = stride * 2 if taken < SLICE / 2 else stride, seconds + taken
+            stride, history.seconds = stride * 2 if taken < SLICE / 2 else stride, history.seconds + taken
             if time.perf_counter() - saved >= options.save_seconds:
-                save(session, seconds, options, output)
+                save(session, history, options, output)
                 saved, stride = time.perf_counter(), 100
     row = session.rows[0]
     found, expected = session.answers[0], task.answer(problem, options.variant)
@@ -79,6 +79,7 @@ def main() -> None:
     claim = {name: getattr(options, name) for name in PROBLEM}
     certificate = {
         **claim,
+        "task_version": task.version,
         "problem_sha256": digest(problem),
         "exact": row.complete and wrong is None,
         "first_wrong_symbol": wrong,
@@ -88,35 +89,62 @@ def main() -> None:
         "answer_sha256": digest(found),
         "tokens": session.tokens,
         "tool_calls": row.tool_calls,
-        "minutes": round(seconds / 60, 2),
-        "tokens_per_second": round(session.tokens / max(seconds, 1e-9)),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "minutes": round(history.seconds / 60, 2),
+        "tokens_per_second": round(session.tokens / max(history.seconds, 1e-9)),
+        "peak_memory_mib": max(history.peak_memory_mib, peak_memory_mib()),
+        "resumed": history.resumed,
         "num_parameters": model.num_parameters(),
         "weights_sha256": weights_digest(model),
-        "commit": commit(),
+        "commits": history.commits,
         "hardware": hardware(),
     }
     write_json(output / "certificate.json", certificate)
     print(json.dumps({key: value for key, value in certificate.items() if key != "hardware"}, indent=2))
 
 
-def open_session(options: LongProblemArguments, output: Path, model, tokenizer, problem) -> tuple[Session, float]:
-    """The session that an earlier run saved, or a new one; and the seconds that it has generated for."""
+@dataclass
+class History:
+    """What all processes that took part have measured.
+
+    Attributes:
+        seconds: of generation.
+        peak_memory_mib: the largest of those that were interrupted.
+        commits: of the package's source, as `git describe` names them.
+        resumed: how often it went on.
+    """
+
+    seconds: float = 0.0
+    peak_memory_mib: int = 0
+    commits: list[str | None] = field(default_factory=list)
+    resumed: int = 0
+
+
+def peak_memory_mib() -> int:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def open_session(options: LongProblemArguments, output: Path, model, tokenizer, problem) -> tuple[Session, History]:
+    """The session that an earlier run saved, or a new one; and what was measured so far."""
     path = output / "session.safetensors"
     progress = output / "progress.json"
-    if path.exists() and progress.exists():
-        before = json.loads(progress.read_text())
-        mine = {name: getattr(options, name) for name in PROBLEM}
-        if any(before.get(name) != value for name, value in mine.items()):
-            raise SystemExit(f"{output} holds a session of another problem: give another --output")
-        session = Session.load(path, model, tokenizer=tokenizer)
-        return session, before["seconds_per_token"] * session.tokens
-    return Session.start(model, [Renderer(tokenizer).problem(problem)], tokenizer=tokenizer), 0.0
+    history = History(commits=[commit()])
+    if not path.exists() or not progress.exists():
+        return Session.start(model, [Renderer(tokenizer).problem(problem)], tokenizer=tokenizer), history
+    before = json.loads(progress.read_text())
+    mine = {name: getattr(options, name) for name in PROBLEM}
+    if any(before.get(name) != value for name, value in mine.items()):
+        raise SystemExit(f"{output} holds a session of another problem: give another --output")
+    session = Session.load(path, model, tokenizer=tokenizer)
+    history.seconds = before["seconds_per_token"] * session.tokens  # the session may be older than the file beside it
+    history.peak_memory_mib, history.resumed = before["peak_memory_mib"], before["resumed"] + 1
+    history.commits = list(dict.fromkeys([*before["commits"], *history.commits]))
+    return session, history
 
 
-def save(session: Session, seconds: float, options: LongProblemArguments, output: Path) -> None:
-    facts = {**asdict(options), "seconds_per_token": seconds / session.tokens}
-    write_json(output / "progress.json", facts)
+def save(session: Session, history: History, options: LongProblemArguments, output: Path) -> None:
+    peak = max(history.peak_memory_mib, peak_memory_mib())
+    facts = {**asdict(options), **asdict(history), "peak_memory_mib": peak}
+    write_json(output / "progress.json", facts | {"seconds_per_token": history.seconds / session.tokens})
     session.save(output / "session.safetensors")
 
 

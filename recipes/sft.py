@@ -27,7 +27,7 @@ from trl import TrlParser
 from dataset_builders.build import build_folder
 from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
-from dataset_builders.task import Task, example_rng, load_task
+from dataset_builders.task import Task, copy_table, example_rng, load_task, task_name
 from hf_toolssm import ToolMambaForCausalLM
 from hf_toolssm.errors import InvalidHubNameError, ToolSSMError, UnsafeTrainingError
 from hf_toolssm.evaluation import evaluate_free_running
@@ -128,7 +128,7 @@ def main() -> None:
     with state.main_process_first():
         rows, dataset_revision = load_training_rows(recipe, variant, output)
         parts = [rows]
-        parts += [built_rows(recipe, share, output / f"dataset-{share.task}") for share in shares]
+        parts += [built_rows(recipe, share, output / f"dataset-{task_name(share.task)}") for share in shares]
     set_seed(config.seed)
     model, tokenizer = model_and_tokenizer(
         recipe, [(task, variant), *((load_task(share.task), share.variant) for share in shares)]
@@ -168,7 +168,7 @@ def main() -> None:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
     about = {
-        "task": recipe.task,
+        "task": copy_table(recipe.task, output),
         "variant": variant,
         "unit": task.unit,
         "example_problem": task.sample_test(example_rng("model card"), recipe.train_max_length),

@@ -17,8 +17,8 @@ _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _CODE = "hf_toolssm_*.py"
 _TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 _VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
-_PUBLISHED = ("generation_config.json", *_WEIGHTS, *_TOKENIZER, *_VOCABULARY, *REPORT_FILES)
-"""What a folder gives; its configuration, code and card are written anew."""
+_PUBLISHED = ("generation_config.json", *_WEIGHTS, *_TOKENIZER, *_VOCABULARY, *REPORT_FILES, "*.tm")
+"""What a folder gives, a Turing machine's table included; its configuration, code and card are written anew."""
 
 _NEEDED = ("config.json", "generation_config.json", "model*.safetensors", "tokenizer_config.json", "results.json")
 

@@ -57,7 +57,7 @@ def main() -> None:
                 bar.update()
     summary = summarize(replace(load_experiment("generalist", False), paper=table1.paper), results)
     if options.specialists is not None:
-        summary["rows"] = beside_specialists(summary["rows"], Path(options.specialists))
+        summary = beside_specialists(summary, Path(options.specialists) / "summary.json")
     print(write_summary(summary, folder))
     print(f"table.md, summary.json and accuracy.png are in {folder}")
 
@@ -86,14 +86,16 @@ def measured(model: Path, task: Run) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def beside_specialists(rows: dict[str, Any], specialists: Path) -> dict[str, Any]:
-    """Every task's row, and behind it that of its own models where these were run."""
-    own, beside = json.loads((specialists / "summary.json").read_text())["rows"], {}
-    for task, row in rows.items():
-        beside[task] = row
-        if task in own:
-            beside[f"{task}, its own model"] = own[task]
-    return beside
+def beside_specialists(summary: dict[str, Any], specialists: Path) -> dict[str, Any]:
+    """The summary with, behind every task's row, that of its own models where these were run, and their hardware."""
+    if not specialists.exists():
+        raise SystemExit(f"{specialists} is not there: run recipes/reproduce/run.py table1, and give its folder")
+    own, rows = json.loads(specialists.read_text()), {}
+    for task, row in summary["rows"].items():
+        rows[task] = row
+        if task in own["rows"]:
+            rows[f"{task}, its own model"] = own["rows"][task]
+    return {**summary, "rows": rows, "hardware": sorted({*summary["hardware"], *own["hardware"]})}
 
 
 if __name__ == "__main__":

@@ -147,7 +147,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     for axes, regime in zip(figure.subplots(2, 2, sharex=True, sharey=True).flat, regimes):
         mine = [row for row in rows if row["regime"] == regime]
-        for bits, colour in zip(dict.fromkeys(row["bits"] for row in mine), ("#1f77b4", "#ff7f0e", "#2ca02c", "k")):
+        for number, bits in enumerate(dict.fromkeys(row["bits"] for row in mine)):
+            colour = f"C{number}"
             line = [row for row in mine if row["bits"] == bits]
             size = "state as it is" if bits is None else f"{bits} bits"
             lengths = [row["length"] for row in line]

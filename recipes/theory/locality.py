@@ -13,10 +13,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from datasets import load_dataset
-
 from dataset_builders.builder import evaluation_sets, reference_trajectories
-from dataset_builders.card import whole_identity
+from dataset_builders.card import read_rows, whole_identity
 from dataset_builders.task import load_task
 from hf_toolssm.errors import DatasetMismatchError
 from hf_toolssm.locality import locality, open_contexts
@@ -46,22 +44,25 @@ def main() -> None:
 def of_task(
     name: str, variants: Iterable[str] | None, lengths: Iterable[int], rows: int
 ) -> Iterator[tuple[str, list[Trajectory]]]:
-    """Every variant's solved problems, by length; a length counts with all that are shorter."""
+    """Every variant's solved problems of the first length, then those of the second with them, and so on."""
     for variant in variants or load_task(name).variants:
         so_far: list[Trajectory] = []
+        measured: list[str] = []
         for problems in evaluation_sets(name, variant, sorted(lengths), [], rows):
             so_far = [*so_far, *reference_trajectories(problems, "test")]
-            yield f"{variant}, up to {problems.length:,}", so_far
+            measured.append(f"{problems.length:,}")
+            yield f"{variant}, length {' and '.join(measured)}", so_far
 
 
 def of_folder(folder: Path, rows: int) -> Iterator[tuple[str, list[Trajectory]]]:
-    """Every whole configuration's first rows."""
-    names = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and whole_identity(path) is not None]
-    if not names:
+    """The first rows of every split of every whole configuration."""
+    whole = [path for path in sorted(folder.iterdir()) if path.is_dir() and whole_identity(path) is not None]
+    if not whole:
         raise DatasetMismatchError(f"{folder} holds no dataset: build one by python -m dataset_builders.build")
-    for name in names:
-        for split, dataset in load_dataset(str(folder), name).items():
-            yield f"{name}, {split}", [Trajectory.from_row(row) for row in islice(dataset, rows)]
+    for path in whole:
+        for split in sorted({shard.name.partition("-")[0] for shard in path.glob("*.parquet")}):
+            found = islice(read_rows(sorted(path.glob(f"{split}-*.parquet"))), rows)
+            yield f"{path.name}, {split}", [Trajectory.from_row(row) for row in found]
 
 
 def report(name: str, trajectories: list[Trajectory], k: int | None, contexts: int) -> None:

@@ -17,6 +17,7 @@ from dataset_builders.builder import (
     problem_at,
     reference_trajectories,
 )
+from dataset_builders.card import write_card
 from dataset_builders.machine import parse_machine
 from dataset_builders.machine_inputs import parse_inputs
 from dataset_builders.mixture import merge_tools
@@ -250,6 +251,11 @@ def test_a_users_own_machine_is_one_file_away_from_a_dataset(tmp_path):
     path.write_text(INCREMENT)
     build([str(path), "--output", str(tmp_path / "rows"), "--train-max-length", "6", "--num-examples", "50"])
     card = (tmp_path / "rows" / "README.md").read_text()
+    assert "python -m dataset_builders.build mine.tm --output FOLDER" in card
+    assert str(tmp_path) not in card
+    assert (tmp_path / "rows" / "mine.tm").read_text() == INCREMENT
+    write_card(tmp_path / "rows")  # from what lies there
+    assert (tmp_path / "rows" / "README.md").read_text() == card
     assert 'pretty_name: "Adds one."' in card
     assert "of `mine`" in card
     moved = shutil.copytree(tmp_path, tmp_path.parent / "elsewhere") / "mine.tm"

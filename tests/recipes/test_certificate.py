@@ -52,19 +52,27 @@ def claim(record):
 
 def test_a_certificate_says_all_that_is_needed_to_check_it(claim):
     assert (claim["problem"], claim["length"], claim["exact"]) == ("1011", 4, False)
-    assert {"commit", "hardware", "minutes", "peak_memory_mib", "weights_sha256", "first_wrong_symbol"} <= set(claim)
+    assert {
+        "commits",
+        "resumed",
+        "hardware",
+        "minutes",
+        "peak_memory_mib",
+        "weights_sha256",
+        "first_wrong_symbol",
+    } <= set(claim)
 
 
 def test_a_wrong_answer_is_confirmed_as_wrong(record):
     done = run("certificate", record / "run" / "certificate.json", "--model", record / "model")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "wrong, as the certificate says" in done.stdout
+    assert "wrong or cut off, as the certificate says" in done.stdout
     assert "the weights are those" in done.stdout
 
 
 def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
     tokens = len(load_task("binary_increment").solve("1011", "tape").steps) + 1
-    right = claim | {"exact": True, "answer_sha256": sha256(b"1100").hexdigest(), "tokens": tokens}
+    right = claim | {"exact": True, "complete": True, "answer_sha256": sha256(b"1100").hexdigest(), "tokens": tokens}
     assert list(certificates.verify(right, None, True))[1:] == [
         "the answer is right",
         f"the right trajectory has as many tokens, {tokens}",
@@ -77,6 +85,7 @@ def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
     ("changes", "message"),
     [
         ({"exact": True}, "says exact: True, but its answer is wrong"),
+        ({"task_version": "0"}, "the task has changed since, from version 0"),
         ({"problem": "1010"}, "the problem is another one"),
         ({"problem": None}, "the problem is another one"),
         ({"weights_sha256": "0"}, "has other weights"),

@@ -79,6 +79,20 @@ def test_the_main_command_writes_what_the_readme_says(trained):
     assert load_dataset(str(folder / "dataset"), "length_3")["test"].num_rows == 2
 
 
+def test_a_machine_of_the_users_own_is_one_file_and_one_command_away_from_a_model(tmp_path):
+    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text()
+    (tmp_path / "my increment.tm").write_text(table)
+    config = "recipes/configs/turing_machine_cpu.yaml"
+    command = f"accelerate launch recipes/sft.py --config {config} --output_dir {tmp_path}/mine"
+    words = [*shlex_small(command, tmp_path), "--task", str(tmp_path / "my increment.tm"), "--eval_lengths", "12"]
+    run(words)
+    (tmp_path / "my increment.tm").unlink()  # a copy lies beside the model
+    measure = f"python recipes/evaluate.py --model {tmp_path}/mine --lengths 12 --num_problems 2"
+    assert "length_12" in run([*measure.split(), "--output", f"{tmp_path}/measured"])
+    for name in ("README.md", "results.json", "dataset/README.md"):
+        assert str(tmp_path) not in (tmp_path / "mine" / name).read_text(), name
+
+
 def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_path):
     command = f"accelerate launch recipes/sft.py --config {CONFIG} --mixture sorting:3=0.5 logical_graph:2=0.5"
     run(shlex_small(f"{command} --output_dir {tmp_path}/mixed", tmp_path))

@@ -51,7 +51,7 @@ def test_the_locality_report_shows_k_and_the_contexts_that_need_more(tmp_path):
     done = run("locality", "--task", "addition", "--variants", "local", "two_pointers", "--rows", "10", "--k", "7")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("local, up to 5: k = 7")
+    assert lines[0].startswith("local, length 5: k = 7")
     assert lines[1].strip() == "0 contexts of 7 tokens do not say what follows"
     assert any("<|read_2|> =  ->  <|left_2|>" in line and "<|right_2|>" in line for line in lines)
 
