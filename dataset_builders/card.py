@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import pyarrow.parquet
+from pyarrow import compute
 
 from dataset_builders.build import read_identity
 from dataset_builders.builder import TRAINING
@@ -110,17 +111,19 @@ def _sample(paths: list[Path]) -> Iterator[Trajectory]:
 def read_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
     """The rows of shards, a few at a time in memory."""
     for path in paths:
-        file = pyarrow.parquet.ParquetFile(path)
-        for batch in file.iter_batches(batch_size=32):
-            yield from batch.to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):  # as many rows as were held in memory to write them
+                yield from file.read_row_group(group).to_pylist()
 
 
 def _token_counts(path: Path) -> list[int]:
     """Tokens per row: problem, steps and the end token, one token a cell."""
     counts: list[int] = []
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1_000, columns=["problem", "steps"]):
-        problem, steps = (batch.column(name).value_lengths().to_pylist() for name in ("problem", "steps"))
-        counts += [p + s + 1 for p, s in zip(problem, steps)]
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number, columns=["problem", "steps"])
+            problem, steps = (compute.list_value_length(group[name]).to_pylist() for name in ("problem", "steps"))
+            counts += [p + s + 1 for p, s in zip(problem, steps)]
     return counts
 
 

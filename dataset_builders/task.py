@@ -131,8 +131,10 @@ def task_name(name: str) -> str:
 
 
 def task_beside(folder: Path | str, name: str) -> str:
-    """What `load_task` takes for a task that a dataset or a model in a folder names: a table of the user's own is named
-    by its file, and a copy of it lies there."""
+    """What `load_task` takes for a task that a dataset or a model in a folder names.
+
+    A table of the user's own is named by its file, and a copy of it lies there.
+    """
     beside = Path(folder) / name
     return str(beside) if name.endswith(MACHINE) and beside.is_file() else name
 
