@@ -31,7 +31,7 @@ TASKS = [
     ("addition", "local"),
     ("logical_graph", "depth_first"),
     ("addition", "calculator"),
-    ("binary_increment", "tape"),
+    ("copy", "tape"),
 ]
 
 
@@ -42,7 +42,7 @@ def saved(request, tmp_path):
     task = load_task(name)
     specs = task.tools(variant)
     tokenizer = build_task_tokenizer(task.cells(variant), [make_tool(spec) for spec in specs])
-    problems = [task.sample_test(example_rng("plain", n), n) for n in (1, 5, 2, 3)]
+    problems = [task.sample_test(example_rng("plain", n), n) for n in (2, 6, 3, 4)]
     random_model(tokenizer, specs, seed=3).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     return tokenizer, problems, ToolMambaForCausalLM.from_pretrained(tmp_path), tmp_path
