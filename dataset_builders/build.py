@@ -22,7 +22,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from dataset_builders.builder import FEATURES, TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
-from dataset_builders.task import copy_table, load_task, task_name
+from dataset_builders.task import copy_table, load_task, task_file, task_name
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
 from hf_toolssm.hub.publish import MAIN, Destination
 
@@ -45,7 +45,7 @@ class Shard:
         """All that determines the file's content; it stands in the file's own metadata."""
         version = load_task(self.problems.task).version
         described = asdict(self.problems) | {"sizes": dict(self.problems.sizes)}
-        described["task"] = self.problems.task_file
+        described["task"] = task_file(self.problems.task)
         return described | {"version": version, "split": self.split, "start": self.start, "stop": self.stop}
 
 
@@ -68,7 +68,7 @@ def build_folder(problem_sets: Sequence[ProblemSet], folder: Path | str, num_pro
 
     folder = Path(folder)
     shards = [shard for problems in problem_sets for shard in plan_shards(problems, folder)]
-    _check_one_task(folder, {problems.task_file for problems in problem_sets})
+    _check_one_task(folder, {task_file(problems.task) for problems in problem_sets})
     for directory in {shard.path.parent for shard in shards}:
         _check_directory(directory, {shard.path: shard for shard in shards})
     for task in {problems.task for problems in problem_sets}:

@@ -7,12 +7,11 @@ processes writes the same rows.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
 
-from dataset_builders.task import MACHINE, Task, check_variant, example_rng, load_task, split_of, task_name
+from dataset_builders.task import Task, check_variant, example_rng, load_task, split_of, task_name
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.trajectory import Trajectory
 
@@ -67,11 +66,6 @@ class ProblemSet:
         allowed = {"train", "validation"} if self.kind == TRAINING else {"test"}
         if not {split for split, _ in self.sizes} <= allowed:
             raise InvalidProblemError(f"a {self.kind} set has the splits {', '.join(sorted(allowed))}: {self.sizes}")
-
-    @property
-    def task_file(self) -> str:
-        """The task's name, or the name of the user's table wherever it lies."""
-        return Path(self.task).name if self.task.endswith(MACHINE) else self.task
 
     @property
     def name(self) -> str:

@@ -78,7 +78,7 @@ class Inputs:
     def _sizes(self, rng: random.Random, length: int) -> list[int]:
         """How long each part is. Bounded parts are drawn evenly as far as the others leave room; then open ones share
         what is left, at random cuts, and bounded ones take what is too much for them."""
-        if not self.shortest <= length or (self.longest is not None and length > self.longest):
+        if length < self.shortest or (self.longest is not None and length > self.longest):
             raise TooFewProblemsError(f"no input has {length} symbols: choose another length")
         sizes, spare = [part.shortest for part in self.parts], length - sum(part.shortest for part in self.parts)
         bounded = [at for at, part in enumerate(self.parts) if part.longest is not None]

@@ -130,6 +130,11 @@ def task_name(name: str) -> str:
     return Path(name).stem if name.endswith(MACHINE) else name
 
 
+def task_file(name: str) -> str:
+    """What a task is called beside a copy of its table: its name, and of a table's path the file's name."""
+    return Path(name).name if name.endswith(MACHINE) else name
+
+
 def task_beside(folder: Path | str, name: str) -> str:
     """What `load_task` takes for a task that a dataset or a model in a folder names.
 
@@ -144,8 +149,8 @@ def copy_table(name: str, folder: Path) -> str:
     if not name.endswith(MACHINE):
         return name
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / Path(name).name, Path(name).read_text(encoding="utf-8-sig"))
-    return Path(name).name
+    write_whole(folder / task_file(name), Path(name).read_text(encoding="utf-8-sig"))
+    return task_file(name)
 
 
 def check_variant(task: Task, variant: str) -> None:

@@ -1,6 +1,6 @@
 """What counts as right: the answer, and the whole trajectory, equal to the reference (PAPER: exact recovery)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,6 +77,28 @@ def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> int | Non
     if list(expected) == list(found):
         return None
     return next((at for at, (a, b) in enumerate(zip(expected, found)) if a != b), min(len(expected), len(found)))
+
+
+def first_error(
+    problem: int, expected: Sequence[Any], found: Sequence[Any], text: Callable[[Any], str] = str
+) -> FirstError | None:
+    """The first wrong token of a trajectory; None if there is none.
+
+    Args:
+        problem: the index of the problem in its set.
+        expected, found: the tokens behind the problem.
+        text: what a token is called.
+    """
+    at = first_difference(expected, found)
+    if at is None:
+        return None
+    return FirstError(
+        problem=problem,
+        position=at,
+        expected=text(expected[at]) if at < len(expected) else None,
+        found=text(found[at]) if at < len(found) else None,
+        context=tuple(map(text, expected[max(0, at - CONTEXT) : at])),
+    )
 
 
 def exactness(predictions: Sequence[Sequence[Any]], references: Sequence[Sequence[Any]]) -> dict[str, float]:

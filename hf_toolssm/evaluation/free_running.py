@@ -11,11 +11,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from hf_toolssm.evaluation.exactness import (
     CONTEXT,
-    FirstError,
     LengthResult,
     RowOutcome,
     batches,
-    first_difference,
+    first_error,
     summarize,
 )
 from hf_toolssm.generation import generate_with_tools
@@ -70,7 +69,7 @@ def evaluate_free_running(
         width = inputs["input_ids"].shape[1]
         for row, (reference, expected) in enumerate(zip(part, written)):
             found = result.sequences[row, width : result.lengths[row]].tolist()
-            error = _first_error(len(outcomes), expected, found, tokenizer)
+            error = first_error(len(outcomes), expected, found, tokenizer.convert_ids_to_tokens)
             outputs = [renderer.token(s.text) for s in reference.steps if s.kind is StepKind.OUTPUT]
             exact = result.complete[row] and result.answer_ids[row] == outputs
             outcomes.append(RowOutcome(exact, error is None, error, len(found)))
@@ -92,19 +91,3 @@ class _ProgressStreamer(BaseStreamer):
 
     def end(self) -> None:
         self._bar.refresh()
-
-
-def _first_error(
-    problem: int, expected: list[int], found: list[int], tokenizer: PreTrainedTokenizerBase
-) -> FirstError | None:
-    at = first_difference(expected, found)
-    if at is None:
-        return None
-    text = tokenizer.convert_ids_to_tokens
-    return FirstError(
-        problem=problem,
-        position=at,
-        expected=text(expected[at]) if at < len(expected) else None,
-        found=text(found[at]) if at < len(found) else None,
-        context=tuple(text(expected[max(0, at - CONTEXT) : at])),
-    )

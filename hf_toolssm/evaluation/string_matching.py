@@ -14,10 +14,9 @@ from typing import cast
 from hf_toolssm.errors import ToolError
 from hf_toolssm.evaluation.exactness import (
     CONTEXT,
-    FirstError,
     LengthResult,
     RowOutcome,
-    first_difference,
+    first_error,
     summarize,
 )
 from hf_toolssm.evaluation.free_running import SLACK
@@ -103,10 +102,6 @@ def evaluate_string_matching(
     for number, reference in enumerate(references):
         expected = [s.text for s in reference.steps]
         found, answer = learner.solve(reference.problem, tool, int(len(expected) * SLACK) + CONTEXT)
-        at = first_difference(expected, found)
-        error = None
-        if at is not None:
-            wanted, written = (texts[at] if at < len(texts) else None for texts in (expected, found))
-            error = FirstError(number, at, wanted, written, tuple(expected[max(0, at - CONTEXT) : at]))
+        error = first_error(number, expected, found)
         outcomes.append(RowOutcome(answer == reference.answer, error is None, error, len(found)))
     return summarize(problem_set, length, "free-running", references, outcomes, time.perf_counter() - start)

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Any
 
 from experiment import Experiment
-from hf_toolssm.evaluation.report import write_json
+from hf_toolssm.evaluation.report import markdown_table, write_json
 from hf_toolssm.files import write_whole
 
 
@@ -74,7 +74,7 @@ def _table(summary: dict[str, Any]) -> str:
     every = list(dict.fromkeys(name for row in rows.values() for name in row["accuracy"]))
     sets = sorted(plain, key=plain.__getitem__) + [name for name in every if name not in plain]
     head = ["", "parameters", "minutes", "trained up to", *sets, "the paper"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for label, row in rows.items():
         cells = []
         for name in sets:
@@ -82,7 +82,7 @@ def _table(summary: dict[str, Any]) -> str:
             cells.append("" if found is None else f"{found['median']:.2f} / {found['worst']:.2f}")
         facts = [f"{row['parameters']:,}", str(row["median_minutes"] or ""), str(row["trained_up_to"] or "")]
         lines.append([label, *facts, *cells, row["paper"] or ""])
-    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    body = markdown_table(head, lines)
     seeds = sorted({len(row["seeds"]) for row in rows.values()})
     problems = sorted({row["problems"] for row in rows.values()})
     return (

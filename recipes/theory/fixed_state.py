@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 from dataset_builders.builder import TEST, ProblemSet, problem_at
 from dataset_builders.task import load_task
 from hf_toolssm import Session
-from hf_toolssm.evaluation.report import hardware, write_json
+from hf_toolssm.evaluation.report import hardware, markdown_table, write_json
 from hf_toolssm.files import write_whole
 from hf_toolssm.models.architectures import load_model
 from hf_toolssm.models.cache_tensors import cache_tensors, replace_tensors
@@ -128,12 +128,12 @@ def counted(found: list[str], problems: dict[str, str], bits: int | None) -> dic
 def table(rows: list[dict[str, Any]], num_problems: int) -> str:
     """The result as Markdown."""
     head = ["regime", "digits", "state", "problems", "different answers", "at most", "exact"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in rows:
         size = "as it is" if row["bits"] is None else f"{row['bits']} bits"
         numbers = [f"{row[name]:,}" for name in ("problems", "distinct", "bound", "exact")]
         lines.append([row["regime"], str(row["length"]), size, *numbers])
-    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    body = markdown_table(head, lines)
     return (
         f"# Different answers of a fixed-size state\n\nAddition, up to {num_problems} problems of each length, no two "
         f"with the same answer; one call or none.\n\n{body}\n"

@@ -22,7 +22,7 @@ from transformers import HfArgumentParser
 from dataset_builders.builder import TEST, TRAINING, ProblemSet, reference_trajectories
 from dataset_builders.task import load_task, task_name, task_tool
 from dataset_builders.turing_machine import TuringMachine
-from hf_toolssm.evaluation.report import write_json
+from hf_toolssm.evaluation.report import markdown_table, write_json
 from hf_toolssm.evaluation.string_matching import StringMatchingLearner, evaluate_string_matching
 from hf_toolssm.files import write_whole
 from hf_toolssm.tools.tape import TAPE_READ
@@ -125,11 +125,11 @@ def enough(shares: Iterable[float], delta: float) -> int | None:
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown."""
     head = ["trajectories", "pairs covered", "all covered", "bound", f"exact at {result['length']:,}"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in result["rows"]:
         both = [f"{row[name]['median']:.2f} / {row[name]['worst']:.2f}" for name in ("coverage", "accuracy")]
         lines.append([str(row["trajectories"]), both[0], f"{row['covers_all']:.2f}", f"{row['bound']:.2f}", both[1]])
-    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    body = markdown_table(head, lines)
     share, state, symbol = result["rarest_pair"]
     promised = result["enough_by_the_bound"]
     return (
