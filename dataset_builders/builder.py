@@ -7,7 +7,7 @@ processes writes the same rows.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import datasets
 
@@ -173,8 +173,34 @@ def evaluation_sets(
     return [ProblemSet(task, kind, length, (("test", num_problems),), variant, seed) for kind, length in kinds]
 
 
-def reference_trajectories(problems: ProblemSet, split: str) -> list[Trajectory]:
-    """The solved problems of a split, the same as the dataset's rows."""
-    task = load_task(problems.task)
-    size = dict(problems.sizes)[split]
-    return [task.solve(problem_at(task, problems, split, index), problems.variant) for index in range(size)]
+class ReferenceTrajectories(Sequence[Trajectory]):
+    """The solved problems of a split, the same as the dataset's rows.
+
+    The problems are drawn at once, so that a set that does not exist is said before anything runs. Each is solved
+    whenever it is asked for, since a solution can be thousands of times as long as its problem.
+
+    Attributes:
+        problem_set: what they are.
+
+    Raises:
+        TooFewProblemsError: the split has too few problems of that length.
+        DidNotHaltError: a Turing machine halts on none of them.
+    """
+
+    def __init__(self, problem_set: ProblemSet, split: str) -> None:
+        self.problem_set = problem_set
+        self._task, self._variant = load_task(problem_set.task), problem_set.variant
+        size = dict(problem_set.sizes)[split]
+        self._problems = [problem_at(self._task, problem_set, split, index) for index in range(size)]
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    @overload
+    def __getitem__(self, at: int) -> Trajectory: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Trajectory]: ...
+    def __getitem__(self, at: int | slice) -> Trajectory | list[Trajectory]:
+        if isinstance(at, slice):
+            return [self._task.solve(problem, self._variant) for problem in self._problems[at]]
+        return self._task.solve(self._problems[at], self._variant)

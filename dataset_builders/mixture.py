@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import Dataset, interleave_datasets
 
-from dataset_builders.task import Task, check_variant, load_task
+from dataset_builders.task import Task, check_variant, load_task, task_file
 from hf_toolssm.errors import InvalidMixtureError
 
 _SHARE = re.compile(r"([a-z0-9_]+|[^:=]+\.tm)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=([0-9.]+)")
@@ -31,6 +31,10 @@ class Share:
     variant: str
     max_length: int
     weight: float
+
+    def __str__(self) -> str:
+        """As `trained_part` reads it; a table of the user's own by its file's name."""
+        return f"{task_file(self.task)}/{self.variant}:{self.max_length}={self.weight:g}"
 
 
 def parse_share(text: str) -> Share:
@@ -58,12 +62,16 @@ def trained_part(about: Mapping[str, Any], task: str) -> dict[str, Any]:
 
     Args:
         about: what `recipes/sft.py` wrote of the training.
-        task: the task's name.
+        task: as `load_task` takes it.
     """
-    if about.get("task") == task:
-        return {name: about[name] for name in ("variant", "train_max_length")}
-    shares = [parse_share(text) for text in about.get("mixture", [])]
-    return next(({"variant": s.variant, "train_max_length": s.max_length} for s in shares if s.task == task), {})
+    name = task_file(task)  # as the training calls it: a table of the user's own lies beside the model by its name
+    if about.get("task") == name:
+        return {fact: about[fact] for fact in ("variant", "train_max_length")}
+    for share in about.get("mixture", []):
+        found = re.fullmatch(_SHARE, share)
+        if found is not None and found[1] == name:
+            return {"variant": found[2], "train_max_length": int(found[3])}
+    return {}
 
 
 def merge_tools(tasks: Iterable[tuple[Task, str]]) -> list[dict[str, Any]]:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, HfArgumentParser
 
-from dataset_builders.builder import ProblemSet, evaluation_sets, reference_trajectories
+from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
 from dataset_builders.mixture import trained_part
 from dataset_builders.task import check_variant, load_task, task_beside
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
 from hf_toolssm.evaluation.report import table, training_facts, write_report
 from hf_toolssm.models.architectures import load_model
-from hf_toolssm.trajectory import Trajectory
 
 
 @dataclass
@@ -50,28 +49,29 @@ def main() -> None:
     variant = options.variant or part.get("variant", task.variants[0])
     check_variant(task, variant)
 
-    def solved(lengths: list[int], adversarial_lengths: list[int]) -> list[tuple[ProblemSet, list[Trajectory]]]:
+    def drawn(lengths: list[int], adversarial_lengths: list[int]) -> list[ReferenceTrajectories]:
         size = options.num_problems
         sets = evaluation_sets(task_name, variant, lengths, adversarial_lengths, size, options.seed)
-        return [(problems, reference_trajectories(problems, "test")) for problems in sets]
+        return [ReferenceTrajectories(problems, "test") for problems in sets]
 
     # All problems before the first run: a set that does not exist is said at once.
-    plain, adversarial = solved(options.lengths, []), solved([], options.adversarial_lengths)
-    forced = solved(options.teacher_forced_lengths, [])
+    plain, adversarial = drawn(options.lengths, []), drawn([], options.adversarial_lengths)
+    forced = drawn(options.teacher_forced_lengths, [])
 
     model = load_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
 
-    def free_running(problems: ProblemSet, references: list[Trajectory]) -> LengthResult:
-        name, size = problems.name, options.batch_size
-        return evaluate_free_running(model, tokenizer, name, problems.length, references, size)
+    def free_running(references: ReferenceTrajectories) -> LengthResult:
+        problems, size = references.problem_set, options.batch_size
+        return evaluate_free_running(model, tokenizer, problems.name, problems.length, references, size)
 
-    def teacher_forced(problems: ProblemSet, references: list[Trajectory]) -> LengthResult:
+    def teacher_forced(references: ReferenceTrajectories) -> LengthResult:
+        problems = references.problem_set
         return evaluate_teacher_forced(model, tokenizer, problems.name, problems.length, references)
 
-    plain_results = [free_running(*pair) for pair in plain]
-    adversarial_results = [free_running(*pair) for pair in adversarial]
-    forced_results = [teacher_forced(*pair) for pair in forced]
+    plain_results = list(map(free_running, plain))
+    adversarial_results = list(map(free_running, adversarial))
+    forced_results = list(map(teacher_forced, forced))
     measured = {
         "train_max_length": part.get("train_max_length"),
         "task": task_name,

@@ -25,12 +25,12 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from trl import TrlParser
 
 from dataset_builders.build import build_folder
-from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
+from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
 from dataset_builders.task import Task, copy_table, example_rng, load_task, task_name
 from hf_toolssm import ToolMambaForCausalLM
 from hf_toolssm.errors import InvalidHubNameError, ToolSSMError, UnsafeTrainingError
-from hf_toolssm.evaluation import evaluate_free_running
+from hf_toolssm.evaluation import LengthResult, evaluate_free_running
 from hf_toolssm.evaluation.report import REPORT_FILES, hardware, table, write_json, write_report
 from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.hub.publish import MAIN, Destination, check_destination
@@ -109,6 +109,9 @@ class RecipeArguments:
         default_factory=list, metadata={"help": "Lengths of the adversarial sets measured after training."}
     )
     eval_num_problems: int = field(default=32, metadata={"help": "Problems a set."})
+    eval_batch_size: int = field(
+        default=32, metadata={"help": "Problems that run side by side; fewer need less memory."}
+    )
 
 
 def main() -> None:
@@ -125,6 +128,9 @@ def main() -> None:
     output = Path(config.output_dir)
     start = time.perf_counter()
     state = PartialState()
+    # The problems before the training: a set that does not exist is said at once.
+    plain = test_problems(recipe, variant, recipe.eval_lengths, [])
+    adversarial = test_problems(recipe, variant, [], recipe.eval_adversarial_lengths)
     with state.main_process_first():
         rows, dataset_revision = load_training_rows(recipe, variant, output)
         parts = [rows]
@@ -167,13 +173,15 @@ def main() -> None:
         model = model.merge_and_unload()
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
+    for share in shares:
+        copy_table(share.task, output)
     about = {
         "task": copy_table(recipe.task, output),
         "variant": variant,
         "unit": task.unit,
         "example_problem": task.sample_test(example_rng("model card"), recipe.train_max_length),
         "train_max_length": recipe.train_max_length,
-        "mixture": recipe.mixture,
+        "mixture": [str(share) for share in shares],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
         "dataset_revision": dataset_revision,
         "architecture": model.config.model_type if recipe.model else recipe.architecture,
@@ -194,7 +202,7 @@ def main() -> None:
         "train_minutes": round((time.perf_counter() - start) / 60, 2),
     }
     write_json(output / "training.json", {**about, "hardware": hardware()})
-    measure_and_report(model, tokenizer, recipe, about, output)
+    measure_and_report(model, tokenizer, plain, adversarial, recipe.eval_batch_size, about, output)
     if destination is not None:
         try:
             published = publish_model(output, destination, CARD_TEMPLATE)
@@ -250,7 +258,7 @@ def early_choice(
             "checkpoints would seem right"
         )
     problems = ProblemSet(recipe.task, TRAINING, recipe.choice_length, (("validation", 16),), variant)
-    references = reference_trajectories(problems, "validation")
+    references = ReferenceTrajectories(problems, "validation")
     rows = Dataset.from_list([Renderer(tokenizer).render(reference) for reference in references])
 
     def accuracy(model: PreTrainedModel) -> float:
@@ -273,10 +281,7 @@ def load_training_rows(recipe: RecipeArguments, variant: str, output: Path) -> t
         return builder.as_dataset("train"), builder.hash
     folder = Path(recipe.dataset) if recipe.dataset is not None else output / "dataset"
     if recipe.dataset is None and PartialState().is_main_process:
-        tests = evaluation_sets(
-            recipe.task, variant, recipe.eval_lengths, recipe.eval_adversarial_lengths, recipe.eval_num_problems
-        )
-        build_folder([problems, *tests], folder, recipe.num_proc)
+        build_folder([problems], folder, recipe.num_proc)
     return read_rows(problems, folder), None
 
 
@@ -330,24 +335,30 @@ def model_and_tokenizer(
     return model, tokenizer
 
 
+def test_problems(
+    recipe: RecipeArguments, variant: str, lengths: list[int], adversarial_lengths: list[int]
+) -> list[ReferenceTrajectories]:
+    sets = evaluation_sets(recipe.task, variant, lengths, adversarial_lengths, recipe.eval_num_problems)
+    return [ReferenceTrajectories(problems, "test") for problems in sets]
+
+
 def measure_and_report(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    recipe: RecipeArguments,
+    plain: list[ReferenceTrajectories],
+    adversarial: list[ReferenceTrajectories],
+    batch_size: int,
     about: dict,
     output: Path,
 ) -> None:
-    def measure(lengths: list[int], adversarial_lengths: list[int]) -> list:
-        sets = evaluation_sets(recipe.task, about["variant"], lengths, adversarial_lengths, recipe.eval_num_problems)
-        return [
-            evaluate_free_running(model, tokenizer, s.name, s.length, reference_trajectories(s, "test")) for s in sets
-        ]
+    def measure(references: ReferenceTrajectories) -> LengthResult:
+        name, length = references.problem_set.name, references.problem_set.length
+        return evaluate_free_running(model, tokenizer, name, length, references, batch_size)
 
-    by_length = measure(recipe.eval_lengths, [])
-    adversarial = measure([], recipe.eval_adversarial_lengths)
-    write_report(output, by_length, adversarial, about)
+    by_length, by_adversary = list(map(measure, plain)), list(map(measure, adversarial))
+    write_report(output, by_length, by_adversary, about)
     write_model_card(output, CARD_TEMPLATE)
-    print(table([*by_length, *adversarial]))
+    print(table([*by_length, *by_adversary]))
     print(f"model, results.json, length_generalization.png and README.md are in {output}")
 
 

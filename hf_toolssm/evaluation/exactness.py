@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hf_toolssm.trajectory import Trajectory
-
 CONTEXT = 8
 """Tokens shown before a first error."""
 
@@ -31,8 +29,9 @@ class FirstError:
 
 @dataclass(frozen=True)
 class RowOutcome:
-    """One problem's result."""
+    """One problem's result; `problem` is its cells."""
 
+    problem: Sequence[str]
     answer_exact: bool
     trajectory_exact: bool
     first_error: FirstError | None
@@ -117,7 +116,6 @@ def summarize(
     problem_set: str,
     length: int,
     mode: str,
-    references: Sequence[Trajectory],
     rows: Sequence[RowOutcome],
     seconds: float,
 ) -> LengthResult:
@@ -128,7 +126,7 @@ def summarize(
         length=length,
         mode=mode,
         num_problems=len(rows),
-        distinct_problems=len({tuple(reference.problem) for reference in references}),
+        distinct_problems=len({tuple(row.problem) for row in rows}),
         answer_accuracy=sum(row.answer_exact for row in rows) / len(rows),
         trajectory_accuracy=sum(row.trajectory_exact for row in rows) / len(rows),
         first_error=min(errors, key=lambda e: e.position, default=None),

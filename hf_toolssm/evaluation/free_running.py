@@ -40,7 +40,8 @@ def evaluate_free_running(
         tokenizer: its tokenizer.
         problem_set, length: for the report.
         references: the problems with their reference trajectories; at least one.
-        batch_size: problems that run side by side; memory and speed depend on it, results do not.
+        batch_size: problems that run side by side; memory and speed depend on it, results do not. A sequence that
+            solves what it is asked for holds no more solutions than that.
 
     Raises:
         ValueError: there is no reference.
@@ -72,9 +73,9 @@ def evaluate_free_running(
             error = first_error(len(outcomes), expected, found, tokenizer.convert_ids_to_tokens)
             outputs = [renderer.token(s.text) for s in reference.steps if s.kind is StepKind.OUTPUT]
             exact = result.complete[row] and result.answer_ids[row] == outputs
-            outcomes.append(RowOutcome(exact, error is None, error, len(found)))
+            outcomes.append(RowOutcome(reference.problem, exact, error is None, error, len(found)))
     model.train(was_training)
-    return summarize(problem_set, length, "free-running", references, outcomes, time.perf_counter() - start)
+    return summarize(problem_set, length, "free-running", outcomes, time.perf_counter() - start)
 
 
 class _ProgressStreamer(BaseStreamer):

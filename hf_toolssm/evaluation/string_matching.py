@@ -103,5 +103,5 @@ def evaluate_string_matching(
         expected = [s.text for s in reference.steps]
         found, answer = learner.solve(reference.problem, tool, int(len(expected) * SLACK) + CONTEXT)
         error = first_error(number, expected, found)
-        outcomes.append(RowOutcome(answer == reference.answer, error is None, error, len(found)))
-    return summarize(problem_set, length, "free-running", references, outcomes, time.perf_counter() - start)
+        outcomes.append(RowOutcome(reference.problem, answer == reference.answer, error is None, error, len(found)))
+    return summarize(problem_set, length, "free-running", outcomes, time.perf_counter() - start)

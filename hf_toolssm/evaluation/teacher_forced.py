@@ -58,7 +58,7 @@ def evaluate_teacher_forced(
         for index, reference in enumerate(tqdm(references, desc=f"{problem_set}, teacher-forced", disable=None))
     ]
     model.train(was_training)
-    return summarize(problem_set, length, "teacher-forced", references, outcomes, time.perf_counter() - start)
+    return summarize(problem_set, length, "teacher-forced", outcomes, time.perf_counter() - start)
 
 
 @torch.no_grad()
@@ -88,4 +88,4 @@ def _stream(model, tokenizer, rendered: dict, reference: Trajectory, index: int,
             found=text(int(found[at - 1])),
             context=tuple(text(rendered["input_ids"][max(problem_tokens, at - CONTEXT) : at])),
         )
-    return RowOutcome(answer_exact, error is None, error, len(labels) - problem_tokens)
+    return RowOutcome(reference.problem, answer_exact, error is None, error, len(labels) - problem_tokens)

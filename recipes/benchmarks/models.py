@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, PreTrainedTokenizerBase
 
-from dataset_builders.builder import TEST, TRAINING, ProblemSet, reference_trajectories
+from dataset_builders.builder import TEST, TRAINING, ProblemSet, ReferenceTrajectories
 from dataset_builders.task import load_task
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.generation.decoder import StepWeights, make_decoder
@@ -137,7 +137,7 @@ def solved_additions(tokenizer: PreTrainedTokenizerBase, digits: int, count: int
     renderer = Renderer(tokenizer)
     problems = ProblemSet(TASK, TEST, digits, (("test", count),), VARIANT)
     solved = []
-    for trajectory in reference_trajectories(problems, "test"):
+    for trajectory in ReferenceTrajectories(problems, "test"):
         ids, size = renderer.render(trajectory)["input_ids"], len(trajectory.problem)
         solved.append(Solved(ids[:size], ids[size:], renderer.problem(trajectory.answer)))
     return solved
@@ -152,7 +152,7 @@ def training_batch(tokenizer: PreTrainedTokenizerBase, rows: int, length: int) -
     renderer = Renderer(tokenizer)
     problems = ProblemSet(TASK, TRAINING, 5, (("train", rows),), VARIANT)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
-    for trajectory in reference_trajectories(problems, "train"):
+    for trajectory in ReferenceTrajectories(problems, "train"):
         row = renderer.render(trajectory)
         row["attention_mask"] = [1] * len(row["input_ids"])
         for (name, values), filler in zip(row.items(), (tokenizer.pad_token_id, IGNORED, 0)):

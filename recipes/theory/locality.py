@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from dataset_builders.builder import evaluation_sets, reference_trajectories
+from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
 from dataset_builders.card import read_rows, whole_identity
 from dataset_builders.task import load_task
 from hf_toolssm.errors import DatasetMismatchError
@@ -49,7 +49,7 @@ def of_task(
         so_far: list[Trajectory] = []
         measured: list[str] = []
         for problems in evaluation_sets(name, variant, sorted(lengths), [], rows):
-            so_far = [*so_far, *reference_trajectories(problems, "test")]
+            so_far = [*so_far, *ReferenceTrajectories(problems, "test")]
             measured.append(f"{problems.length:,}")
             yield f"{variant}, length {' and '.join(measured)}", so_far
 

@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from dataset_builders.builder import TEST, TRAINING, ProblemSet, reference_trajectories
+from dataset_builders.builder import TEST, TRAINING, ProblemSet, ReferenceTrajectories
 from dataset_builders.task import load_task, task_name, task_tool
 from dataset_builders.turing_machine import TuringMachine
 from hf_toolssm.evaluation.report import markdown_table, write_json
@@ -59,10 +59,10 @@ def main() -> None:
     drawn = max(options.sizes) * options.repeats
     training = ProblemSet(options.task, TRAINING, options.train_max_length, (("train", drawn),), VARIANT)
     test = ProblemSet(options.task, TEST, options.length, (("test", options.num_problems),), VARIANT)
-    pool, references = reference_trajectories(training, "train"), reference_trajectories(test, "test")
+    pool, references = list(ReferenceTrajectories(training, "train")), list(ReferenceTrajectories(test, "test"))
     needed = pairs(references)
     others = replace(training, sizes=(("train", options.estimate),), seed=1)
-    shown = Counter(pair for other in reference_trajectories(others, "train") for pair in pairs([other]))
+    shown = Counter(pair for other in ReferenceTrajectories(others, "train") for pair in pairs([other]))
     shares = {pair: shown[pair] / options.estimate for pair in needed}
     rows = []
     with tqdm(total=len(options.sizes) * options.repeats, desc=task_name(options.task), unit="run") as bar:

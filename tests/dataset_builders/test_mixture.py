@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 from datasets import Dataset
 
-from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
+from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share, trained_part
 from dataset_builders.task import available_tasks, example_rng, load_task
 from hf_toolssm.errors import InvalidMixtureError, InvalidProblemError, UnknownTaskError
@@ -32,6 +32,14 @@ def test_what_a_model_was_trained_on_is_found_for_every_task_of_its_mixture():
     assert trained_part(about, "addition") == {"variant": "local", "train_max_length": 5}
     assert trained_part(about, "hanoi_iterative") == {"variant": "copied_states", "train_max_length": 3}
     assert trained_part(about, "sorting") == trained_part({}, "sorting") == {}
+
+
+def test_a_table_of_the_users_own_is_found_beside_the_model_by_its_name():
+    """Training knew it by another path, and the model's folder may have been moved since."""
+    about = {"task": "mine.tm", "variant": "tape", "train_max_length": 8}
+    about["mixture"] = [str(Share("somewhere/yours.tm", "tape", 6, 0.5))]
+    assert trained_part(about, "elsewhere/mine.tm") == {"variant": "tape", "train_max_length": 8}
+    assert trained_part(about, "elsewhere/yours.tm") == {"variant": "tape", "train_max_length": 6}
 
 
 def test_an_unknown_task_or_variant_of_a_mixture_is_named():
@@ -89,7 +97,7 @@ def test_all_tasks_together_are_as_local_as_the_least_local_of_them():
         return [
             t
             for s, split in [(training, "train"), *((s, "test") for s in sets)]
-            for t in reference_trajectories(s, split)
+            for t in ReferenceTrajectories(s, split)
         ]
 
     by_task = {name: solved(name) for name in available_tasks()}

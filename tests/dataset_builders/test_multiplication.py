@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
+from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.multiplication import COLUMN_CELLS, LEAD
 from dataset_builders.task import example_rng, load_task
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
@@ -100,8 +100,8 @@ def test_a_wrong_digit_anywhere_in_a_row_is_found():
 @every_task
 def test_k_does_not_grow_beyond_training(name):
     training = ProblemSet(name, TRAINING, 5, (("train", 300),), "local")
-    short = reference_trajectories(training, "train")
-    long = [t for s in evaluation_sets(name, "local", [50], [50], 2) for t in reference_trajectories(s, "test")]
+    short = ReferenceTrajectories(training, "train")
+    long = [t for s in evaluation_sets(name, "local", [50], [50], 2) for t in ReferenceTrajectories(s, "test")]
     assert locality(short).k == locality([*short, *long]).k == 9
 
 
@@ -119,11 +119,11 @@ def test_the_papers_algorithm_is_local_for_one_digit_and_not_for_two():
 def test_training_shows_every_table_entry_that_long_problems_look_up(name, max_length):
     training = ProblemSet(name, TRAINING, max_length, (("train", 2_000),), "local")
     shown = Counter()
-    for trajectory in reference_trajectories(training, "train"):
+    for trajectory in ReferenceTrajectories(training, "train"):
         shown.update(used_table_entries("".join(trajectory.problem), trajectory))
     needed = set()
     for problems in evaluation_sets(name, "local", [60], [60], 3):
-        for trajectory in reference_trajectories(problems, "test"):
+        for trajectory in ReferenceTrajectories(problems, "test"):
             needed |= used_table_entries("".join(trajectory.problem), trajectory)
     assert min(shown[entry] for entry in needed) >= 3
 

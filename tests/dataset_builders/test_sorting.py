@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, reference_trajectories
+from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.task import example_rng, load_task
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
 from hf_toolssm.locality import locality
@@ -67,8 +67,8 @@ def test_two_keys_of_one_pass_in_the_wrong_order_are_found(sorting):
 
 def test_k_does_not_grow_beyond_training(sorting):
     training = ProblemSet("sorting", TRAINING, 10, (("train", 300),), "local")
-    short = reference_trajectories(training, "train")
-    long = [t for s in evaluation_sets("sorting", "local", [100], [100], 2) for t in reference_trajectories(s, "test")]
+    short = ReferenceTrajectories(training, "train")
+    long = [t for s in evaluation_sets("sorting", "local", [100], [100], 2) for t in ReferenceTrajectories(s, "test")]
     assert locality(short).k == locality([*short, *long]).k == 10
 
 
@@ -78,9 +78,9 @@ def test_training_shows_every_pointer_every_digit_to_copy_and_to_pass_by(sorting
         return set(zip(texts, texts[1:], texts[2:]))  # a read, the digit, and what follows
 
     training = ProblemSet("sorting", TRAINING, 10, (("train", 200),), "local")
-    shown = set().union(*map(decisions, reference_trajectories(training, "train")))
+    shown = set().union(*map(decisions, ReferenceTrajectories(training, "train")))
     for problems in evaluation_sets("sorting", "local", [200], [200], 1):
-        for trajectory in reference_trajectories(problems, "test"):
+        for trajectory in ReferenceTrajectories(problems, "test"):
             assert decisions(trajectory) <= shown
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.builder import TEST, TRAINING, ProblemSet, evaluation_sets, problem_at, reference_trajectories
+from dataset_builders.builder import TEST, TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets, problem_at
 from dataset_builders.task import available_tasks, example_rng, load_task, split_of, task_tool
 from hf_toolssm.errors import (
     EmptyProblemError,
@@ -92,7 +92,7 @@ def test_the_recorded_answer_is_right_by_another_way_of_solving(name, variant):
 @both
 def test_the_reference_scores_one_and_a_wrong_answer_less(name, variant):
     sets = evaluation_sets(name, variant, [3], [], 6)
-    answers = [t.answer for t in reference_trajectories(sets[0], "test")]
+    answers = [t.answer for t in ReferenceTrajectories(sets[0], "test")]
     assert exactness(answers, answers)["exactness"] == 1.0
     assert exactness(["x" + answers[0], *answers[1:]], answers)["exactness"] == pytest.approx(5 / 6)
 
@@ -126,7 +126,7 @@ def test_the_trained_variant_is_local_at_every_length(name, variant):
     task = load_task(name)
     trajectories = [task.solve(problem, variant) for problem in problems_of(name, variant).values()]
     far = reachable(name, 60)
-    long = [t for s in evaluation_sets(name, variant, far, far, 2) for t in reference_trajectories(s, "test")]
+    long = [t for s in evaluation_sets(name, variant, far, far, 2) for t in ReferenceTrajectories(s, "test")]
     found = locality([*trajectories, *long])
     assert found.k is not None, found
     assert found.k <= LARGEST_K, found

@@ -12,10 +12,10 @@ from dataset_builders.builder import (
     TEST,
     TRAINING,
     ProblemSet,
+    ReferenceTrajectories,
     evaluation_sets,
     generate_rows,
     problem_at,
-    reference_trajectories,
 )
 from dataset_builders.card import write_card
 from dataset_builders.machine import parse_machine
@@ -119,8 +119,8 @@ def test_training_shows_every_state_on_every_symbol_that_a_longer_problem_meets(
 
     training = ProblemSet(name, TRAINING, 8, (("train", 500),), "tape")
     longer = [s for s in problem_sets(name) if s.kind != TRAINING]
-    needed = contexts(t for s in longer for t in reference_trajectories(s, "test"))
-    assert needed <= contexts(reference_trajectories(training, "train"))
+    needed = contexts(t for s in longer for t in ReferenceTrajectories(s, "test"))
+    assert needed <= contexts(ReferenceTrajectories(training, "train"))
 
 
 NUMBERS = st.text("01", min_size=1, max_size=30)

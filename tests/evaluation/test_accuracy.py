@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.builder import evaluation_sets, reference_trajectories
+from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
 from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.evaluation import evaluate_free_running, evaluate_teacher_forced, free_running
 from hf_toolssm.evaluation.exactness import (
@@ -22,7 +22,6 @@ from hf_toolssm.evaluation.metric import Exactness
 from hf_toolssm.evaluation.report import table, write_report
 from hf_toolssm.models.architectures import make_model
 from hf_toolssm.protocols import Renderer
-from hf_toolssm.trajectory import Trajectory
 
 
 @given(one=st.lists(st.integers(0, 3)), other=st.lists(st.integers(0, 3)))
@@ -38,7 +37,7 @@ def test_a_model_that_would_forget_at_every_piece_is_not_teacher_forced(tokenize
     attention = make_model("gpt_neox", len(tokenizer), width=16, depth=1, state_size=4, mamba={})
     (problems,) = evaluation_sets("addition", "local", [2], [], 1)
     with pytest.raises(UnsupportedArchitectureError, match="free-running"):
-        evaluate_teacher_forced(attention, tokenizer, "x", 2, reference_trajectories(problems, "test"))
+        evaluate_teacher_forced(attention, tokenizer, "x", 2, ReferenceTrajectories(problems, "test"))
 
 
 def test_a_missing_end_is_a_difference():
@@ -62,12 +61,11 @@ def test_a_summary_shows_the_earliest_error():
         return FirstError(problem, position, "1", "2", ())
 
     rows = [
-        RowOutcome(True, True, None, 5),
-        RowOutcome(True, False, error(1, 9), 5),
-        RowOutcome(False, False, error(2, 4), 5),
+        RowOutcome("1", True, True, None, 5),
+        RowOutcome("2", True, False, error(1, 9), 5),
+        RowOutcome("2", False, False, error(2, 4), 5),
     ]
-    problems = [Trajectory((str(number),), (), "") for number in (1, 2, 2)]
-    result = summarize("length_5", 5, "free-running", problems, rows, 1.0)
+    result = summarize("length_5", 5, "free-running", rows, 1.0)
     assert result.first_error.problem == 2
     assert (result.answer_accuracy, result.trajectory_accuracy) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert (result.num_problems, result.distinct_problems, result.tokens) == (3, 2, 15)
@@ -79,7 +77,7 @@ def memorised(tokenizer, specs):
     from conftest import random_model
 
     (problems,) = evaluation_sets("addition", "local", [1], [], 2)
-    references = reference_trajectories(problems, "test")
+    references = ReferenceTrajectories(problems, "test")
     renderer = Renderer(tokenizer)
     torch.manual_seed(0)
     model = random_model(tokenizer, specs, hidden_size=48, state_size=16).train()
@@ -133,7 +131,7 @@ def test_an_answer_that_was_cut_before_its_end_does_not_count(memorised, tokeniz
 
 def test_results_do_not_depend_on_batch_or_piece(memorised, tokenizer):
     model, references = memorised
-    references = [*references, *reference_trajectories(evaluation_sets("addition", "local", [2], [], 3)[0], "test")]
+    references = [*references, *ReferenceTrajectories(evaluation_sets("addition", "local", [2], [], 3)[0], "test")]
     free = [evaluate_free_running(model, tokenizer, "x", 2, references, batch_size=size) for size in (1, 2, 5)]
     forced = [evaluate_teacher_forced(model, tokenizer, "x", 2, references, piece=piece) for piece in (1, 7, 1_000)]
     for results in (free, forced):
@@ -141,7 +139,7 @@ def test_results_do_not_depend_on_batch_or_piece(memorised, tokenizer):
 
 
 def test_an_untrained_model_scores_zero_and_ends(model, tokenizer):
-    references = reference_trajectories(evaluation_sets("addition", "local", [3], [], 4)[0], "test")
+    references = ReferenceTrajectories(evaluation_sets("addition", "local", [3], [], 4)[0], "test")
     result = evaluate_free_running(model, tokenizer, "length_3", 3, references)
     assert (result.answer_accuracy, result.trajectory_accuracy, result.num_problems) == (0.0, 0.0, 4)
     assert result.first_error is not None

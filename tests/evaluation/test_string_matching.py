@@ -2,21 +2,21 @@
 
 import pytest
 
-from dataset_builders.builder import TEST, TRAINING, ProblemSet, reference_trajectories
+from dataset_builders.builder import TEST, TRAINING, ProblemSet, ReferenceTrajectories
 from dataset_builders.task import load_task, task_tool
 from hf_toolssm.evaluation.string_matching import StringMatchingLearner, evaluate_string_matching
 
 
 def measured(name, k, trained, length=60, variant="tape"):
     tool = task_tool(load_task(name), variant)
-    references = reference_trajectories(ProblemSet(name, TEST, length, (("test", 5),), variant), "test")
+    references = ReferenceTrajectories(ProblemSet(name, TEST, length, (("test", 5),), variant), "test")
     return evaluate_string_matching(
         StringMatchingLearner(k).fit(trained), tool, f"length_{length}", length, references
     )
 
 
 def rows(name, count, variant="tape"):
-    return reference_trajectories(ProblemSet(name, TRAINING, 8, (("train", count),), variant), "train")
+    return ReferenceTrajectories(ProblemSet(name, TRAINING, 8, (("train", count),), variant), "train")
 
 
 @pytest.mark.parametrize("name", ["palindrome", "binary_addition", "copy"])
@@ -38,7 +38,7 @@ def test_a_pair_that_was_never_seen_is_guessed_wrong():
 
 
 def test_it_learns_the_pointer_memory_as_well():
-    trained = reference_trajectories(ProblemSet("addition", TRAINING, 5, (("train", 3_000),), "local"), "train")
+    trained = ReferenceTrajectories(ProblemSet("addition", TRAINING, 5, (("train", 3_000),), "local"), "train")
     assert measured("addition", 7, trained, 100, "local").trajectory_accuracy == 1.0
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from small_run import make_trainer
 
-from dataset_builders.builder import TRAINING, ProblemSet, reference_trajectories
+from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories
 from hf_toolssm.evaluation import evaluate_free_running
 from hf_toolssm.training.curriculum import short_rows_first
 
@@ -54,7 +54,7 @@ def test_among_checkpoints_of_equal_accuracy_the_one_of_the_lowest_loss_is_kept(
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_measuring_by_free_runs_does_not_change_the_training(tmp_path, lora_rank):
     problems = ProblemSet("addition", TRAINING, 4, (("validation", 2),), "local")
-    references = reference_trajectories(problems, "validation")
+    references = ReferenceTrajectories(problems, "validation")
 
     def accuracy(model):
         return evaluate_free_running(model, measured.processing_class, "validation", 4, references).trajectory_accuracy
