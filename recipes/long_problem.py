@@ -11,6 +11,7 @@ import resource
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from certificate import commit, digest, state_problem, weights_digest
 from tqdm import tqdm
@@ -23,9 +24,6 @@ from hf_toolssm.evaluation.exactness import first_difference
 from hf_toolssm.evaluation.report import hardware, training_facts, write_json
 from hf_toolssm.models.architectures import load_model
 from hf_toolssm.protocols import Renderer
-
-PROBLEM = ("task", "variant", "length", "seed", "problem")
-"""What says which problem it is."""
 
 SLICE = 1.0
 """Seconds, about, between two looks at the clock."""
@@ -76,9 +74,8 @@ def main() -> None:
     row = session.rows[0]
     found, expected = session.answers[0], task.answer(problem, options.variant)
     wrong = first_difference(expected, found)
-    claim = {name: getattr(options, name) for name in PROBLEM}
     certificate = {
-        **claim,
+        **stated(options),
         "task_version": task.version,
         "problem_sha256": digest(problem),
         "exact": row.complete and wrong is None,
@@ -100,6 +97,11 @@ def main() -> None:
     }
     write_json(output / "certificate.json", certificate)
     print(json.dumps({key: value for key, value in certificate.items() if key != "hardware"}, indent=2))
+
+
+def stated(options: LongProblemArguments) -> dict[str, Any]:
+    """What says which problem it is."""
+    return {name: getattr(options, name) for name in ("task", "variant", "length", "seed", "problem")}
 
 
 @dataclass
@@ -131,8 +133,7 @@ def open_session(options: LongProblemArguments, output: Path, model, tokenizer, 
     if not path.exists() or not progress.exists():
         return Session.start(model, [Renderer(tokenizer).problem(problem)], tokenizer=tokenizer), history
     before = json.loads(progress.read_text())
-    mine = {name: getattr(options, name) for name in PROBLEM}
-    if any(before.get(name) != value for name, value in mine.items()):
+    if any(before.get(name) != value for name, value in stated(options).items()):
         raise SystemExit(f"{output} holds a session of another problem: give another --output")
     session = Session.load(path, model, tokenizer=tokenizer)
     history.seconds = before["seconds_per_token"] * session.tokens  # the session may be older than the file beside it

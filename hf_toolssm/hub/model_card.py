@@ -38,6 +38,7 @@ def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
     results, config = read_json(folder / "results.json"), read_json(folder / "config.json")
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     try:
+        results["task"] = Path(results["task"]).stem  # a Turing machine of the user's own is named by its file
         return environment.from_string(template.read_text()).render(
             results=results,
             config=config,

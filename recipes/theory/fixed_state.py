@@ -29,13 +29,13 @@ from hf_toolssm.models.cache_tensors import cache_tensors, replace_tensors
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.protocols import Renderer
 
-ROWS = (
-    "no chain of thought",
-    "no chain of thought, reversed answer",
-    "chain of thought without a tool",
-    "single-turn calculator",
-)
-"""Of the experiment `regimes`: everything but the interactive one."""
+REGIMES = {
+    "no_cot": "no chain of thought",
+    "reversed_answer": "no chain of thought, reversed answer",
+    "plain_cot": "chain of thought without a tool",
+    "calculator": "single-turn calculator",
+}
+"""The variants of addition that read their problem once: everything but the interactive ones."""
 
 
 @dataclass
@@ -50,19 +50,18 @@ class FixedStateArguments:
 
 def main() -> None:
     (options,) = HfArgumentParser(FixedStateArguments).parse_args_into_dataclasses()
+    trained = finished_runs(Path(options.runs), options.seed)
     rows = []
-    with tqdm(total=len(ROWS) * len(options.lengths), desc="fixed state", unit="run") as bar:
-        for row in ROWS:
-            folder = Path(options.runs) / f"{''.join(c if c.isalnum() else '_' for c in row)}-{options.seed}"
-            if not (folder / "results.json").exists():
-                raise SystemExit(f"{folder} holds no finished run: run recipes/reproduce/run.py regimes first")
+    with tqdm(total=len(trained) * len(options.lengths), desc="fixed state", unit="run") as bar:
+        for variant, folder in trained.items():
             model, tokenizer = load_model(str(folder)), AutoTokenizer.from_pretrained(folder)
-            variant = json.loads((folder / "results.json").read_text())["variant"]
             for length in options.lengths:
                 problems = different_answers(variant, length, options.num_problems)
                 for bits in [*options.bits, None]:
                     found = answers(model, tokenizer, list(problems), bits)
-                    rows.append({"regime": row, "length": length, "bits": bits, **counted(found, problems, bits)})
+                    rows.append(
+                        {"regime": REGIMES[variant], "length": length, "bits": bits, **counted(found, problems, bits)}
+                    )
                 bar.update()
     result = {**asdict(options), "hardware": hardware(), "rows": rows}
     folder = Path(options.output)
@@ -72,6 +71,22 @@ def main() -> None:
     draw(rows, folder / "answers.png")
     print(table(rows, options.num_problems))
     print(f"table.md, results.json and answers.png are in {folder}")
+
+
+def finished_runs(runs: Path, seed: int) -> dict[str, Path]:
+    """The folder of each regime's model.
+
+    Raises:
+        SystemExit: one is missing.
+    """
+    found = {}
+    for path in runs.glob("*/results.json"):
+        about = json.loads(path.read_text())
+        if about["seed"] == seed:
+            found[about["variant"]] = path.parent
+    if missing := [name for variant, name in REGIMES.items() if variant not in found]:
+        raise SystemExit(f"{runs} holds no finished run of {missing[0]!r}: run recipes/reproduce/run.py regimes first")
+    return {variant: found[variant] for variant in REGIMES}
 
 
 def different_answers(variant: str, length: int, count: int) -> dict[str, str]:

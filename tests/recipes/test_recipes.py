@@ -89,6 +89,7 @@ def test_a_machine_of_the_users_own_is_one_file_and_one_command_away_from_a_mode
     measure = f"python recipes/evaluate.py --model {tmp_path}/mine --lengths 12 --num_problems 2"
     assert "length_12" in run([*measure.split(), "--output", f"{tmp_path}/measured"])
     assert json.loads((tmp_path / "measured" / "results.json").read_text())["train_max_length"] == 8
+    assert "# ToolMamba for my increment\n" in (tmp_path / "mine" / "README.md").read_text()
     for name in ("README.md", "results.json", "dataset/README.md"):
         assert str(tmp_path) not in (tmp_path / "mine" / name).read_text(), name
 
