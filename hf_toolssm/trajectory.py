@@ -30,6 +30,9 @@ class StepKind(StrEnum):
     OBSERVATION = "observation"
 
 
+_OBSERVED_NOTHING = {(StepKind.THOUGHT, StepKind.OBSERVATION), (StepKind.OUTPUT, StepKind.OBSERVATION)}
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One cell of a trajectory: its kind and its text."""
@@ -66,26 +69,29 @@ class Trajectory:
             CorruptRowError: a cell is no text, the answer marker is missing or repeated, a step stands where it
                 cannot, or the outputs are not the answer.
         """
-        cells = [*self.problem, *(s.text for s in self.steps)]
         if not self.problem:
             raise EmptyProblemError("the problem has no cell: state a problem of at least one cell")
-        if not all(isinstance(cell, str) and cell for cell in cells) or not isinstance(self.answer, str):
+        texts, kinds = [s.text for s in self.steps], [s.kind for s in self.steps]
+        named = all(isinstance(cell, str) and cell for cell in {*self.problem, *texts})
+        if not named or not isinstance(self.answer, str):
             raise CorruptRowError("every cell and the answer are texts, and no cell is empty: rebuild the row")
-        markers = [at for at, s in enumerate(self.steps) if s.text == ANSWER and s.kind is not StepKind.OBSERVATION]
-        if len(markers) != 1 or self.steps[markers[0]].kind is not StepKind.THOUGHT:
+        markers = [at for at, text in enumerate(texts) if text == ANSWER and kinds[at] is not StepKind.OBSERVATION]
+        if len(markers) != 1 or kinds[markers[0]] is not StepKind.THOUGHT:
             raise CorruptRowError(
                 f"a trajectory has exactly one thought {ANSWER!r}; this one has {len(markers)}: rebuild the row"
             )
-        before: StepKind | None = None
-        for at, s in enumerate(self.steps):
-            if s.kind is StepKind.OUTPUT and at < markers[0]:
-                raise CorruptRowError(f"an output stands before the answer marker (step {at}): rebuild the row")
-            if s.kind is StepKind.THOUGHT and at > markers[0]:
-                raise CorruptRowError(f"a thought stands behind the answer marker (step {at}): rebuild the row")
-            if s.kind is StepKind.OBSERVATION and before not in (StepKind.COMMAND, StepKind.OBSERVATION):
-                raise CorruptRowError(f"an observation follows no command (step {at}): rebuild the row")
-            before = s.kind
-        if "".join(s.text for s in self.steps if s.kind is StepKind.OUTPUT) != self.answer:
+        (marker,) = markers
+        if StepKind.OUTPUT in kinds[:marker]:
+            at = kinds.index(StepKind.OUTPUT)
+            raise CorruptRowError(f"an output stands before the answer marker (step {at}): rebuild the row")
+        if StepKind.THOUGHT in kinds[marker + 1 :]:
+            at = kinds.index(StepKind.THOUGHT, marker + 1)
+            raise CorruptRowError(f"a thought stands behind the answer marker (step {at}): rebuild the row")
+        follows = zip([StepKind.THOUGHT, *kinds], kinds)
+        at = next((at for at, pair in enumerate(follows) if pair in _OBSERVED_NOTHING), None)
+        if at is not None:
+            raise CorruptRowError(f"an observation follows no command (step {at}): rebuild the row")
+        if "".join(t for t, kind in zip(texts[marker:], kinds[marker:]) if kind is StepKind.OUTPUT) != self.answer:
             raise CorruptRowError(f"the outputs are not the answer {self.answer[:40]!r}: rebuild the row")
         return self
 

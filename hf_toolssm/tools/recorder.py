@@ -42,7 +42,8 @@ class Recorder:
         observed = self._session.execute(command)
         observation = observed.decode("utf-8", errors="replace") if isinstance(observed, bytes) else observed
         self._steps.append(step(StepKind.COMMAND, command))
-        self._steps.extend(step(StepKind.OBSERVATION, cell) for cell in observation)
+        for cell in observation:
+            self._steps.append(step(StepKind.OBSERVATION, cell))
         return observation
 
     def ask(self, begin: str, argument: Sequence[str], end: str) -> Sequence[str]:
