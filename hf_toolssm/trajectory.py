@@ -88,9 +88,9 @@ class Trajectory:
             at = kinds.index(StepKind.THOUGHT, marker + 1)
             raise CorruptRowError(f"a thought stands behind the answer marker (step {at}): rebuild the row")
         follows = zip([StepKind.THOUGHT, *kinds], kinds)
-        at = next((at for at, pair in enumerate(follows) if pair in _OBSERVED_NOTHING), None)
-        if at is not None:
-            raise CorruptRowError(f"an observation follows no command (step {at}): rebuild the row")
+        orphan = next((at for at, pair in enumerate(follows) if pair in _OBSERVED_NOTHING), None)
+        if orphan is not None:
+            raise CorruptRowError(f"an observation follows no command (step {orphan}): rebuild the row")
         if "".join(t for t, kind in zip(texts[marker:], kinds[marker:]) if kind is StepKind.OUTPUT) != self.answer:
             raise CorruptRowError(f"the outputs are not the answer {self.answer[:40]!r}: rebuild the row")
         return self
