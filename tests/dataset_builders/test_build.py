@@ -14,7 +14,15 @@ import pytest
 from datasets import load_dataset
 
 from dataset_builders import build
-from dataset_builders.builder import TRAINING, ProblemSet, TrajectoryBuilder, evaluation_sets, generate_rows
+from dataset_builders.addition import Addition
+from dataset_builders.builder import (
+    TRAINING,
+    ProblemSet,
+    ReferenceTrajectories,
+    TrajectoryBuilder,
+    evaluation_sets,
+    generate_rows,
+)
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError, TooFewProblemsError
 from hf_toolssm.locality import locality
 from hf_toolssm.trajectory import Trajectory
@@ -200,3 +208,18 @@ def test_nothing_to_build_is_said_at_once(tmp_path, capsys):
     with pytest.raises(SystemExit):
         build.main(["addition", "--output", str(tmp_path)])
     assert "nothing to build" in capsys.readouterr().err
+
+
+def test_reference_trajectories_are_the_rows_of_the_dataset_and_are_solved_when_they_are_asked_for(monkeypatch):
+    (problems,) = evaluation_sets("addition", "local", [6], [], 5)
+    rows = [Trajectory.from_row(row) for row in generate_rows(problems, "test", 0, 5)]
+    solved = []
+    solve = Addition.solve
+    monkeypatch.setattr(Addition, "solve", lambda *words: solved.append(words[1]) or solve(*words))
+    references = ReferenceTrajectories(problems, "test")
+    assert len(references) == 5
+    assert solved == []
+    assert (references[-1].answer, len(solved)) == (rows[-1].answer, 1)
+    assert [r.to_row() for r in references[1:3]] == [r.to_row() for r in rows[1:3]]
+    assert len(solved) == 3
+    assert [r.to_row() for r in references] == [r.to_row() for r in rows]

@@ -1,4 +1,4 @@
-"""A committed dataset card is what its own commands build, for every task."""
+"""A committed dataset card is what its own commands build, for every task and Turing machine."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from dataset_builders.build import main as build
-from dataset_builders.task import available_tasks
+from dataset_builders.task import available_machines, available_tasks
 
 CARDS = Path(__file__).parents[2] / "dataset_builders" / "cards"
 
 
-@pytest.mark.parametrize("task", available_tasks())
+@pytest.mark.parametrize("task", [*available_tasks(), *available_machines()])
 def test_the_commands_on_a_card_build_the_dataset_with_that_card(task, tmp_path):
     card = (CARDS / f"{task}.md").read_text()
     commands = re.findall(r"^python -m dataset_builders\.build (.*)$", card, re.MULTILINE)

@@ -94,6 +94,14 @@ def test_a_machine_of_the_users_own_is_one_file_and_one_command_away_from_a_mode
         assert str(tmp_path) not in (tmp_path / "mine" / name).read_text(), name
 
 
+def test_a_test_set_that_does_not_exist_is_said_before_the_training(tmp_path):
+    words = ["recipes/sft.py", "--config", "recipes/configs/turing_machine_cpu.yaml", "--task", "copy"]
+    words += ["--eval_lengths", "1", "--output_dir", str(tmp_path / "copy")]  # a word and a sign are two symbols
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert "TooFewProblemsError: no input has 1 symbols" in done.stderr
+    assert not (tmp_path / "copy").exists()
+
+
 def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_path):
     command = f"accelerate launch recipes/sft.py --config {CONFIG} --mixture sorting:3=0.5 logical_graph:2=0.5"
     run(shlex_small(f"{command} --output_dir {tmp_path}/mixed", tmp_path))
