@@ -4,10 +4,10 @@
     python recipes/theory/fixed_state.py --runs outputs/reproduce/regimes
 
 takes models that answer at once, think first, or make one call, and lets each answer problems that all have different
-answers. When the last token of the problem is read, only the state knows the problem: it is rounded to `--bits` bits
-(the numbers of the state that vary most, one bit each; the rest become their mean), so that there are at most 2^bits
-states, and from there at most as many answers, however long the model thinks and whatever one call shows it. With N
-problems the error is at least 1 - 2^bits / N. Writes `table.md`, `results.json` and `answers.png`.
+answers. When the last token of the problem is read, only the state knows the problem: it is rounded to `--bits` bits,
+to the nearest of 2^bits states that the first problems gave, and from there come at most as many answers, however long
+the model thinks and whatever one call shows it. With N problems the error is at least 1 - 2^bits / N, and a model that
+knows all answers meets it. Writes `table.md`, `results.json` and `answers.png`.
 """
 
 import json
@@ -25,7 +25,7 @@ from hf_toolssm import Session
 from hf_toolssm.evaluation.report import hardware, markdown_table, write_json
 from hf_toolssm.files import write_whole
 from hf_toolssm.models.architectures import load_model
-from hf_toolssm.models.cache_tensors import cache_tensors, replace_tensors
+from hf_toolssm.models.cache_tensors import cache_tensors
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.protocols import Renderer
 
@@ -118,16 +118,12 @@ def answers(model: Any, tokenizer: Any, problems: list[str], bits: int | None) -
 
 
 def rounded(state: ModelState, bits: int) -> ModelState:
-    """A state of that many bits: the numbers that vary most over the rows, each rounded to one of two values."""
-    named = cache_tensors(state.cache)
-    flat = torch.cat([tensor.reshape(len(state.lengths), -1) for tensor in named.values()], dim=1)
-    mean, deviation = flat.mean(0), flat.std(0)
-    kept = deviation.topk(bits).indices
-    coarse = mean.repeat(len(flat), 1)
-    coarse[:, kept] += torch.where(flat[:, kept] > mean[kept], 1, -1) * deviation[kept]
-    parts = coarse.split([tensor[0].numel() for tensor in named.values()], dim=1)
-    shaped = {name: part.reshape(tensor.shape).contiguous() for (name, tensor), part in zip(named.items(), parts)}
-    return ModelState(replace_tensors(state.cache, shaped), list(state.lengths), state.logits)
+    """A state of that many bits: every row's becomes the nearest of the first 2^bits rows'."""
+    numbers = [tensor.flatten(1) for tensor in cache_tensors(state.cache).values()]
+    flat = torch.cat(numbers, dim=1)
+    # Every number counts in units of its own spread; what is the same in all rows is 0, and does not drown the rest.
+    flat = (flat - flat.mean(0)) / flat.std(0).clamp_min(1e-6)
+    return state.select(torch.cdist(flat, flat[: 2**bits]).argmin(1).tolist())
 
 
 def counted(found: list[str], problems: dict[str, str], bits: int | None) -> dict[str, Any]:
