@@ -68,7 +68,7 @@ def build_folder(problem_sets: Sequence[ProblemSet], folder: Path | str, num_pro
 
     folder = Path(folder)
     shards = [shard for problems in problem_sets for shard in plan_shards(problems, folder)]
-    _check_one_task(folder, {task_file(problems.task) for problems in problem_sets})
+    _check_one_task(folder, {(task_file(p.task), load_task(p.task).version) for p in problem_sets})
     for directory in {shard.path.parent for shard in shards}:
         _check_directory(directory, {shard.path: shard for shard in shards})
     for task in {problems.task for problems in problem_sets}:
@@ -124,10 +124,13 @@ def read_identity(path: Path, verify: bool = False) -> dict[str, Any] | None:
         return None
 
 
-def _check_one_task(folder: Path, tasks: set[str]) -> None:
-    found = tasks | {identity["task"] for path in folder.glob("*/*.parquet") if (identity := read_identity(path))}
+def _check_one_task(folder: Path, tasks: set[tuple[str, str]]) -> None:
+    """The card of a folder tells of one task, in one version."""
+    identities = [identity for path in folder.glob("*/*.parquet") if (identity := read_identity(path))]
+    found = tasks | {(identity["task"], identity["version"]) for identity in identities}
     if len(found) > 1:
-        raise DatasetMismatchError(f"{folder} would hold {' and '.join(sorted(found))}: choose another --output")
+        named = " and ".join(f"{task}, version {version}" for task, version in sorted(found))
+        raise DatasetMismatchError(f"{folder} would hold {named}: choose another --output")
 
 
 def _check_directory(directory: Path, expected: dict[Path, Shard]) -> None:

@@ -90,7 +90,10 @@ def problem_at(task: Task, problems: ProblemSet, split: str, index: int) -> str:
             problem = task.sample_adversarial(problems.kind, rng, problems.length, index)
         if split_of(task, problem) == split:
             return problem
-    raise TooFewProblemsError(f"no problem of {problems.name} falls into the split {split}: choose a larger length")
+    raise TooFewProblemsError(
+        f"no problem of {problems.name} falls into the split {split}: choose a larger length"
+        + (", or no validation split" if split == "validation" else "")
+    )
 
 
 def generate_rows(problems: ProblemSet, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
@@ -184,7 +187,7 @@ class ReferenceTrajectories(Sequence[Trajectory]):
 
     Raises:
         TooFewProblemsError: the split has too few problems of that length.
-        DidNotHaltError: a Turing machine halts on none of them.
+        DidNotHaltError, NoRuleError: a Turing machine does not solve one.
     """
 
     def __init__(self, problem_set: ProblemSet, split: str) -> None:

@@ -34,7 +34,11 @@ TAPE, STATE = "tape", "state"
 _FIELDS = {"symbols", "input", "start", "halt", "blank", "answer"}
 _FIELD = re.compile(r"([a-z]+)\s*:\s*(.*)")
 _RULE = re.compile(r"(\S+)\s+(\S+)\s+->\s+(\S+)(?:\s+(\S))?\s+([LRS])")
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_LATIN = "".join(letter for letter in map(chr, range(0xC0, 0x250)) if letter.isalpha())
+_LETTERS = f"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz{_LATIN}"
+
+MAX_CELLS = 10_000_000
+"""Of a tape, as of the tape tool."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Machine:
         """Runs the machine by itself, without a tool.
 
         Raises:
-            DidNotHaltError: it has not halted after that many steps.
+            DidNotHaltError: it has not halted after that many steps, or on `MAX_CELLS` cells.
             NoRuleError: it came to a state and a symbol of which the table says nothing.
         """
         # Blank cells are added on the side that the head leaves, so that an index is all that it takes.
@@ -127,6 +131,8 @@ class Machine:
                 raise
             at, steps = at + move, steps + 1
             if at == len(cells):
+                if at == MAX_CELLS:
+                    raise DidNotHaltError(f"{self.name} has not halted on {MAX_CELLS:,} cells, after {steps:,} steps")
                 cells.append(self.blank)
             elif at < 0:
                 spare = len(cells)  # doubling keeps the cost of moving all cells small
@@ -150,7 +156,7 @@ def read_machine(path: Path) -> Machine:
 def parse_machine(text: str, name: str) -> Machine:
     """The machine that a text describes; see `read_machine`."""
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    titles = [line.lstrip("# ") for _, line in lines[:1] if line.startswith("#")]
+    titles = [line.strip("# \t") for _, line in lines[:1] if line.startswith("#")]
     fields: dict[str, tuple[int, str]] = {}
     found: list[tuple[int, str, str, Rule]] = []
     for number, line in lines:
@@ -172,6 +178,8 @@ def parse_machine(text: str, name: str) -> Machine:
             raise InvalidMachineError(f"{name}: a line `{needed}: ...` is missing")
     symbols, blank = _alphabet(name, fields)
     halts = fields["halt"][1].split()
+    if not halts:
+        raise _wrong(name, fields["halt"][0], "halt names no state: write one or several in which the machine stops")
     rules = _rules(name, found, symbols, halts)
     start = fields["start"][1]
     _check_states(name, fields, found, start, halts)
@@ -272,6 +280,9 @@ def _letters(name: str, states: Sequence[str], symbols: str) -> dict[str, str]:
         if state not in letters:
             letter = next(free, None)
             if letter is None:
-                raise InvalidMachineError(f"{name}: {len(states)} states are more than there are letters for")
+                raise InvalidMachineError(
+                    f"{name}: {len(states)} states are more than the {len(_LETTERS)} letters that name them: leave "
+                    "states out, or give some of them a single character as their name"
+                )
             letters[state] = letter
     return {state: letters[state] for state in states}

@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from hf_toolssm.errors import InvalidMachineError, TooFewProblemsError
 
@@ -57,6 +58,15 @@ class Inputs:
         longest = [part.longest for part in self.parts]
         return None if None in longest else sum(length for length in longest if length is not None)
 
+    @property
+    def has_few_words(self) -> bool:
+        """Whether there are fewer than ten words of any length, as of unary numbers."""
+        open_ended = [part for part in self.parts if part.longest is None]
+        if self.shape is not None or len(open_ended) > 1 or any(len(part.symbols) > 1 for part in open_ended):
+            return False
+        bounded = [part for part in self.parts if part.longest is not None]
+        return prod(sum(len(p.symbols) ** n for n in range(p.shortest, (p.longest or 0) + 1)) for p in bounded) < 10
+
     def may_be_only(self, symbol: str) -> bool:
         """Whether a word can consist of that symbol alone."""
         return self.shape is None and all(symbol in part.symbols or part.shortest == 0 for part in self.parts)
@@ -67,6 +77,8 @@ class Inputs:
         Raises:
             TooFewProblemsError: there is no word of that length.
         """
+        if length < self.shortest or (self.longest is not None and length > self.longest):
+            raise TooFewProblemsError(f"no input has {length} symbols: choose another length")
         if self.shape == "palindrome":
             return self._palindrome(rng, length, runs)
         if self.shape == "balanced":
@@ -78,8 +90,6 @@ class Inputs:
     def _sizes(self, rng: random.Random, length: int) -> list[int]:
         """How long each part is. Bounded parts are drawn evenly as far as the others leave room; then open ones share
         what is left, at random cuts, and bounded ones take what is too much for them."""
-        if length < self.shortest or (self.longest is not None and length > self.longest):
-            raise TooFewProblemsError(f"no input has {length} symbols: choose another length")
         sizes, spare = [part.shortest for part in self.parts], length - sum(part.shortest for part in self.parts)
         bounded = [at for at, part in enumerate(self.parts) if part.longest is not None]
         for at in rng.sample(bounded, len(bounded)):

@@ -16,7 +16,13 @@ from typing import Any
 
 from dataset_builders.machine import LEFT, RIGHT, STATE, Machine
 from dataset_builders.task import task_tool
-from hf_toolssm.errors import DidNotHaltError, EmptyProblemError, InvalidProblemError, TooFewProblemsError
+from hf_toolssm.errors import (
+    DidNotHaltError,
+    EmptyProblemError,
+    InvalidProblemError,
+    TapeFullError,
+    TooFewProblemsError,
+)
 from hf_toolssm.tools.recorder import Recorder
 from hf_toolssm.tools.tape import TAPE_BEGIN, TAPE_END, TAPE_LEFT, TAPE_READ, TAPE_RIGHT, tape_write
 from hf_toolssm.trajectory import ANSWER, Trajectory
@@ -28,6 +34,8 @@ MAX_STEPS = 1_000_000_000
 """Of the machine by itself, which finds the answer."""
 
 _DRAWS = 100
+
+_LONG = 16
 
 _MOVES = {LEFT: TAPE_LEFT, RIGHT: TAPE_RIGHT}
 
@@ -47,7 +55,9 @@ class TuringMachine:
         self.machine = machine
         self.title = machine.title
         # Where blank cells are an input, the tape of them alone is the problem that matters: a busy beaver's.
-        self.adversarial: Sequence[str] = ("runs", "blank") if machine.inputs.may_be_only(machine.blank) else ("runs",)
+        inputs, blank = machine.inputs, machine.blank
+        has_blank = inputs.may_be_only(blank) and inputs.symbols != {blank}
+        self.adversarial: Sequence[str] = ("runs", "blank") if has_blank else ("runs",)
         self.version = f"1-{machine.digest}"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
@@ -70,6 +80,7 @@ class TuringMachine:
 
         Raises:
             DidNotHaltError: none was found.
+            NoRuleError: the machine's table does not say how it goes on.
         """
         for _ in range(_DRAWS):
             tape = self.machine.inputs.sample(rng, rng.randint(shortest, longest), runs)
@@ -80,7 +91,7 @@ class TuringMachine:
             return tape
         raise DidNotHaltError(
             f"{self.machine.name} did not halt within {allowed_steps(longest):,} steps, 200 + 10 n^2, on any of "
-            f"{_DRAWS} inputs of up to {longest} symbols: check its rules, or give it other inputs"
+            f"{_DRAWS} inputs of up to {longest} symbols: check its rules, or give it inputs on which it is faster"
         )
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
@@ -89,7 +100,8 @@ class TuringMachine:
         Raises:
             InvalidProblemError: no set has that name.
             TooFewProblemsError: no input has that length.
-            DidNotHaltError: the machine halts on none of it.
+            DidNotHaltError: the machine halts in time on none of many.
+            NoRuleError: its table does not say how it goes on.
         """
         if name not in self.adversarial:
             sets = ", ".join(self.adversarial)
@@ -100,7 +112,12 @@ class TuringMachine:
         return self._halting(rng, length, length, runs=True)
 
     def held_out(self, problem: str) -> bool:
-        return set(problem) == {self.machine.blank} != self.machine.inputs.symbols
+        """An empty tape; and of inputs of which there are few of each length, all that are longer than 16 symbols:
+        by their hash, most lengths would have none to test."""
+        inputs = self.machine.inputs
+        if len(problem) > _LONG and inputs.has_few_words:
+            return True
+        return set(problem) == {self.machine.blank} != inputs.symbols
 
     def length(self, problem: str) -> int:
         return len(problem)
@@ -111,11 +128,14 @@ class TuringMachine:
         Raises:
             EmptyProblemError: the problem is empty; an empty tape is one blank cell.
             InvalidProblemError: it has a symbol that the machine does not know.
-            DidNotHaltError: the machine did not halt within `RECORDED_STEPS`.
+            DidNotHaltError: the machine did not halt within `RECORDED_STEPS`, or on the tape's cells.
             NoRuleError: its table does not say how it goes on.
         """
         pen = Recorder(self._check(problem), task_tool(self, variant))
-        state = self._run(pen)
+        try:
+            state = self._run(pen)
+        except TapeFullError as error:
+            raise DidNotHaltError(f"{self.machine.name} has not halted: {error}") from error
         if self.machine.answer == STATE:
             pen.think(ANSWER)
             pen.output(self.machine.letters[state])

@@ -17,5 +17,5 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Writes a text that is there whole or not at all, also where several processes write it at once."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -30,7 +30,8 @@ class StepKind(StrEnum):
     OBSERVATION = "observation"
 
 
-_OBSERVED_NOTHING = {(StepKind.THOUGHT, StepKind.OBSERVATION), (StepKind.OUTPUT, StepKind.OBSERVATION)}
+# A kind, and the kind behind it: an observation that nothing called for.
+_UNCALLED = {(StepKind.THOUGHT, StepKind.OBSERVATION), (StepKind.OUTPUT, StepKind.OBSERVATION)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +72,10 @@ class Trajectory:
         """
         if not self.problem:
             raise EmptyProblemError("the problem has no cell: state a problem of at least one cell")
+        # Whole columns at a time, because trajectories of millions of steps pass here.
         texts, kinds = [s.text for s in self.steps], [s.kind for s in self.steps]
-        named = all(isinstance(cell, str) and cell for cell in {*self.problem, *texts})
-        if not named or not isinstance(self.answer, str):
+        types = {*map(type, self.problem), *map(type, texts), type(self.answer)}
+        if not all(issubclass(found, str) for found in types) or "" in self.problem or "" in texts:
             raise CorruptRowError("every cell and the answer are texts, and no cell is empty: rebuild the row")
         markers = [at for at, text in enumerate(texts) if text == ANSWER and kinds[at] is not StepKind.OBSERVATION]
         if len(markers) != 1 or kinds[markers[0]] is not StepKind.THOUGHT:
@@ -88,7 +90,7 @@ class Trajectory:
             at = kinds.index(StepKind.THOUGHT, marker + 1)
             raise CorruptRowError(f"a thought stands behind the answer marker (step {at}): rebuild the row")
         follows = zip([StepKind.THOUGHT, *kinds], kinds)
-        orphan = next((at for at, pair in enumerate(follows) if pair in _OBSERVED_NOTHING), None)
+        orphan = next((at for at, pair in enumerate(follows) if pair in _UNCALLED), None)
         if orphan is not None:
             raise CorruptRowError(f"an observation follows no command (step {orphan}): rebuild the row")
         if "".join(t for t, kind in zip(texts[marker:], kinds[marker:]) if kind is StepKind.OUTPUT) != self.answer:

@@ -18,11 +18,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from dataset_builders.task import Task, example_rng, load_task, task_name
+from dataset_builders.task import Task, example_rng, load_task, task_beside, task_name
 from hf_toolssm.errors import DidNotHaltError, ToolSSMError
 from hf_toolssm.models.architectures import load_model
 
 ROOT = Path(__file__).parents[1]
+
+
+FIELDS = {
+    **dict.fromkeys(("task", "task_version", "variant", "problem_sha256", "answer_sha256", "weights_sha256"), str),
+    **dict.fromkeys(("length", "seed", "tokens"), int),
+    **dict.fromkeys(("complete", "exact"), bool),
+}
+"""What is checked of a certificate; beside it the problem as a text, or null for one that is drawn."""
 
 
 class CertificateError(ToolSSMError):
@@ -35,7 +43,8 @@ def main() -> None:
     parser.add_argument("--model", help="a folder or a Hub id, which must hold the weights of the run")
     parser.add_argument("--answer-only", action="store_true", help="do not count the right trajectory's tokens")
     options = parser.parse_args()
-    for line in verify(read(options.certificate), options.model, not options.answer_only):
+    folder = options.certificate.parent
+    for line in verify(read(options.certificate), folder, options.model, not options.answer_only):
         print(line, flush=True)
 
 
@@ -49,20 +58,27 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CertificateError(f"{path} cannot be read as a certificate: {error}") from error
-    needed = {"task", "task_version", "variant", "length", "seed", "problem", "problem_sha256", "answer_sha256"}
-    needed |= {"complete", "exact", "tokens", "weights_sha256"}
-    if not isinstance(content, dict) or not needed <= content.keys():
+    if not isinstance(content, dict) or not (FIELDS.keys() | {"problem"}) <= content.keys():
         raise CertificateError(f"{path} is no certificate: recipes/long_problem.py writes one")
+    for name, kind in FIELDS.items():
+        if type(content[name]) is not kind:
+            raise CertificateError(f"{path}: {name} is {content[name]!r}, and not of the type {kind.__name__}")
     return content
 
 
-def verify(claim: Mapping[str, Any], model: str | None, count_tokens: bool) -> Iterator[str]:
+def verify(claim: Mapping[str, Any], folder: Path, model: str | None, count_tokens: bool) -> Iterator[str]:
     """Checks a claim, and says what holds, a line each.
+
+    Args:
+        claim: what `read` gives.
+        folder: where the certificate lies, beside it a table of the user's own.
+        model: a folder or a Hub id, which must hold the weights of the run; None checks no weights.
+        count_tokens: whether to solve the problem step by step.
 
     Raises:
         CertificateError: something does not hold.
     """
-    task = load_task(claim["task"])
+    task = load_task(task_beside(folder, claim["task"]))
     if task.version != claim["task_version"]:
         raise CertificateError(
             f"the task has changed since, from version {claim['task_version']} to {task.version}: check it with the "
@@ -71,7 +87,10 @@ def verify(claim: Mapping[str, Any], model: str | None, count_tokens: bool) -> I
     problem = state_problem(task, claim)
     if digest(problem) != claim["problem_sha256"]:
         raise CertificateError("the problem is another one: the certificate was edited")
-    yield f"the problem is {task_name(claim['task'])}, {claim['length']:,} {task.unit}, seed {claim['seed']}"
+    if task.length(problem) != claim["length"]:
+        raise CertificateError(f"the problem has {task.length(problem):,} {task.unit}, not {claim['length']}")
+    origin = f"seed {claim['seed']}" if claim["problem"] is None else "given as a text"
+    yield f"the problem is {task_name(claim['task'])}, {claim['length']:,} {task.unit}, {origin}"
     right = digest(task.answer(problem, claim["variant"])) == claim["answer_sha256"]
     if (right and claim["complete"]) != claim["exact"]:
         raise CertificateError(

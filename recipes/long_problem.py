@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.mixture import trained_part
-from dataset_builders.task import check_variant, load_task, task_beside, task_name
+from dataset_builders.task import check_variant, copy_table, load_task, task_beside, task_file, task_name
 from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
 from hf_toolssm.evaluation.report import hardware, training_facts, write_json
@@ -54,6 +54,7 @@ def main() -> None:
     check_variant(task, options.variant)
     problem = state_problem(task, asdict(options))
     options.length = task.length(problem)
+    expected = task.answer(problem, options.variant)  # before the run: a problem without an answer is said at once
     model = load_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     output = Path(options.output)
@@ -72,11 +73,11 @@ def main() -> None:
                 save(session, history, options, output)
                 saved, stride = time.perf_counter(), 100
     row = session.rows[0]
-    found, expected = session.answers[0], task.answer(problem, options.variant)
+    found = session.answers[0]
     wrong = first_difference(expected, found)
+    copy_table(options.task, output)
     certificate = {
         **stated(options),
-        "task_version": task.version,
         "problem_sha256": digest(problem),
         "exact": row.complete and wrong is None,
         "first_wrong_symbol": wrong,
@@ -100,8 +101,10 @@ def main() -> None:
 
 
 def stated(options: LongProblemArguments) -> dict[str, Any]:
-    """What says which problem it is."""
-    return {name: getattr(options, name) for name in ("task", "variant", "length", "seed", "problem")}
+    """What says which problem it is; a table of the user's own lies beside the certificate by its name."""
+    assert options.task is not None
+    named = {name: getattr(options, name) for name in ("variant", "length", "seed", "problem")}
+    return {"task": task_file(options.task), **named, "task_version": load_task(options.task).version}
 
 
 @dataclass
@@ -144,7 +147,7 @@ def open_session(options: LongProblemArguments, output: Path, model, tokenizer, 
 
 def save(session: Session, history: History, options: LongProblemArguments, output: Path) -> None:
     peak = max(history.peak_memory_mib, peak_memory_mib())
-    facts = {**asdict(options), **asdict(history), "peak_memory_mib": peak}
+    facts = {**stated(options), **asdict(history), "peak_memory_mib": peak}
     write_json(output / "progress.json", facts | {"seconds_per_token": history.seconds / session.tokens})
     session.save(output / "session.safetensors")
 

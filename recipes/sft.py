@@ -27,9 +27,9 @@ from trl import TrlParser
 from dataset_builders.build import build_folder
 from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
-from dataset_builders.task import Task, copy_table, example_rng, load_task, task_name
+from dataset_builders.task import Task, copy_table, example_rng, load_task, task_file, task_name
 from hf_toolssm import ToolMambaForCausalLM
-from hf_toolssm.errors import InvalidHubNameError, ToolSSMError, UnsafeTrainingError
+from hf_toolssm.errors import InvalidHubNameError, InvalidMixtureError, ToolSSMError, UnsafeTrainingError
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running
 from hf_toolssm.evaluation.report import REPORT_FILES, hardware, table, write_json, write_report
 from hf_toolssm.hub.model_card import write_model_card
@@ -125,10 +125,14 @@ def main() -> None:
     task = load_task(recipe.task)
     variant = recipe.variant or task.variants[0]
     shares = [parse_share(text) for text in recipe.mixture]
+    tables = {recipe.task, *(share.task for share in shares)}
+    if len({task_file(table) for table in tables}) < len(tables):
+        raise InvalidMixtureError(f"two tables of the mixture have the same name, of {sorted(tables)}: rename one")
     output = Path(config.output_dir)
     start = time.perf_counter()
     state = PartialState()
     # The problems before the training: a set that does not exist is said at once.
+    example = task.sample_training(example_rng("model card"), recipe.train_max_length)
     plain = test_problems(recipe, variant, recipe.eval_lengths, [])
     adversarial = test_problems(recipe, variant, [], recipe.eval_adversarial_lengths)
     with state.main_process_first():
@@ -179,7 +183,7 @@ def main() -> None:
         "task": copy_table(recipe.task, output),
         "variant": variant,
         "unit": task.unit,
-        "example_problem": task.sample_test(example_rng("model card"), recipe.train_max_length),
+        "example_problem": example,
         "train_max_length": recipe.train_max_length,
         "mixture": [str(share) for share in shares],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
@@ -294,7 +298,7 @@ def built_rows(recipe: RecipeArguments, share: Share, folder: Path) -> Dataset:
 
 
 def training_set(recipe: RecipeArguments, share: Share) -> ProblemSet:
-    sizes = (("train", recipe.num_examples), ("validation", 1_000))
+    sizes = (("train", recipe.num_examples),)
     return ProblemSet(share.task, TRAINING, share.max_length, sizes, share.variant, recipe.dataset_seed)
 
 

@@ -34,6 +34,7 @@ def test_a_row_gives_back_the_trajectory(addition):
         (solved(("thought", None), MARKER, ("output", "1")), "are texts"),
         (solved(MARKER, ("output", "1"), problem=("1", "")), "no cell is empty"),
         (solved(MARKER, ("output", "1"), problem=(1, 2)), "are texts"),
+        (solved(MARKER, ("output", "1"), problem=(["1"], "=")), "are texts"),
         (solved(MARKER, ("output", "1"), answer=None), "are texts"),
     ],
 )

@@ -7,6 +7,9 @@ from typing import Any
 CONTEXT = 8
 """Tokens shown before a first error."""
 
+SLACK = 1.1
+"""How much longer than its reference a trajectory may get before it is cut: a lost model must not run for ever."""
+
 
 @dataclass(frozen=True)
 class FirstError:
@@ -69,6 +72,11 @@ class LengthResult:
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`, with the speed."""
         return asdict(self) | {"tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1)}
+
+
+def most_tokens(expected: int) -> int:
+    """How many tokens a run may take whose reference has so many; a few more where the reference is short."""
+    return int(expected * SLACK) + 8
 
 
 def first_difference(expected: Sequence[Any], found: Sequence[Any]) -> int | None:

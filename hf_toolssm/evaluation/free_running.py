@@ -10,19 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from hf_toolssm.evaluation.exactness import (
-    CONTEXT,
     LengthResult,
     RowOutcome,
     batches,
     first_error,
+    most_tokens,
     summarize,
 )
 from hf_toolssm.generation import generate_with_tools
 from hf_toolssm.protocols.render import Renderer
 from hf_toolssm.trajectory import StepKind, Trajectory
-
-SLACK = 1.1
-"""How much longer than its reference a trajectory may get before it is cut: a lost model must not run for ever."""
 
 
 def evaluate_free_running(
@@ -40,7 +37,8 @@ def evaluate_free_running(
         tokenizer: its tokenizer.
         problem_set, length: for the report.
         references: the problems with their reference trajectories; at least one.
-        batch_size: problems that run side by side; memory and speed depend on it, results do not. A sequence that
+        batch_size: problems that run side by side; memory and speed depend on it, and where a lost row
+            is cut, which no accuracy does. A sequence that
             solves what it is asked for holds no more solutions than that.
 
     Raises:
@@ -63,7 +61,7 @@ def evaluate_free_running(
                 **inputs,
                 tokenizer=tokenizer,
                 do_sample=False,
-                max_new_tokens=int(longest * SLACK) + CONTEXT,
+                max_new_tokens=most_tokens(longest),
                 return_dict_in_generate=True,
                 streamer=_ProgressStreamer(bar),
             )

@@ -13,13 +13,12 @@ from typing import cast
 
 from hf_toolssm.errors import ToolError
 from hf_toolssm.evaluation.exactness import (
-    CONTEXT,
     LengthResult,
     RowOutcome,
     first_error,
+    most_tokens,
     summarize,
 )
-from hf_toolssm.evaluation.free_running import SLACK
 from hf_toolssm.locality import END_OF_TRAJECTORY
 from hf_toolssm.tools import Tool
 from hf_toolssm.trajectory import ANSWER, StepKind, Trajectory
@@ -101,7 +100,7 @@ def evaluate_string_matching(
     outcomes, start = [], time.perf_counter()
     for number, reference in enumerate(references):
         expected = [s.text for s in reference.steps]
-        found, answer = learner.solve(reference.problem, tool, int(len(expected) * SLACK) + CONTEXT)
+        found, answer = learner.solve(reference.problem, tool, most_tokens(len(expected)))
         error = first_error(number, expected, found)
         outcomes.append(RowOutcome(reference.problem, answer == reference.answer, error is None, error, len(found)))
     return summarize(problem_set, length, "free-running", outcomes, time.perf_counter() - start)

@@ -82,8 +82,8 @@ def finished_runs(runs: Path, seed: int) -> dict[str, Path]:
     found = {}
     for path in runs.glob("*/results.json"):
         about = json.loads(path.read_text())
-        if about["seed"] == seed:
-            found[about["variant"]] = path.parent
+        if about.get("seed") == seed:
+            found[about.get("variant")] = path.parent
     if missing := [name for variant, name in REGIMES.items() if variant not in found]:
         raise SystemExit(f"{runs} holds no finished run of {missing[0]!r}: run recipes/reproduce/run.py regimes first")
     return {variant: found[variant] for variant in REGIMES}

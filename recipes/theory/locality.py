@@ -56,7 +56,7 @@ def of_task(
 
 def of_folder(folder: Path, rows: int) -> Iterator[tuple[str, list[Trajectory]]]:
     """The first rows of every split of every whole configuration."""
-    whole = [path for path in sorted(folder.iterdir()) if path.is_dir() and whole_identity(path) is not None]
+    whole = [path for path in sorted(folder.glob("*")) if path.is_dir() and whole_identity(path) is not None]
     if not whole:
         raise DatasetMismatchError(f"{folder} holds no dataset: build one by python -m dataset_builders.build")
     for path in whole:

@@ -24,6 +24,7 @@ from dataset_builders.mixture import merge_tools
 from dataset_builders.task import available_machines, load_task, split_of, task_tool
 from dataset_builders.turing_machine import TuringMachine
 from hf_toolssm.errors import (
+    DatasetMismatchError,
     DidNotHaltError,
     EmptyProblemError,
     InvalidMachineError,
@@ -33,6 +34,7 @@ from hf_toolssm.errors import (
     UnknownTaskError,
 )
 from hf_toolssm.locality import locality
+from hf_toolssm.tools.tape import Tape
 from hf_toolssm.trajectory import StepKind
 
 INCREMENT = """# Adds one.
@@ -212,6 +214,7 @@ def test_the_busy_beaver_of_five_states_halts_after_47_million_steps():
         (("symbols: 01_", "symbols: 011_"), "line 2: .*symbols must be different"),
         (("symbols: 01_", "symbols: 01"), "line 2: the blank '_' is none of the symbols"),
         (("halt: done", "halt: done\nanswer: both"), "line 6: answer is tape or state"),
+        (("halt: done", "halt:"), "line 5: halt names no state"),
         (("start: right\n", ""), "a line `start: ...` is missing"),
         (("start: right", "start: right\nstart: carry"), "line 5: start was given in line 4 already"),
     ],
@@ -267,8 +270,12 @@ def test_a_changed_table_is_another_task(tmp_path):
     path = tmp_path / "mine.tm"
     path.write_text(INCREMENT)
     before = load_task(str(path))
+    build([str(path), "--output", str(tmp_path / "rows"), "--train-max-length", "6", "--num-examples", "50"])
     path.write_text(INCREMENT + "# changed\n")
     assert load_task(str(path)).version != before.version
+    with pytest.raises(DatasetMismatchError, match=f"version {before.version}.*choose another --output"):
+        build([str(path), "--output", str(tmp_path / "rows"), "--lengths", "9", "--num-problems", "2"])
+    assert (tmp_path / "rows" / "mine.tm").read_text() == INCREMENT
 
 
 def test_a_problem_that_the_machine_cannot_read_is_named():
@@ -321,9 +328,52 @@ def test_half_of_the_palindromes_are_some_at_odd_lengths_too():
 
 def test_a_tape_of_blanks_is_held_out_where_there_are_other_inputs_only():
     only = TuringMachine(parse_machine(INCREMENT.replace("[01]+", "_+"), "only"))
-    assert {split_of(only, "_" * length) for length in range(1, 60)} == {"train", "validation", "test"}
+    assert "train" in {split_of(only, "_" * length) for length in range(1, 17)}
+    assert only.adversarial == ("runs",)
     apart = TuringMachine(parse_machine(INCREMENT.replace("[01]+", "1+_1+"), "apart"))
     assert apart.adversarial == ("runs",)
+
+
+@pytest.mark.parametrize("pattern", ["1+", "1+_", "0{0,3}1+"])
+def test_inputs_of_which_there_are_few_have_some_to_train_on_and_every_longer_one_to_test(pattern):
+    """By their hash alone a unary number of 1,000 is in the test split with one chance in ten, or nowhere."""
+    task = TuringMachine(parse_machine(INCREMENT.replace("[01]+", pattern), "few"))
+    rng = random.Random(0)
+    assert "train" in {split_of(task, task.sample_training(rng, 8)) for _ in range(100)}
+    assert all(split_of(task, task.sample_test(rng, length)) == "test" for length in (17, 32, 100, 1_000))
+
+
+@pytest.mark.parametrize("pattern", ["[01]+", "1+_1+", "[01]{4,4}1+", "palindrome [01]", "balanced 01"])
+def test_inputs_of_which_there_are_many_fall_into_every_split_at_every_length(pattern):
+    task = TuringMachine(parse_machine(INCREMENT.replace("[01]+", pattern), "many"))
+    rng = random.Random(0)
+    splits = [split_of(task, task.sample_test(rng, 60)) for _ in range(300)]
+    assert 0.5 < splits.count("train") / 300 < 0.95
+    assert {"train", "test"} <= set(splits)
+
+
+def test_a_machine_that_runs_off_ends_on_as_many_cells_as_the_tape_tool_has(monkeypatch):
+    from dataset_builders import machine
+
+    monkeypatch.setattr(machine, "MAX_CELLS", 500)
+    endless = INCREMENT.replace("right _  -> carry L", "right _  -> right R\nright x -> carry L").replace(
+        "01_", "01x_"
+    )
+    with pytest.raises(DidNotHaltError, match="endless has not halted on 500 cells, after 500 steps"):
+        parse_machine(endless, "endless").run("0", 10**9)
+    assert machine.MAX_CELLS == 500
+    assert Tape().max_cells == 10_000_000
+
+
+def test_a_machine_may_have_hundreds_of_states_with_a_letter_each():
+    chain = "".join(f"s{n} 01_ -> s{n + 1} R\n" for n in range(300))
+    table = f"symbols: 01_\ninput: [01]+\nstart: s0\nhalt: s300\n{chain}"
+    letters = parse_machine(table, "chain").letters
+    assert len(set(letters.values())) == len(letters) == 301
+    assert all(len(letter) == 1 for letter in letters.values())
+    longer = table.replace("halt: s300", "halt: s1000") + "".join(f"s{n} 0 -> s{n + 1} R\n" for n in range(300, 1_000))
+    with pytest.raises(InvalidMachineError, match="1001 states are more than the .* letters that name them"):
+        parse_machine(longer, "chain")
 
 
 def test_a_table_of_another_editor_is_read(tmp_path):

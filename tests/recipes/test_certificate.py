@@ -73,12 +73,12 @@ def test_a_wrong_answer_is_confirmed_as_wrong(record):
 def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
     tokens = len(load_task("binary_increment").solve("1011", "tape").steps) + 1
     right = claim | {"exact": True, "complete": True, "answer_sha256": sha256(b"1100").hexdigest(), "tokens": tokens}
-    assert list(certificates.verify(right, None, True))[1:] == [
+    assert list(certificates.verify(right, ROOT, None, True))[1:] == [
         "the answer is right",
         f"the right trajectory has as many tokens, {tokens}",
     ]
     with pytest.raises(certificates.CertificateError, match=f"has {tokens} tokens, and the certificate says 7"):
-        list(certificates.verify(right | {"tokens": 7}, None, True))
+        list(certificates.verify(right | {"tokens": 7}, ROOT, None, True))
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,14 @@ def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
         ({"exact": True}, "says exact: True, but its answer is wrong"),
         ({"task_version": "0"}, "the task has changed since, from version 0"),
         ({"problem": "1010"}, "the problem is another one"),
+        ({"length": 1_000_000}, "the problem has 4 symbols, not 1000000"),
         ({"problem": None}, "the problem is another one"),
         ({"weights_sha256": "0"}, "has other weights"),
     ],
 )
 def test_what_is_not_so_is_refused(certificates, record, claim, changes, message):
     with pytest.raises(certificates.CertificateError, match=message):
-        list(certificates.verify(claim | changes, str(record / "model"), True))
+        list(certificates.verify(claim | changes, record, str(record / "model"), True))
 
 
 def test_what_is_no_certificate_is_named(certificates, tmp_path):
@@ -102,6 +103,33 @@ def test_what_is_no_certificate_is_named(certificates, tmp_path):
         certificates.read(tmp_path / "other.json")
     with pytest.raises(certificates.CertificateError, match="cannot be read"):
         certificates.read(tmp_path / "none.json")
+
+
+def test_a_field_of_another_type_is_named(certificates, tmp_path, claim):
+    (tmp_path / "edited.json").write_text(json.dumps(claim | {"tokens": "200"}))
+    with pytest.raises(certificates.CertificateError, match="tokens is '200', and not of the type int"):
+        certificates.read(tmp_path / "edited.json")
+
+
+def test_a_certificate_of_the_users_own_machine_is_checked_wherever_its_folder_is_moved(record, tmp_path):
+    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text()
+    (tmp_path / "mine.tm").write_text(table)
+    words = ["--model", record / "model", "--task", tmp_path / "mine.tm", "--problem", "1011"]
+    done = run("long_problem", *words, "--output", tmp_path / "run", "--max_new_tokens", "200")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (tmp_path / "mine.tm").unlink()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    done = run("certificate", tmp_path / "moved" / "certificate.json")
+    assert "the problem is mine, 4 symbols, given as a text" in done.stdout, done.stderr[-2000:]
+
+
+def test_a_problem_without_an_answer_is_said_before_the_run(record, tmp_path):
+    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text()
+    (tmp_path / "hole.tm").write_text(table.replace("carry 0_ ->", "carry 0 ->"))
+    words = ["--model", record / "model", "--task", tmp_path / "hole.tm", "--problem", "11"]
+    done = run("long_problem", *words, "--output", tmp_path / "run")
+    assert "NoRuleError: hole has no rule for the state carry on '_'" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_problem_is_either_given_or_drawn(record):
