@@ -30,8 +30,8 @@ from hf_toolssm.trajectory import ANSWER, Trajectory
 RECORDED_STEPS = 20_000_000
 """A trajectory of more steps would not fit into memory."""
 
-MAX_STEPS = 1_000_000_000
-"""Of the machine by itself, which finds the answer."""
+MAX_STEPS = 200_000_000
+"""Of the machine by itself, which finds the answer: a minute of a machine that never halts."""
 
 _DRAWS = 100
 
