@@ -26,7 +26,7 @@ from pathlib import Path
 
 from dataset_builders.machine_inputs import Inputs, parse_inputs
 from hf_toolssm.errors import DidNotHaltError, InvalidMachineError, NoRuleError, UnknownToolError
-from hf_toolssm.tools.tape import Tape
+from hf_toolssm.tools.tape import MAX_CELLS, Tape
 
 LEFT, RIGHT, STAY = "L", "R", "S"
 TAPE, STATE = "tape", "state"
@@ -36,9 +36,6 @@ _FIELD = re.compile(r"([a-z]+)\s*:\s*(.*)")
 _RULE = re.compile(r"(\S+)\s+(\S+)\s+->\s+(\S+)(?:\s+(\S))?\s+([LRS])")
 _LATIN = "".join(letter for letter in map(chr, range(0xC0, 0x250)) if letter.isalpha())
 _LETTERS = f"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz{_LATIN}"
-
-MAX_CELLS = 10_000_000
-"""Of a tape, as of the tape tool."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ class Machine:
         """Runs the machine by itself, without a tool.
 
         Raises:
-            DidNotHaltError: it has not halted after that many steps, or on `MAX_CELLS` cells.
+            DidNotHaltError: it has not halted after that many steps, or on as many cells as a tape may have.
             NoRuleError: it came to a state and a symbol of which the table says nothing.
         """
         # Blank cells are added on the side that the head leaves, so that an index is all that it takes.
@@ -130,13 +127,15 @@ class Machine:
                 self.rule(state, cells[at])
                 raise
             at, steps = at + move, steps + 1
-            if at == len(cells):
-                if at == MAX_CELLS:
-                    raise DidNotHaltError(f"{self.name} has not halted on {MAX_CELLS:,} cells, after {steps:,} steps")
-                cells.append(self.blank)
-            elif at < 0:
+            if 0 <= at < len(cells):
+                continue
+            if len(cells) >= MAX_CELLS:
+                raise DidNotHaltError(f"{self.name} has not halted on {len(cells):,} cells, after {steps:,} steps")
+            if at < 0:
                 spare = len(cells)  # doubling keeps the cost of moving all cells small
                 cells[:0], at = [self.blank] * spare, at + spare
+            else:
+                cells.append(self.blank)
         return Outcome(state, "".join(cells), steps)
 
 

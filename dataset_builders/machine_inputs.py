@@ -60,7 +60,7 @@ class Inputs:
 
     @property
     def has_few_words(self) -> bool:
-        """Whether there are fewer than ten words of any length, as of unary numbers."""
+        """Whether there are fewer than ten words of each length, as of unary numbers."""
         open_ended = [part for part in self.parts if part.longest is None]
         if self.shape is not None or len(open_ended) > 1 or any(len(part.symbols) > 1 for part in open_ended):
             return False

@@ -37,9 +37,8 @@ def evaluate_free_running(
         tokenizer: its tokenizer.
         problem_set, length: for the report.
         references: the problems with their reference trajectories; at least one.
-        batch_size: problems that run side by side; memory and speed depend on it, and where a lost row
-            is cut, which no accuracy does. A sequence that
-            solves what it is asked for holds no more solutions than that.
+        batch_size: problems that run side by side. Memory, speed and where a lost row is cut depend on it, accuracies
+            do not. Of references that are solved when they are asked for, no more are held than these.
 
     Raises:
         ValueError: there is no reference.

@@ -18,6 +18,9 @@ import numpy as np
 from hf_toolssm.errors import TapeFullError, UnknownCommandError, UnknownToolError
 from hf_toolssm.tools.tool import Cell
 
+MAX_CELLS = 10_000_000
+"""How long a tape may become where nobody says another number."""
+
 TAPE_READ = "<|tape_read|>"
 TAPE_LEFT = "<|tape_left|>"
 TAPE_RIGHT = "<|tape_right|>"
@@ -41,7 +44,7 @@ class Tape:
     time_limit = None
     reaches_outside = False
 
-    def __init__(self, symbols: str = "01", max_cells: int = 10_000_000) -> None:
+    def __init__(self, symbols: str = "01", max_cells: int = MAX_CELLS) -> None:
         printable = isinstance(symbols, str) and symbols.isascii() and symbols.isprintable() and " " not in symbols
         # Of other characters a large tokenizer knows single bytes, which look like them.
         if not printable or not symbols or len(set(symbols)) < len(symbols):

@@ -34,7 +34,6 @@ from hf_toolssm.errors import (
     UnknownTaskError,
 )
 from hf_toolssm.locality import locality
-from hf_toolssm.tools.tape import Tape
 from hf_toolssm.trajectory import StepKind
 
 INCREMENT = """# Adds one.
@@ -361,8 +360,11 @@ def test_a_machine_that_runs_off_ends_on_as_many_cells_as_the_tape_tool_has(monk
     )
     with pytest.raises(DidNotHaltError, match="endless has not halted on 500 cells, after 500 steps"):
         parse_machine(endless, "endless").run("0", 10**9)
-    assert machine.MAX_CELLS == 500
-    assert Tape().max_cells == 10_000_000
+    to_the_left = endless.replace("right _  -> right R", "right _  -> right L").replace(
+        "right 01 -> right R", "right 01 -> right L"
+    )
+    with pytest.raises(DidNotHaltError, match="endless has not halted on 512 cells"):
+        parse_machine(to_the_left, "endless").run("0", 10**9)
 
 
 def test_a_machine_may_have_hundreds_of_states_with_a_letter_each():
