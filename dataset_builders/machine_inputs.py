@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from hf_toolssm.errors import InvalidMachineError, TooFewProblemsError
@@ -58,7 +59,7 @@ class Inputs:
         longest = [part.longest for part in self.parts]
         return None if None in longest else sum(length for length in longest if length is not None)
 
-    @property
+    @cached_property
     def has_few_words(self) -> bool:
         """Whether there are fewer than ten words of each length, as of unary numbers."""
         open_ended = [part for part in self.parts if part.longest is None]

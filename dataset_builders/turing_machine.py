@@ -36,6 +36,7 @@ MAX_STEPS = 200_000_000
 _DRAWS = 100
 
 _LONG = 16
+"""Symbols; where there are few inputs of each length, longer ones are only tested."""
 
 _MOVES = {LEFT: TAPE_LEFT, RIGHT: TAPE_RIGHT}
 
@@ -112,7 +113,7 @@ class TuringMachine:
         return self._halting(rng, length, length, runs=True)
 
     def held_out(self, problem: str) -> bool:
-        """An empty tape; and of inputs of which there are few of each length, all that are longer than 16 symbols:
+        """An empty tape; and of inputs of which there are few of each length, all that are longer than `_LONG`:
         by their hash, most lengths would have none to test."""
         inputs = self.machine.inputs
         if len(problem) > _LONG and inputs.has_few_words:

@@ -262,7 +262,7 @@ def early_choice(
             "checkpoints would seem right"
         )
     problems = ProblemSet(recipe.task, TRAINING, recipe.choice_length, (("validation", 16),), variant)
-    references = ReferenceTrajectories(problems, "validation")
+    references = list(ReferenceTrajectories(problems, "validation"))  # solved once for all saves
     rows = Dataset.from_list([Renderer(tokenizer).render(reference) for reference in references])
 
     def accuracy(model: PreTrainedModel) -> float:
@@ -342,6 +342,8 @@ def model_and_tokenizer(
 def test_problems(
     recipe: RecipeArguments, variant: str, lengths: list[int], adversarial_lengths: list[int]
 ) -> list[ReferenceTrajectories]:
+    if not PartialState().is_main_process:
+        return []  # the others measure nothing
     sets = evaluation_sets(recipe.task, variant, lengths, adversarial_lengths, recipe.eval_num_problems)
     return [ReferenceTrajectories(problems, "test") for problems in sets]
 

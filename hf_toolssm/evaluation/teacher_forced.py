@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import UnsupportedArchitectureError
-from hf_toolssm.evaluation.exactness import CONTEXT, FirstError, LengthResult, RowOutcome, summarize
+from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, summarize
 from hf_toolssm.protocols.render import IGNORED, Renderer
 from hf_toolssm.trajectory import StepKind, Trajectory
 
@@ -77,15 +77,7 @@ def _stream(model, tokenizer, rendered: dict, reference: Trajectory, index: int,
     # Outputs, and the end after them, are what an answer is made of.
     output_at = {problem_tokens + at for at, step in enumerate(reference.steps) if step.kind is StepKind.OUTPUT}
     answer_exact = not any(int(at) + 1 in output_at or int(at) + 1 == len(labels) - 1 for at in wrong)
-    error = None
-    if len(wrong):
-        at = int(wrong[0]) + 1
-        text = tokenizer.convert_ids_to_tokens
-        error = FirstError(
-            problem=index,
-            position=at - problem_tokens,
-            expected=text(int(labels[at])),
-            found=text(int(found[at - 1])),
-            context=tuple(text(rendered["input_ids"][max(problem_tokens, at - CONTEXT) : at])),
-        )
+    followed = torch.where(expected == IGNORED, ids[0, 1:], found)[problem_tokens - 1 :].tolist()
+    written = rendered["input_ids"][problem_tokens:]
+    error = first_error(index, written, followed, tokenizer.convert_ids_to_tokens)
     return RowOutcome(reference.problem, answer_exact, error is None, error, len(labels) - problem_tokens)
