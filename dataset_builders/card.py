@@ -46,7 +46,7 @@ def write_card(folder: Path) -> None:
     first = summaries[0].identity
     task = load_task(task_beside(folder, first["task"]))
     template = jinja2.Template(
-        (Path(__file__).parent / "card_template.md").read_text(), trim_blocks=True, lstrip_blocks=True
+        (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True
     )
     text = template.render(
         task_name=task_name(first["task"]),

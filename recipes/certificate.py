@@ -55,7 +55,7 @@ def read(path: Path) -> dict[str, Any]:
         CertificateError: the file is none.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CertificateError(f"{path} cannot be read as a certificate: {error}") from error
     if not isinstance(content, dict) or not (FIELDS.keys() | {"problem"}) <= content.keys():
@@ -142,7 +142,7 @@ def weights_digest(model: PreTrainedModel) -> str:
 def commit() -> str | None:
     """The commit of this package's source, marked where files differ from it; None outside of a repository."""
     done = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty"], cwd=ROOT, capture_output=True, text=True
+        ["git", "describe", "--always", "--abbrev=40", "--dirty"], cwd=ROOT, capture_output=True, encoding="utf-8"
     )
     return done.stdout.strip() if done.returncode == 0 else None
 

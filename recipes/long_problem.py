@@ -135,7 +135,7 @@ def open_session(options: LongProblemArguments, output: Path, model, tokenizer, 
     history = History(commits=[commit()])
     if not path.exists() or not progress.exists():
         return Session.start(model, [Renderer(tokenizer).problem(problem)], tokenizer=tokenizer), history
-    before = json.loads(progress.read_text())
+    before = json.loads(progress.read_text(encoding="utf-8"))
     if any(before.get(name) != value for name, value in stated(options).items()):
         raise SystemExit(f"{output} holds a session of another problem: give another --output")
     session = Session.load(path, model, tokenizer=tokenizer)

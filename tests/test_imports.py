@@ -30,7 +30,7 @@ ALLOWED = {
 
 def imports(path):
     """Every module that a file names in an import, wherever it stands."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -68,7 +68,9 @@ def test_rooms_without_torch_name_no_torch(room):
 
 
 def run_python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, cwd=ROOT
+    ).stdout
 
 
 def test_importing_the_package_does_no_work_and_prints_nothing():
@@ -83,3 +85,13 @@ def test_tools_and_trajectories_load_no_torch():
 
 def test_every_public_name_exists():
     assert run_python("import hf_toolssm\nfor name in hf_toolssm.__all__: getattr(hf_toolssm, name)") == ""
+
+
+def test_no_subprocess_is_read_in_the_encoding_of_the_locale():
+    for path in (
+        path for room in ("hf_toolssm", "dataset_builders", "recipes", "tests") for path in (ROOT / room).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                options = {keyword.arg for keyword in node.keywords}
+                assert not options & {"text", "universal_newlines"} or "encoding" in options, f"{path}:{node.lineno}"

@@ -34,7 +34,7 @@ def hardware() -> dict[str, Any]:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -49,7 +49,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def training_facts(model: str) -> dict[str, Any]:
     """What `recipes/sft.py` wrote beside a model in a folder; nothing for any other."""
     path = Path(model) / "training.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def table(results: Sequence[LengthResult]) -> str:

@@ -79,7 +79,7 @@ def write_remote_code(folder: Path, tools: Iterable[Mapping[str, Any]]) -> list[
 def _source(module: str) -> str:
     spec = find_spec(module)
     assert spec is not None
-    return Path(str(spec.origin)).read_text()
+    return Path(str(spec.origin)).read_text(encoding="utf-8")
 
 
 def _imported(source: str) -> list[str]:

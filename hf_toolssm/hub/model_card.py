@@ -39,7 +39,7 @@ def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     try:
         results["task"] = Path(results["task"]).stem  # a Turing machine of the user's own is named by its file
-        return environment.from_string(template.read_text()).render(
+        return environment.from_string(template.read_text(encoding="utf-8")).render(
             results=results,
             config=config,
             path=repo_id or ".",
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         UnfinishedModelError: it is not whole.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UnfinishedModelError(
             f"{path} is no whole JSON file ({error}): save or measure the model again"

@@ -246,7 +246,7 @@ def last_whole_checkpoint(folder: Path) -> Path:
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())  # transformers writes it last
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # transformers writes it last
     except (OSError, json.JSONDecodeError):
         return False
     return True

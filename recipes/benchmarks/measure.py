@@ -92,7 +92,7 @@ def reset_peak() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only: musl gives memory back by itself
         if trim is not None:
             trim(0)
-        _CLEAR.write_text("5")
+        _CLEAR.write_text("5", encoding="utf-8")
 
 
 def peak_mib() -> float | None:
@@ -102,7 +102,7 @@ def peak_mib() -> float | None:
     """
     if not _CLEAR.exists():
         return None
-    (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+    (line,) = [line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
 
 

@@ -45,7 +45,10 @@ class Run:
 
     def identity(self) -> dict[str, Any]:
         """All that decides the run's results: the options, and what the configuration they name says now."""
-        return {**self.options, "configuration": yaml.safe_load((ROOT / self.options["config"]).read_text())}
+        return {
+            **self.options,
+            "configuration": yaml.safe_load((ROOT / self.options["config"]).read_text(encoding="utf-8")),
+        }
 
     def arguments(self) -> list[str]:
         """The options as `sft.py` reads them."""
@@ -106,7 +109,7 @@ def load_experiment(name: str, paper_sized: bool) -> Experiment:
     """
     if name not in names():
         raise SystemExit(f"there is no experiment {name!r}; they are {', '.join(names())}")
-    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    content = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     unknown = sorted(set(content) - _FIELDS)
     if unknown:
         raise SystemExit(

@@ -65,9 +65,13 @@ def main() -> None:
 def measured(model: Path, task: Run) -> dict[str, Any]:
     """The model's results on a task, at the lengths that the task's own configuration measures."""
     path = model / task.row.replace(" ", "_") / "results.json"
-    configured = {"task": "addition", **yaml.safe_load((ROOT / task.options["config"]).read_text()), **task.options}
+    configured = {
+        "task": "addition",
+        **yaml.safe_load((ROOT / task.options["config"]).read_text(encoding="utf-8")),
+        **task.options,
+    }
     lengths, number = configured["eval_lengths"], configured.get("eval_num_problems", 32)
-    found = json.loads(path.read_text())["by_length"] if path.exists() else []
+    found = json.loads(path.read_text(encoding="utf-8"))["by_length"] if path.exists() else []
     if [(r["length"], r["num_problems"]) for r in found] != [(length, number) for length in lengths]:
         command = [
             sys.executable,
@@ -79,18 +83,18 @@ def measured(model: Path, task: Run) -> dict[str, Any]:
         ]
         command += ["--lengths", *map(str, lengths), "--output", str(path.parent.resolve())]
         command += ["--num_problems", str(number)]
-        with (model / "log.txt").open("a") as log:
+        with (model / "log.txt").open("a", encoding="utf-8") as log:
             done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
             raise SystemExit(f"measuring {task.row} failed, see {model}/log.txt: the same command goes on")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def beside_specialists(summary: dict[str, Any], specialists: Path) -> dict[str, Any]:
     """The summary with, behind every task's row, that of its own models where these were run, and their hardware."""
     if not specialists.exists():
         raise SystemExit(f"{specialists} is not there: run recipes/reproduce/run.py table1, and give its folder")
-    own, rows = json.loads(specialists.read_text()), {}
+    own, rows = json.loads(specialists.read_text(encoding="utf-8")), {}
     for task, row in summary["rows"].items():
         rows[task] = row
         if task in own["rows"]:

@@ -70,7 +70,7 @@ def is_finished(run: Run, folder: Path) -> bool:
     """
     path = folder / run.name
     recorded = path / "run.json"
-    if recorded.exists() and json.loads(recorded.read_text()) != run.identity():
+    if recorded.exists() and json.loads(recorded.read_text(encoding="utf-8")) != run.identity():
         raise SystemExit(
             f"{path} was run with other options, or its configuration has changed since: give another --output, or "
             "delete that folder"
@@ -90,7 +90,7 @@ def train(run: Run, folder: Path, accelerate_config: str) -> None:
         command += ["--resume_from_checkpoint", "true"]
     except NoCheckpointError:
         pass  # nothing to go on from
-    with (output / "log.txt").open("a") as log:
+    with (output / "log.txt").open("a", encoding="utf-8") as log:
         done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
         raise SystemExit(f"{run.name} failed, see {output}/log.txt: repair it, and the same command goes on")
@@ -99,7 +99,9 @@ def train(run: Run, folder: Path, accelerate_config: str) -> None:
 def report(experiment: Experiment, runs: list[Run], folder: Path) -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        results.setdefault(run.row, []).append(json.loads((folder / run.name / "results.json").read_text()))
+        results.setdefault(run.row, []).append(
+            json.loads((folder / run.name / "results.json").read_text(encoding="utf-8"))
+        )
     summary = summarize(experiment, results)
     print(write_summary(summary, folder))
     print(f"table.md, summary.json and accuracy.png are in {folder}")

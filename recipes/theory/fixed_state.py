@@ -81,7 +81,7 @@ def finished_runs(runs: Path, seed: int) -> dict[str, Path]:
     """
     found = {}
     for path in runs.glob("*/results.json"):
-        about = json.loads(path.read_text())
+        about = json.loads(path.read_text(encoding="utf-8"))
         if about.get("seed") == seed:
             found[about.get("variant")] = path.parent
     if missing := [name for variant, name in REGIMES.items() if variant not in found]:

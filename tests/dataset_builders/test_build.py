@@ -66,7 +66,7 @@ def test_load_dataset_gives_the_rows_that_the_card_describes(tmp_path, small_sha
         for split, size in problems.sizes:
             assert list(loaded[split]) == list(generate_rows(problems, split, 0, size))
     assert set(load_dataset(str(folder), cache_dir=tmp_path / "cache")) == {"train", "validation"}
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     for problems in sets:
         rows = [Trajectory.from_row(r) for split, n in problems.sizes for r in generate_rows(problems, split, 0, n)]
         (line,) = [line for line in card.splitlines() if line.startswith(f"| `{problems.name}`")]
@@ -79,7 +79,7 @@ def test_load_dataset_gives_the_rows_that_the_card_describes(tmp_path, small_sha
 
 def test_the_commands_on_the_card_build_the_folder_again(tmp_path):
     sets = [training_set(), *evaluation_sets("addition", "two_pointers", [4], [], 5)]
-    card = (build.build_folder(sets, tmp_path / "first") / "README.md").read_text()
+    card = (build.build_folder(sets, tmp_path / "first") / "README.md").read_text(encoding="utf-8")
     commands = [line for line in card.splitlines() if line.startswith("python -m dataset_builders.build")]
     assert len(commands) == 2
     for command in commands:
@@ -165,7 +165,7 @@ def test_a_flipped_bit_is_found(tmp_path):
 
 
 def test_what_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(DatasetWriteError, match="choose another --output"):
         build.build_folder([training_set()], tmp_path / "file")
 
@@ -190,7 +190,7 @@ def test_a_second_call_adds_configurations_and_rebuilds_none(tmp_path):
     stamp = shard.stat().st_mtime_ns
     build.build_folder(evaluation_sets("addition", "local", [4], [], 5), folder)
     assert shard.stat().st_mtime_ns == stamp
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert "config_name: max_length_3" in card
     assert "config_name: length_4" in card
 

@@ -13,9 +13,9 @@ CARDS = Path(__file__).parents[2] / "dataset_builders" / "cards"
 
 @pytest.mark.parametrize("task", [*available_tasks(), *available_machines()])
 def test_the_commands_on_a_card_build_the_dataset_with_that_card(task, tmp_path):
-    card = (CARDS / f"{task}.md").read_text()
+    card = (CARDS / f"{task}.md").read_text(encoding="utf-8")
     commands = re.findall(r"^python -m dataset_builders\.build (.*)$", card, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
         build(command.replace("FOLDER", str(tmp_path / "rows")).split())
-    assert (tmp_path / "rows" / "README.md").read_text() == card
+    assert (tmp_path / "rows" / "README.md").read_text(encoding="utf-8") == card

@@ -226,11 +226,13 @@ def test_a_wrong_table_is_named_with_its_line(change, message):
 
 def test_a_machine_that_does_not_halt_is_said_so_before_anything_is_built(tmp_path):
     path = tmp_path / "endless.tm"
-    path.write_text(INCREMENT.replace("right _  -> carry L", "right _  -> right R\nright_ 0 -> carry L"))
+    path.write_text(
+        INCREMENT.replace("right _  -> carry L", "right _  -> right R\nright_ 0 -> carry L"), encoding="utf-8"
+    )
     with pytest.raises(InvalidMachineError):  # a state that is never reached: the typo that makes it endless
         load_task(str(path))
     endless = INCREMENT.replace("right _  -> carry L", "right _  -> right R\nright x -> carry L")
-    path.write_text(endless.replace("01_", "01x_"))
+    path.write_text(endless.replace("01_", "01x_"), encoding="utf-8")
     with pytest.raises(DidNotHaltError, match="endless did not halt within"):
         build([str(path), "--output", str(tmp_path / "rows"), "--train-max-length", "4", "--num-examples", "5"])
     assert not list(tmp_path.glob("rows/*/*.parquet"))
@@ -240,7 +242,7 @@ def test_a_machine_that_does_not_halt_is_said_so_before_anything_is_built(tmp_pa
 
 def test_a_missing_rule_is_named_when_the_machine_comes_to_it(tmp_path):
     path = tmp_path / "increment.tm"
-    path.write_text(INCREMENT.replace("carry 0_ ->", "carry 0 ->"))
+    path.write_text(INCREMENT.replace("carry 0_ ->", "carry 0 ->"), encoding="utf-8")
     task = load_task(str(path))
     assert task.solve("101", "tape").answer == "110"
     for solve in (task.solve, task.answer):
@@ -250,14 +252,14 @@ def test_a_missing_rule_is_named_when_the_machine_comes_to_it(tmp_path):
 
 def test_a_users_own_machine_is_one_file_away_from_a_dataset(tmp_path):
     path = tmp_path / "mine.tm"
-    path.write_text(INCREMENT)
+    path.write_text(INCREMENT, encoding="utf-8")
     build([str(path), "--output", str(tmp_path / "rows"), "--train-max-length", "6", "--num-examples", "50"])
-    card = (tmp_path / "rows" / "README.md").read_text()
+    card = (tmp_path / "rows" / "README.md").read_text(encoding="utf-8")
     assert "python -m dataset_builders.build mine.tm --output FOLDER" in card
     assert str(tmp_path) not in card
-    assert (tmp_path / "rows" / "mine.tm").read_text() == INCREMENT
+    assert (tmp_path / "rows" / "mine.tm").read_text(encoding="utf-8") == INCREMENT
     write_card(tmp_path / "rows")  # from what lies there
-    assert (tmp_path / "rows" / "README.md").read_text() == card
+    assert (tmp_path / "rows" / "README.md").read_text(encoding="utf-8") == card
     assert 'pretty_name: "Adds one."' in card
     assert "of `mine`" in card
     moved = shutil.copytree(tmp_path, tmp_path.parent / "elsewhere") / "mine.tm"
@@ -267,14 +269,14 @@ def test_a_users_own_machine_is_one_file_away_from_a_dataset(tmp_path):
 
 def test_a_changed_table_is_another_task(tmp_path):
     path = tmp_path / "mine.tm"
-    path.write_text(INCREMENT)
+    path.write_text(INCREMENT, encoding="utf-8")
     before = load_task(str(path))
     build([str(path), "--output", str(tmp_path / "rows"), "--train-max-length", "6", "--num-examples", "50"])
-    path.write_text(INCREMENT + "# changed\n")
+    path.write_text(INCREMENT + "# changed\n", encoding="utf-8")
     assert load_task(str(path)).version != before.version
     with pytest.raises(DatasetMismatchError, match=f"version {before.version}.*choose another --output"):
         build([str(path), "--output", str(tmp_path / "rows"), "--lengths", "9", "--num-problems", "2"])
-    assert (tmp_path / "rows" / "mine.tm").read_text() == INCREMENT
+    assert (tmp_path / "rows" / "mine.tm").read_text(encoding="utf-8") == INCREMENT
 
 
 def test_a_problem_that_the_machine_cannot_read_is_named():

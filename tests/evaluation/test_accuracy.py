@@ -160,7 +160,7 @@ def test_the_report_has_the_figures_the_picture_and_the_machine(tmp_path):
     about = {"task": "addition", "unit": "digits", "train_max_length": 5}
     plain, adversarial = [result(5, 1.0), result(100, 0.5)], [result(100, 0.25, "all_carries")]
     write_report(tmp_path, plain, adversarial, about)
-    content = json.loads((tmp_path / "results.json").read_text())
+    content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [(r["length"], r["num_problems"], r["answer_accuracy"]) for r in content["by_length"]] == [
         (5, 8, 1.0),
         (100, 8, 0.5),

@@ -104,7 +104,7 @@ def test_options_of_generate_steer_it_as_they_steer_the_package(saved, capsys):
 def test_the_code_beside_a_model_is_its_own_tools_and_imports_nothing_of_the_package(saved):
     _, _, model, folder = saved
     (spec,) = model.config.tools
-    code = {path.stem: path.read_text() for path in folder.glob("*.py")}
+    code = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
     assert {name for name in available_tools() if f"hf_toolssm_{name}" in code} == {spec["name"]}
     for name, text in code.items():
         for node in ast.walk(ast.parse(text)):
@@ -126,7 +126,7 @@ model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=
 inputs = tokenizer({problems!r}, padding=True, return_tensors="pt")
 print(json.dumps(model.generate(**inputs, max_new_tokens=90).tolist()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=folder.parent)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout) == run(model, tokenizer, problems).sequences.tolist()
 
@@ -141,7 +141,7 @@ model = AutoModelForCausalLM.from_pretrained({str(folder)!r})
 again = AutoModelForCausalLM.from_pretrained({str(folder)!r}, config=model.config)
 print(type(model).__module__, type(model) is type(again) is type(AutoModelForCausalLM.from_config(model.config)))
 """
-    done = subprocess.run([sys.executable, "-c", "\n".join([*imports, code])], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "\n".join([*imports, code])], capture_output=True, encoding="utf-8")
     assert done.stdout == "hf_toolssm.models.modeling_tool_mamba True\n", done.stderr[-2000:]
 
 
@@ -163,9 +163,9 @@ def test_a_saved_session_loads_after_its_model_was_saved_elsewhere(model, tokeni
 
 
 def test_saving_leaves_the_users_own_modules_alone(model, tmp_path):
-    (tmp_path / "tools.py").write_text("MINE = True\n")
+    (tmp_path / "tools.py").write_text("MINE = True\n", encoding="utf-8")
     model.save_pretrained(tmp_path)
-    assert (tmp_path / "tools.py").read_text() == "MINE = True\n"
+    assert (tmp_path / "tools.py").read_text(encoding="utf-8") == "MINE = True\n"
     assert {path.name for path in tmp_path.glob("*.py") if not path.name.startswith("hf_toolssm_")} == {"tools.py"}
 
 
@@ -180,13 +180,13 @@ def test_a_batch_that_padding_would_change_is_refused_without_the_package(tokeni
 def test_a_model_without_tools_carries_no_code(tmp_path):
     ToolMambaForCausalLM(ToolMambaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1)).save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.py"))
-    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
 
 
 def test_writing_the_code_again_gives_the_same_files(tmp_path):
     specs = [{"name": name} for name in available_tools()]
-    first = {path: path.read_text() for path in write_remote_code(tmp_path, specs)}
-    assert {path: path.read_text() for path in write_remote_code(tmp_path, specs[::-1])} == first
+    first = {path: path.read_text(encoding="utf-8") for path in write_remote_code(tmp_path, specs)}
+    assert {path: path.read_text(encoding="utf-8") for path in write_remote_code(tmp_path, specs[::-1])} == first
 
 
 def test_a_tool_that_reaches_outside_runs_only_where_the_caller_passes_it(model, tokenizer, monkeypatch, tmp_path):

@@ -188,7 +188,7 @@ def test_a_session_of_another_model_or_other_tools_is_refused(model, tokenizer, 
 
 
 def test_a_file_that_is_no_session_is_named(model, tmp_path):
-    (tmp_path / "text").write_text("no session")
+    (tmp_path / "text").write_text("no session", encoding="utf-8")
     save_file({"a": torch.zeros(1)}, tmp_path / "weights")
     save_file({"a": torch.zeros(1)}, tmp_path / "future", {"session": json.dumps({"format": "later"})})
     for name in ("text", "weights", "future", "missing"):

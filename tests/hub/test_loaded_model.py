@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "addition"
     words = [*TRAINING, "--per_device_train_batch_size", "32", "--num_examples", "20000"]
     words += ["--eval_lengths", "5", "100", "--eval_num_problems", "8", "--output_dir", str(folder)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, *words], capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -52,7 +52,7 @@ def published(hub, trained):
 def generate(code, path, environment, folder):
     """In a fresh process, in a folder where the package does not lie."""
     words = [sys.executable, "-c", code + GENERATE, path, json.dumps(PROBLEMS)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=folder)
+    done = subprocess.run(words, env=environment, capture_output=True, encoding="utf-8", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -73,13 +73,13 @@ def test_a_published_model_adds_100_digits_with_the_package_and_the_same_tokens_
 
 
 def test_the_card_shows_what_the_training_measured_and_its_example_runs(hub, published, trained, tmp_path):
-    results = json.loads((trained / "results.json").read_text())
-    card = Path(hf_hub_download(published, "README.md")).read_text()
+    results = json.loads((trained / "results.json").read_text(encoding="utf-8"))
+    card = Path(hf_hub_download(published, "README.md")).read_text(encoding="utf-8")
     for measured in results["by_length"]:
         assert f"| length_{measured['length']} | {measured['length']} | {measured['answer_accuracy']} |" in card
     first, second = (part.partition("```")[0] for part in card.split("```python\n")[1:])
     expected = str(sum(map(int, results["example_problem"].removesuffix("=").split("+"))))
     for code in (first, WITHOUT_PACKAGE + second):
         words = [sys.executable, "-c", code]
-        done = subprocess.run(words, env=hub.environment, capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(words, env=hub.environment, capture_output=True, encoding="utf-8", cwd=tmp_path)
         assert done.stdout == f"['{expected}'] [True]\n", done.stderr[-3000:]

@@ -42,11 +42,15 @@ def finished_folder(folder, model, about=ABOUT):
 
 def test_the_card_shows_the_results_and_every_figure_on_it_is_in_the_folder(model, tmp_path):
     finished_folder(tmp_path, model)
-    card = write_model_card(tmp_path, TEMPLATE).read_text()
+    card = write_model_card(tmp_path, TEMPLATE).read_text(encoding="utf-8")
     assert "| length_77 | 77 | 0.9375 | 0.875 | 16 |" in card
     assert "free-running" in card
     assert "seed 3" in card
-    measured = (tmp_path / "results.json").read_text() + (tmp_path / "config.json").read_text() + "67,264 50 2.0"
+    measured = (
+        (tmp_path / "results.json").read_text(encoding="utf-8")
+        + (tmp_path / "config.json").read_text(encoding="utf-8")
+        + "67,264 50 2.0"
+    )
     body = card.split("---", 2)[2]
     for figure in re.findall(r"\d[\d,.]*\d|\d", body):
         assert figure in measured, figure
@@ -54,7 +58,7 @@ def test_the_card_shows_the_results_and_every_figure_on_it_is_in_the_folder(mode
 
 def test_the_picture_on_the_card_is_in_the_folder(model, tmp_path):
     finished_folder(tmp_path, model)
-    card = write_model_card(tmp_path, TEMPLATE).read_text()
+    card = write_model_card(tmp_path, TEMPLATE).read_text(encoding="utf-8")
     for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", card):
         assert (tmp_path / link).exists()
 
@@ -74,7 +78,7 @@ def test_a_model_that_was_not_measured_gets_no_card(model, tmp_path):
 
 def test_results_are_valid_json(model, tmp_path):
     finished_folder(tmp_path, model)
-    assert json.loads((tmp_path / "results.json").read_text())["by_length"][0]["first_error"] is None
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["by_length"][0]["first_error"] is None
 
 
 COMMITTED = sorted(path.parent for path in TEMPLATE.parent.glob("*/README.md"))
@@ -82,7 +86,7 @@ COMMITTED = sorted(path.parent for path in TEMPLATE.parent.glob("*/README.md"))
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_a_committed_card_is_what_its_results_generate_and_its_links_resolve(folder):
-    card = (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text(encoding="utf-8")
     assert card == model_card(folder, TEMPLATE)
     links = re.findall(r"\]\(([^)]+)\)", card)
     assert links
@@ -94,14 +98,14 @@ def test_a_committed_card_is_what_its_results_generate_and_its_links_resolve(fol
 def test_the_hub_can_read_the_metadata_of_every_committed_card():
     assert COMMITTED
     for folder in COMMITTED:
-        data = ModelCard((folder / "README.md").read_text()).data
-        results = json.loads((folder / "results.json").read_text())
+        data = ModelCard((folder / "README.md").read_text(encoding="utf-8")).data
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         measured = [r["answer_accuracy"] for r in results["by_length"] + results["adversarial"]]
         assert [r.metric_value for r in data.eval_results if "answers" in r.metric_name] == measured
 
 
 def test_an_example_of_several_lines_is_one_python_text_on_the_card(model, tmp_path):
     finished_folder(tmp_path, model, {**ABOUT, "example_problem": "1:abc\n>abc\n"})
-    card = write_model_card(tmp_path, TEMPLATE).read_text()
+    card = write_model_card(tmp_path, TEMPLATE).read_text(encoding="utf-8")
     for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
         assert "1:abc\n>abc\n" in {n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant)}

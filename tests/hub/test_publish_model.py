@@ -33,7 +33,7 @@ SHORT += ["--eval_lengths", "2", "--eval_num_problems", "2"]
 
 
 def run(words, environment):
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, encoding="utf-8", cwd=ROOT)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def finished(model, tokenizer, tmp_path):
     row = LengthResult("length_77", 77, "free-running", 16, 16, 0.9375, 0.875, None, 1_000, 0.5)
     write_report(folder, [row], [], ABOUT)
     for name in ("training_args.bin", "notes.md", "tools.py", "credentials.json"):
-        (folder / name).write_text("not for others")
+        (folder / name).write_text("not for others", encoding="utf-8")
     (folder / "checkpoint-2").mkdir()
     (folder / "checkpoint-2" / "model.safetensors").write_bytes(b"older")
     return folder
@@ -89,7 +89,7 @@ def test_what_a_newer_version_lacks_goes_away_and_what_others_added_stays(hub, p
 def test_the_hub_reads_the_measured_figures_from_the_card(hub, push, finished):
     push()
     card = ModelCard.load(hub.repo_id("sums"))
-    measured = json.loads((finished / "results.json").read_text())["by_length"][0]
+    measured = json.loads((finished / "results.json").read_text(encoding="utf-8"))["by_length"][0]
     assert [(r.dataset_config, r.metric_name, r.metric_value) for r in card.data.eval_results] == [
         ("length_77", "exact answers at 77 digits", measured["answer_accuracy"]),
         ("length_77", "exact trajectories at 77 digits", measured["trajectory_accuracy"]),
@@ -124,7 +124,7 @@ def test_weights_that_are_not_whole_are_refused(hub, push, finished):
     with pytest.raises(UnfinishedModelError, match="no whole file"):
         push()
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (finished / "model.safetensors.index.json").write_text(json.dumps(index))
+    (finished / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(UnfinishedModelError, match="has no model-00001-of-00002"):
         push()
     assert not hub.log
@@ -132,7 +132,7 @@ def test_weights_that_are_not_whole_are_refused(hub, push, finished):
 
 @pytest.mark.parametrize("name", ["results.json", "model.safetensors.index.json"])
 def test_a_file_of_a_write_that_was_cut_is_refused_by_name(hub, push, finished, name):
-    (finished / name).write_text('{"cut": ')
+    (finished / name).write_text('{"cut": ', encoding="utf-8")
     with pytest.raises(UnfinishedModelError, match=name):
         push()
     assert not hub.log
@@ -201,7 +201,7 @@ def test_the_recipe_fine_tunes_a_model_of_the_hub_on_a_dataset_of_the_hub_and_pu
     done = run([*words, "--push_to_hub", "true", "--hub_model_id", hub.repo_id("sums")], hub.environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "published: " in done.stdout
-    results = json.loads((output / "results.json").read_text())
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     revision = hub.commits("tool-addition", kind="dataset")[0].oid
     assert (results["dataset"], results["dataset_revision"]) == (data, revision)
     assert results["base_model_revision"] == hub.commits("base")[0].oid

@@ -114,7 +114,7 @@ from transformers import AutoModelForCausalLM
 AutoModelForCausalLM.from_pretrained({repo_id!r}).save_pretrained({str(tmp_path / "loaded")!r})
 print(load_dataset({pushed!r}, "twenty", split="train").num_rows)
 """
-    run = subprocess.run([sys.executable, "-c", code], env=hub.environment, capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", code], env=hub.environment, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert run.stdout == "20\n"
     assert loads_alike(tiny, AutoModelForCausalLM.from_pretrained(tmp_path / "loaded"))

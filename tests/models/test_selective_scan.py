@@ -155,7 +155,9 @@ print(sum(_FORWARD._serial.stats.cache_hits.values()), sum(_FORWARD._parallel.st
 
     def run():
         command = [sys.executable, "-c", code]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+        return subprocess.run(
+            command, env=environment, capture_output=True, encoding="utf-8", check=True
+        ).stdout.split()
 
     assert run() == ["0", "0"]
     assert len({path.name.split("-")[0] for path in tmp_path.rglob("*_forward*.nbi")}) == 2

@@ -189,7 +189,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
 
 
 def test_a_checkpoint_that_does_not_say_what_it_is_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"d_model": 768, "n_layer": 24, "vocab_size": 50277}')
+    (tmp_path / "config.json").write_text('{"d_model": 768, "n_layer": 24, "vocab_size": 50277}', encoding="utf-8")
     with pytest.raises(ArchitectureMismatchError, match="transformers' format"):
         ToolMambaForCausalLM.from_pretrained(tmp_path)
 
@@ -209,7 +209,7 @@ def test_a_config_with_a_wrong_tool_is_refused_at_once(tools, error, message):
 def test_a_saved_config_with_an_unknown_tool_is_refused_when_loaded(model, tmp_path):
     model.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(path.read_text().replace('"pointer_memory"', '"crystal_ball"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"pointer_memory"', '"crystal_ball"'), encoding="utf-8")
     with pytest.raises(UnknownToolError, match="crystal_ball"):
         ToolMambaForCausalLM.from_pretrained(tmp_path)
 

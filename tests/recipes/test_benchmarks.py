@@ -23,9 +23,9 @@ COMPARED = [
 def measured(tmp_path_factory):
     """What the whole command prints and writes, at the small scale."""
     output = tmp_path_factory.mktemp("benchmarks") / "results.json"
-    done = subprocess.run([*RUN, "--output", str(output)], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([*RUN, "--output", str(output)], capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
-    content = json.loads(output.read_text())
+    content = json.loads(output.read_text(encoding="utf-8"))
     return done.stdout, content, {result["name"]: result for result in content["results"]}
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(script, *words):
     command = [sys.executable, f"recipes/{script}.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def record(tmp_path_factory):
 
 @pytest.fixture
 def claim(record):
-    return json.loads((record / "run" / "certificate.json").read_text())
+    return json.loads((record / "run" / "certificate.json").read_text(encoding="utf-8"))
 
 
 def test_a_certificate_says_all_that_is_needed_to_check_it(claim):
@@ -98,7 +98,7 @@ def test_what_is_not_so_is_refused(certificates, record, claim, changes, message
 
 
 def test_what_is_no_certificate_is_named(certificates, tmp_path):
-    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     with pytest.raises(certificates.CertificateError, match="is no certificate"):
         certificates.read(tmp_path / "other.json")
     with pytest.raises(certificates.CertificateError, match="cannot be read"):
@@ -106,14 +106,14 @@ def test_what_is_no_certificate_is_named(certificates, tmp_path):
 
 
 def test_a_field_of_another_type_is_named(certificates, tmp_path, claim):
-    (tmp_path / "edited.json").write_text(json.dumps(claim | {"tokens": "200"}))
+    (tmp_path / "edited.json").write_text(json.dumps(claim | {"tokens": "200"}), encoding="utf-8")
     with pytest.raises(certificates.CertificateError, match="tokens is '200', and not of the type int"):
         certificates.read(tmp_path / "edited.json")
 
 
 def test_a_certificate_of_the_users_own_machine_is_checked_wherever_its_folder_is_moved(record, tmp_path):
-    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text()
-    (tmp_path / "mine.tm").write_text(table)
+    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text(encoding="utf-8")
+    (tmp_path / "mine.tm").write_text(table, encoding="utf-8")
     words = ["--model", record / "model", "--task", tmp_path / "mine.tm", "--problem", "1011"]
     done = run("long_problem", *words, "--output", tmp_path / "run", "--max_new_tokens", "200")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -124,8 +124,8 @@ def test_a_certificate_of_the_users_own_machine_is_checked_wherever_its_folder_i
 
 
 def test_a_problem_without_an_answer_is_said_before_the_run(record, tmp_path):
-    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text()
-    (tmp_path / "hole.tm").write_text(table.replace("carry 0_ ->", "carry 0 ->"))
+    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text(encoding="utf-8")
+    (tmp_path / "hole.tm").write_text(table.replace("carry 0_ ->", "carry 0 ->"), encoding="utf-8")
     words = ["--model", record / "model", "--task", tmp_path / "hole.tm", "--problem", "11"]
     done = run("long_problem", *words, "--output", tmp_path / "run")
     assert "NoRuleError: hole has no rule for the state carry on '_'" in done.stderr

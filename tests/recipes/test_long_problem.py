@@ -34,7 +34,7 @@ def command(folder, output, *options):
 
 
 def result(output):
-    content = json.loads((output / "certificate.json").read_text())
+    content = json.loads((output / "certificate.json").read_text(encoding="utf-8"))
     return {name: content[name] for name in ("tokens", "answer_sha256", "tool_calls", "exact", "first_wrong_symbol")}
 
 
@@ -48,11 +48,11 @@ def test_a_killed_run_goes_on_to_the_same_result(folder):
     process.wait()
     assert not (killed / "certificate.json").exists()
     for output in (killed, undisturbed):
-        done = subprocess.run(command(folder, output), cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command(folder, output), cwd=ROOT, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr[-2000:]
     assert result(killed) == result(undisturbed)
     assert result(killed)["tokens"] == TOKENS
     assert not result(killed)["exact"]
-    other = subprocess.run([*command(folder, killed), "--seed", "1"], cwd=ROOT, capture_output=True, text=True)
+    other = subprocess.run([*command(folder, killed), "--seed", "1"], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert other.returncode != 0
     assert "another problem" in other.stderr

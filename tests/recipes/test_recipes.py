@@ -14,7 +14,7 @@ import yaml
 from datasets import load_dataset
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIG = "recipes/configs/addition_cpu.yaml"
 # The README's training commands, made small.
 SMALL = {"max_steps": "4", "num_examples": "96", "eval_num_problems": "2", "save_steps": "2", "logging_steps": "1"}
@@ -32,7 +32,7 @@ def run(command, **options):
     arguments = arguments[1:] if program == "accelerate" else arguments  # after `launch`
     port = ["--main_process_port", "0"] if program == "accelerate" else []
     done = subprocess.run(
-        [sys.executable, *launcher, *port, *arguments], capture_output=True, text=True, cwd=ROOT, **options
+        [sys.executable, *launcher, *port, *arguments], capture_output=True, encoding="utf-8", cwd=ROOT, **options
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -63,7 +63,7 @@ def shlex_small(command, outputs):
 def test_the_main_command_writes_what_the_readme_says(trained):
     outputs, printed = trained
     folder = outputs / "addition"
-    content = json.loads((folder / "results.json").read_text())
+    content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert [(r["length"], r["num_problems"], r["mode"]) for r in content["by_length"]] == [
         (2, 2, "free-running"),
         (3, 2, "free-running"),
@@ -79,8 +79,8 @@ def test_the_main_command_writes_what_the_readme_says(trained):
 
 
 def test_a_machine_of_the_users_own_is_one_file_and_one_command_away_from_a_model(tmp_path):
-    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text()
-    (tmp_path / "my increment.tm").write_text(table)
+    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text(encoding="utf-8")
+    (tmp_path / "my increment.tm").write_text(table, encoding="utf-8")
     config = "recipes/configs/turing_machine_cpu.yaml"
     command = f"accelerate launch recipes/sft.py --config {config} --output_dir {tmp_path}/mine"
     words = [*shlex_small(command, tmp_path), "--task", str(tmp_path / "my increment.tm"), "--eval_lengths", "12"]
@@ -88,16 +88,16 @@ def test_a_machine_of_the_users_own_is_one_file_and_one_command_away_from_a_mode
     (tmp_path / "my increment.tm").unlink()  # a copy lies beside the model
     measure = f"python recipes/evaluate.py --model {tmp_path}/mine --lengths 12 --num_problems 2"
     assert "length_12" in run([*measure.split(), "--output", f"{tmp_path}/measured"])
-    assert json.loads((tmp_path / "measured" / "results.json").read_text())["train_max_length"] == 8
-    assert "# ToolMamba for my increment\n" in (tmp_path / "mine" / "README.md").read_text()
+    assert json.loads((tmp_path / "measured" / "results.json").read_text(encoding="utf-8"))["train_max_length"] == 8
+    assert "# ToolMamba for my increment\n" in (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
     for name in ("README.md", "results.json", "dataset/README.md"):
-        assert str(tmp_path) not in (tmp_path / "mine" / name).read_text(), name
+        assert str(tmp_path) not in (tmp_path / "mine" / name).read_text(encoding="utf-8"), name
 
 
 def test_a_test_set_that_does_not_exist_is_said_before_the_training(tmp_path):
     words = ["recipes/sft.py", "--config", "recipes/configs/turing_machine_cpu.yaml", "--task", "copy"]
     words += ["--eval_lengths", "1", "--output_dir", str(tmp_path / "copy")]  # a word and a sign are two symbols
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert "TooFewProblemsError: no input has 1 symbols" in done.stderr
     assert not (tmp_path / "copy").exists()
 
@@ -105,25 +105,30 @@ def test_a_test_set_that_does_not_exist_is_said_before_the_training(tmp_path):
 def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_path):
     command = f"accelerate launch recipes/sft.py --config {CONFIG} --mixture sorting:3=0.5 logical_graph:2=0.5"
     run(shlex_small(f"{command} --output_dir {tmp_path}/mixed", tmp_path))
-    config = json.loads((tmp_path / "mixed" / "config.json").read_text())
+    config = json.loads((tmp_path / "mixed" / "config.json").read_text(encoding="utf-8"))
     assert config["tools"] == [{"name": "pointer_memory", "max_pointers": 19}, {"name": "search_memory"}]
-    assert json.loads((tmp_path / "mixed" / "results.json").read_text())["mixture"][0] == "sorting/local:3=0.5"
+    assert (
+        json.loads((tmp_path / "mixed" / "results.json").read_text(encoding="utf-8"))["mixture"][0]
+        == "sorting/local:3=0.5"
+    )
     for task in ("sorting", "logical_graph"):
         measure = f"python recipes/evaluate.py --model {tmp_path}/mixed --task {task} --lengths 2 --num_problems 2"
         assert "length_2" in run([*measure.split(), "--output", f"{tmp_path}/{task}"])
-        assert json.loads((tmp_path / task / "results.json").read_text())["task"] == task
+        assert json.loads((tmp_path / task / "results.json").read_text(encoding="utf-8"))["task"] == task
 
 
 def test_a_curriculum_and_an_early_choice_run_from_the_recipe(tmp_path):
     command = f"accelerate launch recipes/sft.py --config {CONFIG} --curriculum true --choice_length 6"
     run(shlex_small(f"{command} --output_dir {tmp_path}/chosen", tmp_path))
-    results = json.loads((tmp_path / "chosen" / "results.json").read_text())
+    results = json.loads((tmp_path / "chosen" / "results.json").read_text(encoding="utf-8"))
     assert results["curriculum"] is True
     assert results["chosen_step"] in (2, 4)
-    state = json.loads((tmp_path / "chosen" / "checkpoint-4" / "trainer_state.json").read_text())
+    state = json.loads((tmp_path / "chosen" / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
     assert sum("eval_accuracy" in entry for entry in state["log_history"]) == 2
     shorter = [sys.executable, "recipes/sft.py", "--config", CONFIG, "--choice_length", "5", "--num_examples", "20"]
-    refused = subprocess.run([*shorter, "--output_dir", f"{tmp_path}/no"], capture_output=True, text=True, cwd=ROOT)
+    refused = subprocess.run(
+        [*shorter, "--output_dir", f"{tmp_path}/no"], capture_output=True, encoding="utf-8", cwd=ROOT
+    )
     assert "choice_length 5 is no longer than the training's 5" in refused.stderr
 
 
@@ -172,12 +177,14 @@ def test_every_other_command_of_the_readme_runs(trained):
         seen.append(words)
     assert len(seen) == 8
     assert (outputs / "palindrome" / "results.json").exists()
-    assert "no chain of thought" in (outputs / "reproduce" / "regimes" / "table.md").read_text()
+    assert "no chain of thought" in (outputs / "reproduce" / "regimes" / "table.md").read_text(encoding="utf-8")
     assert (outputs / "tool-addition" / "README.md").exists()
-    assert json.loads((outputs / "addition" / "evaluation" / "results.json").read_text())["teacher_forced"]
-    assert json.loads((outputs / "long-addition" / "certificate.json").read_text())["length"] == 12
-    assert json.loads((outputs / "benchmarks.json").read_text())["results"]
-    tuned = json.loads((outputs / "addition-lora" / "results.json").read_text())
+    assert json.loads((outputs / "addition" / "evaluation" / "results.json").read_text(encoding="utf-8"))[
+        "teacher_forced"
+    ]
+    assert json.loads((outputs / "long-addition" / "certificate.json").read_text(encoding="utf-8"))["length"] == 12
+    assert json.loads((outputs / "benchmarks.json").read_text(encoding="utf-8"))["results"]
+    tuned = json.loads((outputs / "addition-lora" / "results.json").read_text(encoding="utf-8"))
     assert (tuned["lora_rank"], tuned["base_model"]) == (8, f"{outputs}/addition")
 
 
@@ -201,10 +208,10 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     process.wait()
     assert not (tmp_path / "results.json").exists()
     run(["python", *words, "--resume_from_checkpoint", "true"])
-    state = json.loads((tmp_path / "checkpoint-40" / "trainer_state.json").read_text())
+    state = json.loads((tmp_path / "checkpoint-40" / "trainer_state.json").read_text(encoding="utf-8"))
     steps = [entry["step"] for entry in state["log_history"]]
     assert steps == list(range(1, 41))
-    assert json.loads((tmp_path / "results.json").read_text())["steps"] == 40
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["steps"] == 40
 
 
 def test_rows_come_from_the_folder_that_was_built_whatever_another_folder_of_that_name_holds(tmp_path):
@@ -239,9 +246,11 @@ def test_a_config_has_only_options_that_change_something_and_says_how_it_was_run
         return vars(config) | vars(recipe)
 
     configured, defaults = read("--config", str(path)), read()
-    for name in yaml.safe_load(path.read_text()):  # a name that is no option has already stopped the parser
+    for name in yaml.safe_load(
+        path.read_text(encoding="utf-8")
+    ):  # a name that is no option has already stopped the parser
         assert configured[name] != defaults[name], f"{name} is the default: leave it out"
-    header = path.read_text().split("\n\n")[0]
+    header = path.read_text(encoding="utf-8").split("\n\n")[0]
     assert "accelerate launch" in header
     assert "minutes" in header
 
@@ -254,7 +263,7 @@ def test_the_main_recipe_needs_no_extra():
 
 
 def test_ci_runs_what_contributing_says():
-    script = (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for command in ("ruff check .", "ruff format --check .", "mypy", "pytest"):
         assert command in script
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

@@ -28,7 +28,7 @@ def reproduce():
 
 def small_run(output, *words):
     command = [*RUN, *words, "--seeds", "0", "--output", str(output), "--override", *SMALL]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
 
 
 def result(seed, by_length, variant="local"):
@@ -58,7 +58,12 @@ def test_the_table_shows_median_and_worst_seed_beside_the_papers_figure(reproduc
     assert "| ours | 1,000 | 2.0 | 5 | 0.88 / 0.50 | 0.25 / 0.25 | 41% at 7 |" in table
     assert "3 seeds, 8 problems a set; a chip, 2 cores" in table
     assert "- ours, length_5: token 41, `7` for `8` behind `<|read_1|> \\n`" in table
-    assert json.loads((tmp_path / "summary.json").read_text())["rows"]["ours"]["accuracy"]["length_5"]["worst"] == 0.5
+    assert (
+        json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["rows"]["ours"]["accuracy"]["length_5"][
+            "worst"
+        ]
+        == 0.5
+    )
     assert (tmp_path / "accuracy.png").stat().st_size > 1_000
 
 
@@ -76,9 +81,13 @@ def test_variants_stand_in_the_same_columns_and_an_interrupted_run_does_not_coun
 
 def test_every_experiment_names_options_that_the_recipe_has(reproduce):
     experiment, _ = reproduce
-    done = subprocess.run([sys.executable, "recipes/sft.py", "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "recipes/sft.py", "--help"], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     for name in experiment.names():
-        has_paper_size = "paper_sized" in yaml.safe_load((experiment.FOLDER / f"{name}.yaml").read_text())
+        has_paper_size = "paper_sized" in yaml.safe_load(
+            (experiment.FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+        )
         for paper_sized in (False, True) if has_paper_size else (False,):
             for run in experiment.load_experiment(name, paper_sized).runs([0], None, []):
                 assert (ROOT / run.options["config"]).exists(), run.name
@@ -108,14 +117,17 @@ def test_a_changed_configuration_is_another_run(reproduce, monkeypatch, tmp_path
     before = run.identity()
     changed = tmp_path / run.options["config"]
     changed.parent.mkdir(parents=True)
-    changed.write_text((ROOT / run.options["config"]).read_text().replace("max_steps: 600", "max_steps: 7"))
+    changed.write_text(
+        (ROOT / run.options["config"]).read_text(encoding="utf-8").replace("max_steps: 600", "max_steps: 7"),
+        encoding="utf-8",
+    )
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
     assert run.identity() != before
 
 
 def test_a_grid_is_every_combination(reproduce):
     experiment, _ = reproduce
-    content = yaml.safe_load((REPRODUCE / "experiments" / "steps_by_digits.yaml").read_text())["grid"]
+    content = yaml.safe_load((REPRODUCE / "experiments" / "steps_by_digits.yaml").read_text(encoding="utf-8"))["grid"]
     rows = experiment.load_experiment("steps_by_digits", False).rows
     assert len(rows) == len(content["train_max_length"]) * len(content["max_steps"])
     assert rows["train_max_length 10, max_steps 500"]["max_steps"] == 500
@@ -129,14 +141,14 @@ def test_an_experiment_runs_and_its_finished_runs_are_not_repeated(tmp_path):
     folder = tmp_path / "regimes"
     (results,) = folder.glob("*/results.json")
     written = results.stat().st_mtime_ns
-    assert "no chain of thought" in (folder / "table.md").read_text()
+    assert "no chain of thought" in (folder / "table.md").read_text(encoding="utf-8")
     assert small_run(tmp_path, *rows).returncode == 0
     assert results.stat().st_mtime_ns == written
     other = subprocess.run(
         [*RUN, *rows, "--seeds", "0", "--output", str(tmp_path), "--override", *SMALL, *lengths],
         cwd=ROOT,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert other.returncode != 0
     assert "other options" in other.stderr
@@ -149,9 +161,9 @@ def test_the_generalist_is_measured_on_every_task_beside_the_tasks_own_models(tm
     command = [sys.executable, "recipes/reproduce/generalist.py", "--rows", "addition", "sorting", "--seeds", "0"]
     command += ["--specialists", str(tmp_path / "table1"), "--output", str(tmp_path)]
     command += ["--override", *few, 'mixture=["sorting:2=1"]']
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-2000:]
-    summary = json.loads((tmp_path / "generalist" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "generalist" / "summary.json").read_text(encoding="utf-8"))
     assert list(summary["rows"]) == ["addition", "sorting", "sorting, its own model"]
     assert [row["trained_up_to"] for row in summary["rows"].values()] == [5, 2, 10]
     assert all(set(row["accuracy"]) == {"length_2"} for row in summary["rows"].values())

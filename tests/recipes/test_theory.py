@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 def run(script, *words):
     command = [sys.executable, f"recipes/theory/{script}.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
 
 
 def test_string_matching_is_exact_where_all_pairs_are_covered_and_keeps_its_bound(tmp_path):
@@ -18,7 +18,7 @@ def test_string_matching_is_exact_where_all_pairs_are_covered_and_keeps_its_boun
     done = run("string_matching", *words, "--num_problems", "8", "--output", tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "string_matching_binary_increment"
-    result = json.loads((folder / "results.json").read_text())
+    result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     few, _, many = result["rows"]
     assert few["coverage"]["worst"] < 1
     assert many["coverage"]["worst"] == many["accuracy"]["worst"] == many["covers_all"] == 1.0
@@ -40,7 +40,7 @@ def test_a_state_of_few_bits_gives_at_most_that_many_answers(tmp_path):
     words = ["--runs", tmp_path / "regimes", "--lengths", "2", "3", "--bits", "2", "--num_problems", "40"]
     done = run("fixed_state", *words, "--output", tmp_path / "theory")
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads((tmp_path / "theory" / "results.json").read_text())["rows"]
+    found = json.loads((tmp_path / "theory" / "results.json").read_text(encoding="utf-8"))["rows"]
     assert len(found) == 4 * 2 * 2
     assert all(row["exact"] <= row["distinct"] <= row["bound"] for row in found)
     assert {row["bound"] for row in found if row["bits"] == 2} == {4}

@@ -59,5 +59,5 @@ if __name__ == "__main__":
     trainer.train(resume_from_checkpoint="--resume" in sys.argv)
     if trainer.accelerator.is_main_process:
         report = {"losses": losses(trainer), "processes": trainer.accelerator.num_processes}
-        (output / "report.json").write_text(json.dumps(report))
+        (output / "report.json").write_text(json.dumps(report), encoding="utf-8")
     trainer.accelerator.wait_for_everyone()  # no process ends before the report is written

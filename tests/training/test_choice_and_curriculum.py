@@ -39,7 +39,7 @@ def test_the_most_accurate_checkpoint_is_kept_though_others_have_a_lower_loss(tm
     trainer = trained(tmp_path, {3: 0.75, 6: 0.5, 9: 0.5})
     assert trainer.state.best_global_step == 3
     assert_weights_are_those_of(trainer, 3)
-    state = json.loads((tmp_path / "checkpoint-9" / "trainer_state.json").read_text())
+    state = json.loads((tmp_path / "checkpoint-9" / "trainer_state.json").read_text(encoding="utf-8"))
     logged = [entry["eval_accuracy"] for entry in state["log_history"] if "eval_accuracy" in entry]
     assert logged == [0.75, 0.5, 0.5]
 

@@ -193,7 +193,7 @@ def test_a_rebalanced_order_knows_its_epoch_when_a_run_is_resumed(tmp_path):
 def test_a_cut_off_checkpoint_is_passed_over(tmp_path):
     make_trainer(tmp_path, 8, 6, save_steps=2).train()
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-6"
-    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": ')
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": ', encoding="utf-8")
     (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
     assert last_whole_checkpoint(tmp_path).name == "checkpoint-2"
     with pytest.raises(NoCheckpointError, match="without resume_from_checkpoint"):
@@ -207,10 +207,10 @@ def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path, bp
         command = [sys.executable, "-m", "accelerate.commands.launch"]
         command += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
         command += ["--main_process_port", "0", str(SCRIPT), str(output), str(rows_per_process), "5", str(bptt_length)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
         # Not the exit code: a process of two now and then aborts while it exits, when all is done and written.
         assert (output / "report.json").exists(), done.stderr[-3000:]
-        return json.loads((output / "report.json").read_text())
+        return json.loads((output / "report.json").read_text(encoding="utf-8"))
 
     one, two = run("cpu", 8), run("cpu_two_processes", 4)
     assert (one["processes"], two["processes"]) == (1, 2)
