@@ -121,6 +121,10 @@ class PaddingError(ToolSSMError):
     """Padding where it would change the recurrent state: on the right of a prompt, or inside a row."""
 
 
+class InputMismatchError(ToolSSMError):
+    """Tensors whose sizes, types or devices do not fit each other or the model."""
+
+
 class StateMismatchError(ToolSSMError):
     """A recurrent state that does not fit the model or the batch."""
 

@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "hf_toolssm/errors.py": set(),
     "hf_toolssm/files.py": set(),
+    "hf_toolssm/sources.py": set(),
     "hf_toolssm/trajectory.py": {"errors"},
     "hf_toolssm/locality.py": {"trajectory"},
     "hf_toolssm/tools": {"errors", "trajectory", "tools"},
     "hf_toolssm/protocols": {"errors", "trajectory", "tools", "protocols"},
-    "hf_toolssm/models": {"errors", "trajectory", "tools", "protocols", "models", "generation"},
+    "hf_toolssm/models": {"errors", "sources", "trajectory", "tools", "protocols", "models", "generation"},
     "hf_toolssm/generation": {"errors", "files", "trajectory", "tools", "protocols", "models", "generation"},
     "hf_toolssm/training": {"errors", "trajectory", "tools", "protocols", "models", "training"},
     "hf_toolssm/evaluation": {

@@ -18,7 +18,7 @@ from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.models.cpu_kernels import float32_array
 from hf_toolssm.models.fused_step import FusedState, FusedStep
 from hf_toolssm.models.graphed_step import GraphedStep
-from hf_toolssm.models.memory_arrays import MemoryArrays
+from hf_toolssm.models.memory_arrays import NO_MEMORIES, MemoryArrays
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaBlock,
@@ -230,7 +230,7 @@ class FusedDecoder(_ArrayDecoder):
         return fed
 
     def _feed(self, ids: np.ndarray, stands: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        return self.write(ids, stands, lengths, lengths, MemoryArrays.none())
+        return self.write(ids, stands, lengths, lengths, NO_MEMORIES)
 
 
 class StreamedDecoder(_ArrayDecoder):
@@ -302,7 +302,7 @@ def _is_plain(model) -> bool:
         return False
     if any(weight.dtype not in (torch.float32, torch.bfloat16) for weight in model.parameters()):
         return False
-    if model.config.hidden_act != "silu" or model.training or model.lm_head.bias is not None:
+    if model.config.hidden_act != "silu" or model.training or getattr(model.lm_head, "bias", None) is not None:
         return False
     if any("forward" in vars(module) for module in model.modules() if module is not model):
         return False

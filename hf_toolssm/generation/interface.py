@@ -34,6 +34,7 @@ from hf_toolssm.errors import (
 )
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import check_prompts
+from hf_toolssm.models.checks import check_ids, check_mask
 from hf_toolssm.models.padding import tokens_first
 from hf_toolssm.tools import Tool, make_tool
 
@@ -132,6 +133,9 @@ def generate_rows(
     """
     if input_ids is None:
         raise EmptyProblemError("generate needs input_ids: the problem that the tools will work on")
+    check_ids(input_ids)
+    if attention_mask is not None:
+        check_mask(input_ids.shape, attention_mask)
     _check_padding(model, input_ids, attention_mask)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     check_prompts(model, _prompts(input_ids, mask))

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import (
+    InputMismatchError,
     SessionRunningError,
     StateMismatchError,
     TokenizerNeededError,
@@ -367,7 +368,13 @@ class Session:
     def _choose(self, steering: Steering | None) -> list[int]:
         batch = self._batch
         if steering is not None:
-            choices = steering.choose(batch, self._decoder.logits())
+            logits = self._decoder.logits()
+            choices = steering.choose(batch, logits)
+            if len(choices) != len(batch) or not all(0 <= choice < logits.shape[1] for choice in choices):
+                raise InputMismatchError(
+                    f"the steering chose {choices} for {len(batch)} rows: choose one of the model's "
+                    f"{logits.shape[1]} tokens for each"
+                )
         elif self.temperature == 0:
             choices = self._decoder.greedy()
         else:

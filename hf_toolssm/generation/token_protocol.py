@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import (
@@ -93,9 +94,14 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int
     Raises:
         EmptyProblemError, InvalidProblemError: see `Session.start`.
     """
-    if len(prompts) == 0 or not all(len(prompt) for prompt in prompts):
+    lists = [prompt.tolist() if hasattr(prompt, "tolist") else prompt for prompt in prompts]
+    if not all(
+        isinstance(prompt, Sequence) and all(isinstance(i, int | np.integer) for i in prompt) for prompt in lists
+    ):
+        raise InvalidProblemError("a prompt is a list of token ids: give, for every row, those of its problem")
+    lists = [list(prompt) for prompt in lists]
+    if not lists or not all(lists):
         raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
-    lists = [prompt.tolist() if hasattr(prompt, "tolist") else list(prompt) for prompt in prompts]
     vocabulary = len(model.get_input_embeddings().weight)  # an adapter's embedding has no num_embeddings
     for row, prompt in enumerate(lists):
         if min(prompt) < 0 or max(prompt) >= vocabulary:

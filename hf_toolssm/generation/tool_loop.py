@@ -13,7 +13,7 @@ from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.interface import ToolGenerateOutput, generate_rows
 from hf_toolssm.generation.session import Session
 from hf_toolssm.models.model_state import ModelState
-from hf_toolssm.models.state import MambaState
+from hf_toolssm.models.state import RecurrentState
 from hf_toolssm.tools import Tool
 
 
@@ -26,7 +26,7 @@ def generate_with_tools(
     tools: Sequence[Mapping[str, Any] | Tool] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
-    cache_params: MambaState | None = None,
+    cache_params: RecurrentState | None = None,
     step_weights: StepWeights = None,
     **kwargs: Any,
 ) -> Tensor | ToolGenerateOutput:
@@ -40,8 +40,8 @@ def generate_with_tools(
             default, for the first of these, the one beside the checkpoint.
         streamer: receives every token of the running rows, observations included (transformers' own streamers take
             one row only).
-        cache_params: what a ToolMamba remembers before the prompts; the tools start on the prompts alone. It stays as
-            it is.
+        cache_params: what a recurrent model of ours remembers before the prompts; the tools start on the prompts
+            alone. It stays as it is.
         step_weights: see `Session.start`.
         kwargs: everything else that `generate` takes: greedy or sampling options, logits processors, stopping criteria
             (a row that one of them stops is not complete), ...
@@ -53,7 +53,7 @@ def generate_with_tools(
         EmptyProblemError: a prompt has no token.
         InvalidProblemError: a prompt holds a symbol that the tokenizer does not know.
         PaddingError: a prompt is padded on the right, or on the left without an attention mask.
-        StateMismatchError: `cache_params` is no `MambaState`, or has not one row per prompt.
+        StateMismatchError: `cache_params` is no state of this model, or has not one row per prompt.
         UnsafeToolError: the config names a tool that reaches outside, and the caller did not pass it.
         UnsupportedArchitectureError: the model's memory cannot be carried exactly.
         UnsupportedGenerationError: an option that has no meaning while tools run.
@@ -62,7 +62,10 @@ def generate_with_tools(
     """
     input_ids = inputs if input_ids is None else input_ids
     if cache_params is not None and input_ids is not None:
-        _check_state(model, cache_params, input_ids.shape[0])
+        state_class = getattr(type(model), "state_class", None)
+        if state_class is None:
+            raise StateMismatchError(f"{type(model).__name__} takes no cache_params: leave them out")
+        state_class.check(cache_params, model.config, input_ids.shape[0])
 
     def start(prompts: list[list[int]], **options: Any) -> Session:
         state = _state_of_rows(cache_params, len(prompts))
@@ -81,26 +84,7 @@ def generate_with_tools(
     )
 
 
-def _check_state(model: Any, state: Any, batch: int) -> None:
-    if not isinstance(state, MambaState):
-        raise StateMismatchError(f"cache_params is a {type(state).__name__}: pass a MambaState, as forward returns it")
-    if state.batch_size is None:
-        return
-    config = model.config
-    shapes = [tuple(tensor.shape[1:]) for tensor in state.tensors(0)]
-    if config.model_type != "tool_mamba" or (len(state.layers), *shapes) != (
-        config.num_hidden_layers,
-        (config.intermediate_size, config.conv_kernel),
-        (config.intermediate_size, config.state_size),
-    ):
-        raise StateMismatchError("cache_params is the state of another model: use the model that it came from")
-    if state.batch_size != batch:
-        raise StateMismatchError(
-            f"cache_params has {state.batch_size} rows and there are {batch} prompts: use its select(rows)"
-        )
-
-
-def _state_of_rows(state: MambaState | None, rows: int) -> ModelState | None:
+def _state_of_rows(state: RecurrentState | None, rows: int) -> ModelState | None:
     """The caller's state with one row for every sample of a prompt; it has no logits that anything would follow."""
     if state is None or state.batch_size is None:
         return None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hf_toolssm.models.causal_convolution_cuda import causal_convolution_cuda, kernel_applies
+from hf_toolssm.models.checks import check_tensors
 from hf_toolssm.models.cpu_kernels import (
     CpuKernel,
     called,
@@ -49,7 +50,14 @@ def causal_convolution(
 
     Returns:
         The output (b, l, d), and the last k real inputs (b, d, k), both in x's dtype.
+
+    Raises:
+        InputMismatchError: they do not fit each other.
     """
+    check_tensors(
+        *("causal_convolution", lengths),
+        **{"x": (x, "b l d"), "weight": (weight, "d k"), "bias": (bias, "d"), "state": (state, "b d k")},
+    )
     if x.device.type != "cpu":
         if x.is_cuda and kernel_applies(weight):
             return causal_convolution_cuda(x, weight, bias, state, lengths)
@@ -60,7 +68,7 @@ def causal_convolution(
         state = x.new_zeros(batch, channels, weight.shape[1])
     if bias is None:
         bias = x.new_zeros(channels)
-    inputs = (t.float() for t in (x, weight, bias, state))
+    inputs = (t.float() for t in (x, weight, bias.contiguous(), state))
     y, last = _CausalConvolution.apply(*inputs, row_lengths(lengths, batch, length))
     return y.to(x.dtype), last.to(x.dtype)
 
@@ -217,7 +225,7 @@ def convolution_forward(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """The output, the last inputs and what `convolution_backward` needs, all float32; see `causal_convolution`."""
     weight_t, state_t = weight.t().contiguous(), state.transpose(1, 2).contiguous()
-    y, last_t = torch.empty(x.shape), torch.empty_like(state_t)
+    y, last_t = x.new_empty(x.shape), torch.empty_like(state_t)
     saved = (x, weight_t, bias, state_t, lengths)
     _call(_FORWARD, *saved, (*x.shape, weight.shape[1]), y, last_t)
     return y, last_t.transpose(1, 2), saved

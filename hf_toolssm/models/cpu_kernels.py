@@ -1,5 +1,6 @@
 """What the compiled CPU kernels share: how numba compiles and runs them, and an exponential that vectorizes."""
 
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from numba.core import types as numba_types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from hf_toolssm.models.kernel_cache import keep_on_disk
 from hf_toolssm.models.lanes import FAST, at_least, magnitude, times_power_of_two, truncated, where_nonnegative
 
 _OPTIONS = {"fastmath": set(FAST), "error_model": "numpy"}
@@ -26,7 +28,8 @@ called = numba.njit(nogil=True, **_OPTIONS)
 class CpuKernel:
     """A kernel in two compilations: for one thread, and with its `numba.prange` loop shared out among all.
 
-    Both are compiled on first use and cached on disk.
+    Both are compiled on first use and kept on disk. Threads of Python take turns in the parallel one: each call uses
+    all cores anyway, and one of numba's threading layers ends the process when two calls meet.
 
     Args:
         function: plain Python over arrays, with one `numba.prange` loop.
@@ -37,14 +40,25 @@ class CpuKernel:
         # numba's cache tells kernels apart by name, not by option: under one name either would load the other's code.
         twin = types.FunctionType(function.__code__, function.__globals__)
         twin.__qualname__ = f"{function.__qualname__}_parallel"
-        self._serial = numba.njit(cache=True, nogil=True, **_OPTIONS)(function)
-        self._parallel = numba.njit(cache=True, nogil=True, parallel=True, **_OPTIONS)(twin)
+        self._serial = numba.njit(nogil=True, **_OPTIONS)(function)
+        self._parallel = numba.njit(nogil=True, parallel=True, **_OPTIONS)(twin)
         self._parallel_from = parallel_from
+        self._kept = False
 
     def __call__(self, work: int, *arguments: Any) -> None:
         """Runs the kernel, whose work decides how many threads take part."""
-        alone = work < self._parallel_from or _share_threads() == 1
-        (self._serial if alone else self._parallel)(*arguments)
+        if not self._kept:  # not at import, which does no work on disk
+            keep_on_disk(self._serial)
+            keep_on_disk(self._parallel)
+            self._kept = True
+        if work < self._parallel_from or _share_threads() == 1:
+            self._serial(*arguments)
+        else:
+            with _TURN:
+                self._parallel(*arguments)
+
+
+_TURN = threading.Lock()
 
 
 def _share_threads() -> int:

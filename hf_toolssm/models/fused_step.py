@@ -12,6 +12,8 @@ import numba
 import numpy as np
 import torch
 
+from hf_toolssm.errors import InputMismatchError
+from hf_toolssm.models.checks import check_arrays
 from hf_toolssm.models.cpu_kernels import (
     LOG2E,
     CpuKernel,
@@ -24,7 +26,7 @@ from hf_toolssm.models.cpu_kernels import (
     sigmoid,
     softplus,
 )
-from hf_toolssm.models.memory_arrays import MemoryArrays, carry_out
+from hf_toolssm.models.memory_arrays import NO_MEMORIES, MemoryArrays, carry_out
 
 PARALLEL_WORK = 1_000_000
 """Parameters times tokens from which waking the other threads pays."""
@@ -35,6 +37,12 @@ _LANES = 16
 
 _GROUP = 4
 """Rows that go side by side."""
+
+_STOPS = -(2**62)
+"""In place of a row's next token, where it stops."""
+
+_NO_TOKEN = -1
+"""In place of how many tokens a row was fed, where the next one is none of the model's."""
 
 
 class FusedStep:
@@ -48,6 +56,9 @@ class FusedStep:
         self._rank = int(model.config.time_step_rank)
         self._epsilon = float(model.config.layer_norm_epsilon)
         self._parameters = model.num_parameters()
+        channels, depth = model.config.intermediate_size, len(self._layers)
+        self._conv = (depth, model.config.conv_kernel, channels)
+        self._recurrent = (depth, model.config.state_size, channels)
 
     def __call__(
         self,
@@ -71,15 +82,36 @@ class FusedStep:
 
         Returns:
             How many tokens were fed (b,), int64.
+
+        Raises:
+            InputMismatchError: an array has another size or type, or a token that is given is none of the model's.
         """
-        fed = np.zeros(len(ids), np.int64)
-        work = self._parameters * int(limits.sum()) if len(ids) > 1 else 0  # the rows are what can be shared out
-        group = min(_GROUP, -(-len(ids) // torch.get_num_threads()))
+        rows, most = ids.shape if ids.ndim == 2 else (len(given), len(ids))
+        check_arrays(
+            "FusedStep",
+            ids=(ids, (rows, most), np.int64),
+            stands=(stands, (rows, most), np.bool_),
+            given=(given, (rows,), np.int64),
+            limits=(limits, (rows,), np.int64),
+            conv=(state.conv, (rows, *self._conv), np.float32),
+            recurrent=(state.recurrent, (rows, *self._recurrent), np.float32),
+            logits=(state.logits, (rows, len(self._embeddings)), np.float32),
+            best=(state.best, (rows,), np.int64),
+        )
+        if memories is not NO_MEMORIES:
+            memories.check(rows, most, len(self._embeddings))
+        fed = np.zeros(rows, np.int64)
+        work = self._parameters * int(limits.sum()) if rows > 1 else 0  # the rows are what can be shared out
+        group = min(_GROUP, -(-rows // torch.get_num_threads()))
         _RUN(
             *(work, group, ids, stands, given, limits, *memories.arrays(), fed),
             *(self._embeddings, self._layers, self._head, self._rank, self._epsilon),
             *(state.conv, state.recurrent, state.logits, state.best),
         )
+        if fed.min(initial=0) < 0:
+            raise InputMismatchError(
+                f"FusedStep was given a token that is none of the model's {len(self._embeddings)}"
+            )
         return fed
 
 
@@ -332,18 +364,18 @@ def _next_token(
     b, at, ids, stands, given, limits,
     actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, best,
 ):  # fmt: skip
-    """The token that row b is fed behind `at` others, or -1 where it stops."""
-    if at == limits[b]:
-        return -1
+    """The token that row b is fed behind `at` others, or _STOPS."""
+    if at >= limits[b] or at >= ids.shape[1]:
+        return _STOPS
     if at < given[b]:
-        return ids[b, at] if stands[b, at] or ids[b, at] == best[b] else -1
+        return ids[b, at] if stands[b, at] or ids[b, at] == best[b] else _STOPS
     if waiting[b] >= 0:
         ids[b, at], stands[b, at] = waiting[b], True
         waiting[b] = -1
     elif carry_out(best[b], b, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls):
         ids[b, at] = best[b]
     else:
-        return -1
+        return _STOPS
     return ids[b, at]
 
 
@@ -363,11 +395,17 @@ def _run(
             lanes = 0
             for b in range(first, last):
                 # A row that stops would stop again: nothing about it has changed.
+                if fed[b] < 0:
+                    continue
                 token = _next_token(
                     b, fed[b], ids, stands, given, limits,
                     actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, best,
                 )  # fmt: skip
-                if token >= 0:
+                if token == _STOPS:
+                    continue
+                if token < 0 or token >= embeddings.shape[0]:
+                    fed[b] = _NO_TOKEN
+                else:
                     rows[lanes], tokens[lanes] = b, token
                     lanes += 1
                     fed[b] += 1

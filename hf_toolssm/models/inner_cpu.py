@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hf_toolssm.errors import InputMismatchError
 from hf_toolssm.models.causal_convolution import convolution_backward, convolution_forward
+from hf_toolssm.models.checks import check_tensors
 from hf_toolssm.models.cpu_kernels import row_lengths
 from hf_toolssm.models.projection import product, weight_gradient
 from hf_toolssm.models.selective_scan_cpu import scan_backward, scan_forward
@@ -27,7 +29,7 @@ def inner_cpu(
     recurrent_state: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What convolution, `x_proj`, `dt_proj` and scan give one after the other; everything float32 on a CPU.
+    """What convolution, `x_proj`, `dt_proj` and scan give one after the other, in float32 on a CPU.
 
     Args:
         halves: (b, l, 2 d), the input and the gate.
@@ -44,8 +46,26 @@ def inner_cpu(
 
     Returns:
         y (b, l, d), and the last two states in the shapes of the first.
+
+    Raises:
+        InputMismatchError: they do not fit each other.
     """
-    batch, length, _ = halves.shape
+    sizes = check_tensors(
+        *("inner_cpu", lengths),
+        halves=(halves, "b l 2d"),
+        conv_weight=(conv_weight, "d k"),
+        conv_bias=(conv_bias, "d"),
+        dt_weight=(dt_weight, "d r"),
+        dt_bias=(dt_bias, "d"),
+        A=(A, "d n"),
+        x_weight=(x_weight, "r+2n d"),
+        D=(D, "d"),
+        conv_state=(conv_state, "b d k"),
+        recurrent_state=(recurrent_state, "b d n"),
+    )
+    if (sizes["2d"], sizes["r+2n"]) != (2 * sizes["d"], sizes["r"] + 2 * sizes["n"]):
+        raise InputMismatchError(f"inner_cpu takes sizes that fit each other, and not {sizes}")
+    batch, length = sizes["b"], sizes["l"]
     if conv_bias is None:
         conv_bias = halves.new_zeros(len(conv_weight))
     if conv_state is None:
@@ -53,9 +73,8 @@ def inner_cpu(
     if recurrent_state is None:
         recurrent_state = halves.new_zeros(batch, *A.shape)
     lengths = row_lengths(lengths, batch, length)
-    return _Inner.apply(
-        *(halves, conv_weight, conv_bias, x_weight, dt_weight, dt_bias, A, D, conv_state, recurrent_state, lengths)
-    )
+    vectors = (conv_bias.contiguous(), x_weight, dt_weight, dt_bias, A, D.contiguous(), conv_state, recurrent_state)
+    return _Inner.apply(*(tensor.float() for tensor in (halves, conv_weight, *vectors)), lengths)
 
 
 class _Inner(torch.autograd.Function):

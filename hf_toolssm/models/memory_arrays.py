@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_toolssm.errors import InputMismatchError
+from hf_toolssm.models.checks import check_arrays
 from hf_toolssm.models.cpu_kernels import inlined, loaded, stored
 
 WRITE, NOTE, READ, LEFT, RIGHT, CREATE, OVERWRITE, STOP = range(8)
@@ -46,15 +48,43 @@ class MemoryArrays:
     counts: np.ndarray
     calls: np.ndarray
 
-    @classmethod
-    def none(cls) -> "MemoryArrays":
-        """For rows that write no token by themselves."""
-        empty, table = np.empty(0, np.int64), np.empty((0, 0), np.int64)
-        return cls(table, empty, table, table, table, empty, empty, table, table, empty)
+    def check(self, rows: int, most: int, vocabulary: int) -> None:
+        """Finds what a kernel, which checks nothing, would stumble over.
+
+        Args:
+            rows: b.
+            most: m.
+            vocabulary: v.
+
+        Raises:
+            InputMismatchError: an array has another size or type, or a pointer stands outside its memory.
+        """
+        most_pointers = self.pointers.shape[-1]
+        check_arrays(
+            "MemoryArrays",
+            actions=(self.actions, (vocabulary, 2), np.int64),
+            markers=(self.markers, (2,), np.int64),
+            addresses=(self.addresses, (rows, 2), np.int64),
+            sizes=(self.sizes, (rows, 2), np.int64),
+            pointers=(self.pointers, (rows, most_pointers), np.int64),
+            created=(self.created, (rows,), np.int64),
+            waiting=(self.waiting, (rows,), np.int64),
+            written=(self.written, (rows, most), np.int64),
+            counts=(self.counts, (rows, 2), np.int64),
+            calls=(self.calls, (rows,), np.int64),
+        )
+        inside = (self.pointers >= -1 - self.sizes[:, 1:]) & (self.pointers <= self.sizes[:, :1])
+        if not inside.all() or self.created.min(initial=0) < 0 or self.created.max(initial=0) > most_pointers:
+            raise InputMismatchError("a pointer stands outside its memory: a tool's session was changed from outside")
 
     def arrays(self) -> tuple[np.ndarray, ...]:
         """The attributes in order, as the kernels take them."""
         return tuple(vars(self).values())
+
+
+_EMPTY, _TABLE = np.empty(0, np.int64), np.empty((0, 0), np.int64)
+NO_MEMORIES = MemoryArrays(_TABLE, _EMPTY, _TABLE, _TABLE, _TABLE, _EMPTY, _EMPTY, _TABLE, _TABLE, _EMPTY)
+"""For rows that write no token by themselves."""
 
 
 @inlined

@@ -17,7 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
 from hf_toolssm.models.causal_lm import RecurrentLM
+from hf_toolssm.models.checks import check_model_inputs
 from hf_toolssm.models.configuration_rmt import RmtConfig
+from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.models.padding import gather_rows, tokens_first
 from hf_toolssm.models.state import RecurrentState
 
@@ -33,6 +35,10 @@ class RmtState(RecurrentState):
     def __init__(self, config: RmtConfig) -> None:
         super().__init__(config)
         del self.layers[1:]
+
+    @classmethod
+    def row_shapes(cls, config: RmtConfig) -> dict[str, tuple[int, ...]]:
+        return {"recurrent_states": (config.num_memory_tokens * config.hidden_size + config.segment_length + 1,)}
 
 
 class RmtPreTrainedModel(PreTrainedModel):
@@ -98,15 +104,20 @@ class RmtModel(RmtPreTrainedModel):
             use_cache: return the state; by default so outside training.
 
         Raises:
+            InputMismatchError: ids or mask do not fit each other or the model.
             PaddingError: a row has padding between its tokens.
+            StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
+        attention_mask = check_model_inputs(len(self.embeddings.weight), input_ids, None, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:
             cache_params = RmtState(self.config)
+        if cache_params is not None:
+            RmtState.check(cache_params, self.config, len(input_ids))
         batch, length = input_ids.shape
         lengths, back = input_ids.new_full((batch,), length), None
-        if attention_mask is not None and not bool(attention_mask.all()):
+        if attention_mask is not None:
             first, back = tokens_first(attention_mask)
             input_ids, lengths = input_ids.gather(1, first), attention_mask.sum(1)
 
@@ -178,6 +189,7 @@ class RmtForCausalLM(RecurrentLM, RmtPreTrainedModel, GenerationMixin):
     backbone_class = RmtModel
     state_class = RmtState
 
+    @with_labelled_head
     def forward(
         self,
         input_ids: Tensor,

@@ -1,8 +1,7 @@
 """LSTM and GRU language models with an exact state: the baselines that a Mamba is measured against.
 
 Tokens may come whole, in any pieces or singly, with the same result, and padding on either side leaves the state as it
-is. The layers of the state hold `recurrent_states[0]` (b, s, hidden): the hidden state, and for an LSTM the cell state
-behind it (s = 2).
+is.
 """
 
 import math
@@ -14,13 +13,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
 from hf_toolssm.models.causal_lm import RecurrentLM
+from hf_toolssm.models.checks import check_model_inputs
 from hf_toolssm.models.configuration_rnn import RnnConfig
+from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.models.padding import gather_rows, tokens_first
 from hf_toolssm.models.state import RecurrentState
 
 _MODULE_OF = {"lstm": nn.LSTM, "gru": nn.GRU}
 _SATURATING = 1e4
 """Far beyond a gate's own input: its sigmoid is then 0 or 1 in every float type."""
+
+
+class RnnState(RecurrentState):
+    """Per layer `recurrent_states[0]` (b, s, hidden): the hidden state, and for an LSTM (s = 2) the cell state."""
+
+    @classmethod
+    def row_shapes(cls, config: RnnConfig) -> dict[str, tuple[int, ...]]:
+        return {"recurrent_states": (1 + (config.cell == "lstm"), config.hidden_size)}
 
 
 class RnnLayer(nn.Module):
@@ -106,7 +115,7 @@ class RnnModel(RnnPreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        cache_params: RecurrentState | None = None,
+        cache_params: RnnState | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -122,17 +131,19 @@ class RnnModel(RnnPreTrainedModel):
 
         Raises:
             PaddingError: a row has padding between its tokens.
-            ValueError: both or neither of input_ids and inputs_embeds are given.
+            InputMismatchError: ids, embeddings or mask do not fit each other or the model.
+            StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        attention_mask = check_model_inputs(len(self.embeddings.weight), input_ids, inputs_embeds, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:
-            cache_params = RecurrentState(self.config)
+            cache_params = RnnState(self.config)
+        if cache_params is not None:
+            RnnState.check(cache_params, self.config, len(inputs_embeds if input_ids is None else input_ids))
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         lengths = back = None
-        if attention_mask is not None and not bool(attention_mask.all()):
+        if attention_mask is not None:
             first, back = tokens_first(attention_mask)
             x, lengths = gather_rows(x, first), attention_mask.sum(1)
 
@@ -156,14 +167,15 @@ class RnnForCausalLM(RecurrentLM, RnnPreTrainedModel, GenerationMixin):
     """An LSTM or GRU language model with the interface of `MambaForCausalLM`."""
 
     backbone_class = RnnModel
-    state_class = RecurrentState
+    state_class = RnnState
 
+    @with_labelled_head
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        cache_params: RecurrentState | None = None,
+        cache_params: RnnState | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,

@@ -13,13 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, MambaForCausalLM, Mam
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
 
 from hf_toolssm.models.causal_convolution import causal_convolution, causal_convolution_reference
+from hf_toolssm.models.checks import check_model_inputs
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.inner_cpu import inner_cpu
+from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.models.padding import gather_rows, tokens_first
 from hf_toolssm.models.projection import is_plain, project
 from hf_toolssm.models.rms_norm import ToolMambaNorm
 from hf_toolssm.models.selective_scan import selective_scan
-from hf_toolssm.models.state import MambaState
+from hf_toolssm.models.state import MambaState, StateInForward
 
 ADAPTER_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 """The layers that a LoRA can train and merge: the mixer calls them as modules, unlike its convolution."""
@@ -121,47 +123,46 @@ class ToolMambaModel(MambaModel):
             attention_mask: (b, l), ones for real tokens. Padding may stand left or right of a row's tokens.
 
         Raises:
+            InputMismatchError: ids, embeddings or mask do not fit each other or the model.
             PaddingError: a row has padding between its tokens.
+            StateMismatchError: `cache_params` is no state of this model and of as many rows.
         """
+        attention_mask = check_model_inputs(len(self.embeddings.weight), input_ids, inputs_embeds, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:
             cache_params = MambaState(self.config)
-        if attention_mask is None or bool(attention_mask.all()):
-            return super().forward(
-                input_ids,
-                inputs_embeds,
-                cache_params=cache_params,
-                use_cache=use_cache,
-                return_dict=return_dict,
-                **kwargs,
-            )
+        running = None
+        if cache_params is not None:
+            MambaState.check(cache_params, self.config, len(inputs_embeds if input_ids is None else input_ids))
+            running = StateInForward(cache_params)
 
-        # Inside, every row's tokens come first: what follows them cannot reach them, and the state stops at the last.
-        first, back = tokens_first(attention_mask)
-        if not bool(first[:, 0].any()):  # no row is padded on the left
-            return super().forward(
-                input_ids,
-                inputs_embeds,
-                cache_params=cache_params,
-                use_cache=use_cache,
-                attention_mask=attention_mask,
-                return_dict=return_dict,
-                **kwargs,
-            )
-        if inputs_embeds is None:
-            inputs_embeds = self.embeddings(input_ids)
+        back = None
+        if attention_mask is not None:
+            # Inside, every row's tokens come first: what follows them cannot reach them, and the state stops at the
+            # last.
+            first, undo = tokens_first(attention_mask)
+            if bool(first[:, 0].any()):  # a row is padded on the left
+                inputs_embeds = gather_rows(
+                    self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds, first
+                )
+                input_ids, attention_mask, back = None, attention_mask.gather(1, first), undo
         output = super().forward(
-            inputs_embeds=gather_rows(inputs_embeds, first),
-            cache_params=cache_params,
+            input_ids,
+            inputs_embeds,
+            cache_params=running,
             use_cache=use_cache,
-            attention_mask=attention_mask.gather(1, first),
+            attention_mask=attention_mask,
             return_dict=True,
             **kwargs,
         )
-        output.last_hidden_state = gather_rows(output.last_hidden_state, back)
-        if output.hidden_states is not None:
-            output.hidden_states = tuple(gather_rows(h, back) for h in output.hidden_states)
+        if running is not None:
+            running.hand_over(cache_params)
+            output.cache_params = cache_params if use_cache else None
+        if back is not None:
+            output.last_hidden_state = gather_rows(output.last_hidden_state, back)
+            if output.hidden_states is not None:
+                output.hidden_states = tuple(gather_rows(h, back) for h in output.hidden_states)
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
@@ -185,6 +186,8 @@ class ToolMambaForCausalLM(MambaForCausalLM):
         super().__init__(config)
         self.backbone = ToolMambaModel(config)
         self.post_init()
+
+    forward = with_labelled_head(MambaForCausalLM.forward)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:

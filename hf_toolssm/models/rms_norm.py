@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers.models.mamba.modeling_mamba import MambaRMSNorm
 
+from hf_toolssm.errors import InputMismatchError
 from hf_toolssm.models.cpu_kernels import CpuKernel, called, normalize
 
 TASKS = 64
@@ -39,7 +40,15 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         x: (..., e), float32 on a CPU.
         weight: (e,), float32.
         epsilon: added to the mean of squares.
+
+    Raises:
+        InputMismatchError: they do not fit each other.
     """
+    if x.shape[-1:] != weight.shape or {x.dtype, weight.dtype} != {torch.float32} or x.device != weight.device:
+        raise InputMismatchError(
+            f"rms_norm takes float32 on one device and a weight as wide as x, and not x {x.dtype} {tuple(x.shape)} "
+            f"and weight {weight.dtype} {tuple(weight.shape)}"
+        )
     return _RmsNorm.apply(x.reshape(-1, x.shape[-1]), weight, epsilon).view(x.shape)
 
 

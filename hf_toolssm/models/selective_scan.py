@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_toolssm.models.checks import check_scan
+
 
 def selective_scan(
     x: Tensor,
@@ -45,11 +47,15 @@ def selective_scan(
 
     Returns:
         y (b, l, d) in x's dtype, and the final state (b, d, n) in float32.
+
+    Raises:
+        InputMismatchError: they do not fit each other.
     """
     if x.device.type == "cpu":
         from hf_toolssm.models.selective_scan_cpu import selective_scan_cpu
 
         return selective_scan_cpu(x, dt, A, B, C, D, gate, initial_state, lengths)
+    check_scan(x, dt, A, B, C, D, gate, initial_state, lengths)
     if x.device.type == "cuda":
         from hf_toolssm.models.selective_scan_cuda import cuda_kernels_installed, selective_scan_cuda
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from hf_toolssm.models.checks import check_scan
 from hf_toolssm.models.cpu_kernels import (
     LOG2E,
     CpuKernel,
@@ -364,10 +365,11 @@ def selective_scan_cpu(
 
     Inputs may be views whose rows stand apart, such as the halves of a projection's output: nothing is copied.
     """
+    check_scan(x, dt, A, B, C, D, gate, initial_state, lengths)
     batch, length, channels = x.shape
     dtype = x.dtype
     if initial_state is None:
         initial_state = x.new_zeros(batch, channels, A.shape[1], dtype=torch.float32)
-    inputs = (t.float() for t in (x, dt, A, B, C, D, gate, initial_state))
+    inputs = (t.float() for t in (x, dt, A, B, C, D.contiguous(), gate, initial_state))
     y, h_last = _SelectiveScan.apply(*inputs, row_lengths(lengths, batch, length))
     return y.to(dtype), h_last

@@ -30,6 +30,41 @@ class RecurrentState(DynamicCache):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
 
+    @classmethod
+    def row_shapes(cls, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        """The shape of one row of each tensor of a layer, by name; every architecture says its own."""
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, state: object, config: PreTrainedConfig, rows: int) -> None:
+        """Finds, before a model reads a state, what would not fit.
+
+        Args:
+            state: is to be one of this class.
+            config: of the model.
+            rows: how many rows of tokens there are.
+
+        Raises:
+            StateMismatchError: it is no such state, one of another model, or has another number of rows.
+        """
+        if not isinstance(state, cls):
+            raise StateMismatchError(
+                f"cache_params is a {type(state).__name__}: pass a {cls.__name__}, as the model's forward returns it"
+            )
+        if state.batch_size is None:
+            return
+        if state.batch_size != rows:
+            raise StateMismatchError(
+                f"cache_params has {state.batch_size} rows and there are {rows} rows of tokens: use its select(rows)"
+            )
+        shapes = {name: (rows, *shape) for name, shape in cls.row_shapes(config).items()}
+        if len(state.layers) != len(cls(config).layers) or any(
+            getattr(layer, name)[0] is None or getattr(layer, name)[0].shape != shape
+            for layer in state.layers
+            for name, shape in shapes.items()
+        ):
+            raise StateMismatchError("cache_params is the state of another model: use the model that it came from")
+
     @property
     def batch_size(self) -> int | None:
         """The number of rows; None before the first token."""
@@ -116,6 +151,11 @@ class MambaState(RecurrentState):
     `recurrent_states[0]` (b, d, n), the state of the scan.
     """
 
+    @classmethod
+    def row_shapes(cls, config: PreTrainedConfig) -> dict[str, tuple[int, ...]]:
+        channels = config.intermediate_size
+        return {"conv_states": (channels, config.conv_kernel), "recurrent_states": (channels, config.state_size)}
+
     def read(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """The convolution's and the scan's state of a layer."""
         return self.layers[layer].conv_states[0], self.layers[layer].recurrent_states[0]
@@ -131,3 +171,32 @@ class MambaState(RecurrentState):
         """Replaces a layer's state."""
         self.put(layer, "conv_states", conv_state)
         self.put(layer, "recurrent_states", recurrent_state)
+
+
+class StateInForward:
+    """What the layers are given of a state for the time of one forward: all of them read the state from before it.
+
+    So a layer that runs twice, as it does when activations are recomputed in the backward, reads the same both times,
+    and a forward that fails leaves the state as it was.
+
+    Args:
+        before: the state that the forward starts from.
+    """
+
+    def __init__(self, before: MambaState) -> None:
+        self._before = [before.read(layer) for layer in range(len(before.layers))]
+        self._after = list(self._before)
+
+    def read(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """The convolution's and the scan's state of a layer, before the forward."""
+        return self._before[layer]
+
+    def write(self, layer: int, conv_state: Tensor, recurrent_state: Tensor) -> None:
+        """Keeps a layer's state after the forward."""
+        self._after[layer] = conv_state, recurrent_state
+
+    def hand_over(self, state: MambaState) -> None:
+        """Replaces a state by the one after the forward."""
+        for layer, (conv_state, recurrent_state) in enumerate(self._after):
+            if conv_state is not None and recurrent_state is not None:
+                state.write(layer, conv_state, recurrent_state)

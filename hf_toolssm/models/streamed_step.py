@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_toolssm.errors import InputMismatchError
+from hf_toolssm.models.checks import check_arrays
 from hf_toolssm.models.cpu_kernels import (
     CpuKernel,
     called,
@@ -58,6 +60,9 @@ class StreamedStep:
         self._norm = float32_array(model.backbone.norm_f.weight)
         self._head = store(model.lm_head.weight)
         self._epsilon = float(model.config.layer_norm_epsilon)
+        channels, depth = model.config.intermediate_size, len(self._layers)
+        self._conv = (depth, model.config.conv_kernel, channels)
+        self._recurrent = (depth, model.config.state_size, channels)
 
     def __call__(self, ids: np.ndarray, conv: np.ndarray, recurrent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Feeds one token to each row.
@@ -69,7 +74,18 @@ class StreamedStep:
 
         Returns:
             The logits (b, v), float32, and the first largest of them (b,), int64.
+
+        Raises:
+            InputMismatchError: an array has another size or type, or an id is none of the model's tokens.
         """
+        check_arrays(
+            "StreamedStep",
+            ids=(np.ascontiguousarray(ids), (len(ids),), np.int64),
+            conv=(conv, (len(ids), *self._conv), np.float32),
+            recurrent=(recurrent, (len(ids), *self._recurrent), np.float32),
+        )
+        if ids.min(initial=0) < 0 or ids.max(initial=0) >= len(self._embeddings):
+            raise InputMismatchError(f"StreamedStep was given a token that is none of {len(self._embeddings)}: {ids}")
         hidden = self._embeddings[torch.from_numpy(ids)].float().numpy()
         for layer, (matrices, vectors) in enumerate(self._layers):
             work = matrices[0].size * len(ids)

@@ -5,6 +5,8 @@ convolution is not (its weight is read directly), and an adapter on the tied emb
 both: those are never targets. The rows of the tool tokens train in full, as PEFT's trainable tokens.
 """
 
+import copy
+
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from hf_toolssm.errors import UnsafeTrainingError
@@ -19,16 +21,34 @@ def add_lora(model: ToolMambaForCausalLM, rank: int) -> PeftModel:
         rank: of the adapters; their scale is 2.
 
     Raises:
-        UnsafeTrainingError: the model is no ToolMamba or knows no tool tokens, the rank is not positive, or its head
-            is not tied.
+        UnsafeTrainingError: the rank is not positive, or see `complete_lora`.
+    """
+    if rank < 1:
+        raise UnsafeTrainingError(f"a LoRA has a rank of at least 1, not {rank}")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, task_type="CAUSAL_LM")
+    return get_peft_model(model, complete_lora(model, config))
+
+
+def complete_lora(model: ToolMambaForCausalLM, config: LoraConfig) -> LoraConfig:
+    """The same configuration with what a ToolMamba needs beside it, as a copy.
+
+    What the configuration leaves open is filled in: the projections as targets, and the rows of the tool tokens, which
+    otherwise would stay frozen as they were added.
+
+    Raises:
+        UnsafeTrainingError: the model is no ToolMamba or knows no tool tokens, its head is not tied, or the
+            configuration is none of a LoRA, or trains other rows than those of the tool tokens.
     """
     if not isinstance(model, ToolMambaForCausalLM):
         raise UnsafeTrainingError(
             f"a LoRA is put on the projections of a ToolMamba, and not of a {type(model).__name__}: train all weights"
         )
-    if rank < 1:
-        raise UnsafeTrainingError(f"a LoRA has a rank of at least 1, not {rank}")
-    if not model.config.tool_token_ids:
+    if not isinstance(config, LoraConfig):
+        raise UnsafeTrainingError(
+            f"a {type(config).__name__} would leave the rows of the tool tokens frozen: use a LoraConfig"
+        )
+    ids = sorted((model.config.tool_token_ids or {}).values())
+    if not ids:
         raise UnsafeTrainingError(
             "the model has no tool tokens, whose new embeddings must be trained: call add_tool_tokens_to_model first"
         )
@@ -37,14 +57,14 @@ def add_lora(model: ToolMambaForCausalLM, rank: int) -> PeftModel:
             "the head of this model is not tied to its embeddings, so its new rows would stay untrained: "
             "train all weights instead"
         )
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=list(ADAPTER_TARGETS),
-        trainable_token_indices={"embeddings": sorted(model.config.tool_token_ids.values())},
-        task_type="CAUSAL_LM",
-    )
-    adapted = get_peft_model(model, config)
-    # TRL reads the head's bias, which PEFT's wrapper around a tied head does not pass on.
-    adapted.get_output_embeddings().bias = None
-    return adapted
+    rows = config.trainable_token_indices
+    chosen = rows.get("embeddings", []) if isinstance(rows, dict) else rows
+    if config.modules_to_save or (rows is not None and not set(ids) <= set(chosen)):
+        raise UnsafeTrainingError(
+            "the rows of the tool tokens must be trained, and only as trainable tokens are they merged rightly: leave "
+            f"out modules_to_save, and trainable_token_indices or let it hold all of {ids}"
+        )
+    completed = copy.deepcopy(config)
+    completed.trainable_token_indices = {"embeddings": sorted({*ids, *(chosen or [])})}
+    completed.target_modules = config.target_modules or set(ADAPTER_TARGETS)
+    return completed

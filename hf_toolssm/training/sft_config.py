@@ -9,7 +9,7 @@ from hf_toolssm.errors import UnsafeTrainingError
 
 @dataclass
 class ToolSFTConfig(SFTConfig):
-    """TRL's `SFTConfig` with initial states and `bptt_length`, without truncation, packing or recomputation.
+    """TRL's `SFTConfig` with initial states and `bptt_length`, without truncation or packing.
 
     Raises:
         UnsafeTrainingError: an option would quietly train something else than the trajectories.
@@ -41,7 +41,7 @@ class ToolSFTConfig(SFTConfig):
         default=None, metadata={"help": "Must stay None: a cut trajectory has lost its answer."}
     )
     gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Old name of activation_checkpointing; either only without state passing."}
+        default=None, metadata={"help": "Old name of activation_checkpointing: off by default."}
     )
     data_seed: int | None = field(default=None, metadata={"help": "Seed of the order of the rows; by default `seed`."})
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 autocast; worth it on a GPU."})
@@ -60,11 +60,6 @@ class ToolSFTConfig(SFTConfig):
             "train_sampling_strategy": (
                 self.train_sampling_strategy == "group_by_length" and self.starts_from_states,
                 "states would be passed on only between rows of one length; set state_passing_share: 0 to use it",
-            ),
-            "gradient_checkpointing": (
-                self.gradient_checkpointing and (self.starts_from_states or self.bptt_length is not None),
-                "the recomputation would start from the final state; set state_passing_share: 0 to use it, and no "
-                "bptt_length",
             ),
         }
         for name, (asked, why) in refused.items():

@@ -7,7 +7,6 @@ them.
 
 import json
 import logging
-import random
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,9 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import BatchRebalanceSampler
@@ -30,7 +27,7 @@ from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS
 from hf_toolssm.models.state import RecurrentState
 from hf_toolssm.protocols.render import IGNORED
 from hf_toolssm.training.freed_memory import keep_freed_memory
-from hf_toolssm.training.labelled_head import score_only_labelled_tokens
+from hf_toolssm.training.hidden_states import CarriedStates, Start
 from hf_toolssm.training.sft_config import ToolSFTConfig
 
 logger = logging.getLogger(__name__)
@@ -56,8 +53,12 @@ class ToolSFTTrainer(SFTTrainer):
             it and those of equal accuracy by their loss on `eval_dataset`: `load_best_model_at_end` with
             `metric_for_best_model="choice"` keeps the best.
 
+    Attributes:
+        states: what is passed on, see `CarriedStates`; None where nothing is.
+
     Raises:
-        UnsafeTrainingError: a state is to be passed on that the model does not have, a LoRA is where it cannot train,
+        UnsafeTrainingError: a state is to be passed on that the model does not have, a LoRA is where it cannot train
+            or leaves the tool tokens untrained (see `training.lora.complete_lora`), a loss is cut by `bptt_length`,
             or among the first 100 rows one has no labels, no label that carries loss, or nothing but such labels.
     """
 
@@ -74,17 +75,25 @@ class ToolSFTTrainer(SFTTrainer):
         _check_rows(train_dataset)
         if isinstance(kwargs.get("eval_dataset"), Dataset):
             _check_rows(kwargs["eval_dataset"])
+        _check_loss(args, kwargs.get("compute_loss_func"))
+        if kwargs.get("peft_config") is not None:
+            from hf_toolssm.training.lora import complete_lora  # needs the extra `peft`
+
+            kwargs["peft_config"] = complete_lora(model, kwargs["peft_config"])
+        changed = [module for module in _own_models(model) if "forward" in vars(module)]
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
-        self._state_class: type[RecurrentState] | None = _state_class(self.model)
-        _check_model(self.model, self._state_class, args)
-        for module in self.model.modules():
-            if hasattr(type(module), "state_class"):
-                score_only_labelled_tokens(module)
+        for module in _own_models(self.model):
+            if module not in changed:
+                del module.forward  # TRL's: the class's own answers the same call
+        self._owner = next(iter(_own_models(self.model)), None)
+        _check_model(self.model, self._owner, args)
+        self.states: CarriedStates | None = None
+        if self._owner is not None and args.starts_from_states:
+            state_class = type(self._owner).state_class
+            self.states = CarriedStates(state_class, self._owner.config, args.seed, args.process_index)
         if self.args.device.type == "cpu":
             keep_freed_memory()
         self._accuracy = accuracy
-        self._batches = 0
-        self._carried: RecurrentState | None = None
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Transformers' evaluation, with the given accuracy; see the class."""
@@ -110,22 +119,32 @@ class ToolSFTTrainer(SFTTrainer):
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """With `bptt_length`, rows longer than it are trained in pieces; see `ToolSFTConfig`."""
+        """One forward and backward from the state that the batch starts from, whatever the loss runs in between.
+
+        With `bptt_length`, rows longer than it are trained in pieces; see `ToolSFTConfig`.
+        """
         pieces = self._pieces(inputs)
-        if len(pieces) == 1:
+        if self.states is None and len(pieces) == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        state = self._initial_state(inputs["input_ids"].shape[0])
+        state = self._initial_state(len(inputs["input_ids"]))
         losses = []
         for index, piece in enumerate(pieces):
-            state = state.detach()
+            start = Start(piece["input_ids"], state)
             last = index == len(pieces) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                losses.append(super().training_step(model, {**piece, "cache_params": state}, num_items_in_batch))
-        if self.args.starts_from_states:
-            self._carry(state)
-        self._average_piece_metrics(pieces)
+            with start.of(self._owner.base_model), nullcontext() if last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, piece, num_items_in_batch))
+            state = start.end
+        if self.states is not None:
+            self.states.keep(state)
+        if len(pieces) > 1:
+            self._average_piece_metrics(pieces)
         return torch.stack(losses).sum()
+
+    def _initial_state(self, rows: int) -> RecurrentState:
+        if self.states is not None:
+            return self.states.draw(rows, self.args.state_passing_share, self.args.state_noise_share)
+        return type(self._owner).state_class(self._owner.config)
 
     def _pieces(self, inputs: dict[str, Any]) -> list[dict[str, Tensor]]:
         """The batch cut along its length; one piece if it need not be cut."""
@@ -166,58 +185,21 @@ class ToolSFTTrainer(SFTTrainer):
             parts = entries[-len(pieces) :]
             entries[-len(pieces) :] = [sum(w * part for w, part in zip(weights, parts)) / max(1, sum(weights))]
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        if not self.model.training or not self.args.starts_from_states or "cache_params" in inputs:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        state = self._initial_state(inputs["input_ids"].shape[0])
-        loss = super().compute_loss(model, {**inputs, "cache_params": state}, *args, **kwargs)
-        self._carry(state)
-        return loss
-
-    def _carry(self, state: RecurrentState) -> None:
-        """Keeps a batch's final states for the batches after it; of a smaller batch, in place of as many rows."""
-        state = state.detach()
-        size, kept = state.batch_size or 0, (self._carried.batch_size or 0) if self._carried is not None else 0
-        if self._carried is not None and kept > size:
-            state = state.concatenate([state, self._carried.select(range(size, kept))])
-        self._carried = state
-        self._batches += 1
-
-    def _initial_state(self, batch_size: int) -> RecurrentState:
-        chance = random.Random(f"{self.args.seed}/{self._batches}").random()
-        if self._carried is not None and self._carried.batch_size:
-            if chance < self.args.state_passing_share:
-                return self._carried.select([row % self._carried.batch_size for row in range(batch_size)])
-            if chance < self.args.state_passing_share + self.args.state_noise_share:
-                # Every process draws its own, the same again when a run is resumed.
-                draw = random.Random(f"noise/{self.args.seed}/{self._batches}/{self.args.process_index}")
-                generator = torch.Generator().manual_seed(draw.getrandbits(63))
-                return self._carried.noise(batch_size, generator)
-        assert self._state_class is not None, "checked when the trainer was made"
-        return self._state_class(self.model.config)
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # First, because the file that says that a checkpoint is whole comes last.
-        if self._carried is not None:
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(self._carried.to_tensors(), self._carried_file(folder), {"batches": str(self._batches)})
+        if self.states is not None:
+            self.states.save(Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = self._carried_file(Path(resume_from_checkpoint))
+        if self.states is None:
+            return
+        path = self.states.file(Path(resume_from_checkpoint))
         if path.exists():
-            with safe_open(path, "pt") as opened:
-                self._batches = int(opened.metadata()["batches"])
-            device = str(self.args.device)
-            assert self._state_class is not None, "only such a model leaves this file"
-            self._carried = self._state_class.from_tensors(self.model.config, load_file(path, device=device))
-        elif self.args.starts_from_states:
+            self.states.load(Path(resume_from_checkpoint), str(self.args.device))
+        else:
             logger.warning("%s is missing: the first batch starts from zeros, unlike in an uninterrupted run", path)
-
-    def _carried_file(self, checkpoint: Path) -> Path:
-        return checkpoint / f"carried_state_{self.args.process_index}.safetensors"
 
 
 class _EpochOfRows(TrainerCallback):
@@ -252,20 +234,43 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _state_class(model: Any) -> type[RecurrentState] | None:
-    return next((type(m).state_class for m in model.modules() if hasattr(type(m), "state_class")), None)
+def _own_models(model: Any) -> list[Any]:
+    """The causal language models in it that have a state to pass on."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()  # a name is loaded by TRL
+    return [module for module in modules if hasattr(type(module), "state_class")]
 
 
-def _check_model(model: Any, state_class: type[RecurrentState] | None, args: ToolSFTConfig) -> None:
-    if state_class is None and (args.starts_from_states or args.bptt_length is not None):
+def _check_loss(args: ToolSFTConfig, loss_function: Any) -> None:
+    if args.bptt_length is not None and (args.label_smoothing_factor or loss_function is not None):
+        named = "label_smoothing_factor" if args.label_smoothing_factor else "compute_loss_func"
+        raise UnsafeTrainingError(
+            f"{named} with bptt_length is refused: it shifts the labels inside a piece, and so misses the token "
+            "behind every cut. Leave out one of the two."
+        )
+
+
+def _check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
+    if owner is None and (args.starts_from_states or args.bptt_length is not None):
         raise UnsafeTrainingError(
             f"{type(model).__name__} has no state that this trainer could pass on: set state_passing_share: 0, no "
             "state_noise_share and no bptt_length, or load a Mamba checkpoint with ToolMambaForCausalLM"
         )
-    if args.state_noise_share > 0 and not state_class.continuous:  # type: ignore[union-attr]
+    if args.state_noise_share > 0 and not type(owner).state_class.continuous:
         raise UnsafeTrainingError(
             f"the state of {type(model).__name__} holds tokens, which noise would make into others: set "
             "state_noise_share: 0"
+        )
+    compiled = args.torch_compile or any(m._compiled_call_impl or hasattr(m, "_orig_mod") for m in model.modules())
+    if owner is not None and compiled:
+        raise UnsafeTrainingError(
+            f"torch.compile is refused for a {type(owner).__name__}: its kernels are compiled already, and what is "
+            "left would be compiled again for every length of a batch. Leave it out."
+        )
+    adapted = owner is not None and any(hasattr(module, "lora_A") for module in model.modules())
+    if adapted and not any(p.requires_grad for p in owner.get_input_embeddings().parameters()):
+        logger.warning(
+            "the adapter leaves the embeddings of the tool tokens as they are: if they are new, pass peft_config to "
+            "the trainer, or use hf_toolssm.training.lora.add_lora, which train them"
         )
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and name.rpartition(".")[2] not in ADAPTER_TARGETS:

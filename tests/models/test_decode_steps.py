@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_toolssm.models.fused_step import FusedState, FusedStep
-from hf_toolssm.models.memory_arrays import MemoryArrays
+from hf_toolssm.models.memory_arrays import NO_MEMORIES
 from hf_toolssm.models.streamed_step import StreamedStep
 
 TOLERANCE = 3e-5
@@ -41,7 +41,7 @@ def feed(step, state, ids, stands, lengths=None):
     lengths = np.full(len(ids), ids.shape[1]) if lengths is None else np.array(lengths)
     stands = stands.copy()
     stands[:, 0] = True
-    return step(ids, stands, lengths, lengths, MemoryArrays.none(), state)
+    return step(ids, stands, lengths, lengths, NO_MEMORIES, state)
 
 
 def zero_fused(model, batch):

@@ -9,8 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_toolssm.errors import MissingToolTokensError, PaddingError
 from hf_toolssm.models.configuration_rnn import CELLS, RnnConfig
-from hf_toolssm.models.modeling_rnn import RnnForCausalLM
-from hf_toolssm.models.state import RecurrentState
+from hf_toolssm.models.modeling_rnn import RnnForCausalLM, RnnState
 from hf_toolssm.protocols import tool_token_ids
 from hf_toolssm.tools import make_tool
 
@@ -44,7 +43,7 @@ def states(cache):
 
 @torch.no_grad()
 def feed(model, *pieces, cache=None):
-    cache = RecurrentState(model.config) if cache is None else cache
+    cache = RnnState(model.config) if cache is None else cache
     return torch.cat([model(p, cache_params=cache).logits for p in pieces], dim=1), cache
 
 
@@ -117,7 +116,7 @@ def test_gradients_flow_through_a_carried_state(cell):
 
     def gradient(*pieces):
         model.zero_grad()
-        cache = RecurrentState(model.config)
+        cache = RnnState(model.config)
         loss = [model(p, cache_params=cache).logits for p in pieces][-1][:, -1].square().sum()
         loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -135,7 +134,7 @@ def test_gradients_of_padded_rows_and_of_the_state_they_leave_are_those_of_each_
         model.zero_grad()
         loss = torch.zeros(())
         for kept, row_mask in rows:
-            cache = RecurrentState(model.config)
+            cache = RnnState(model.config)
             logits = model(kept, attention_mask=row_mask, cache_params=cache).logits
             weight = 1 if row_mask is None else row_mask[:, :, None]
             loss = loss + (logits.square() * weight).sum() + states(cache).square().sum()
@@ -151,7 +150,7 @@ def test_gradients_of_padded_rows_and_of_the_state_they_leave_are_those_of_each_
 @torch.no_grad()
 def test_padding_leaves_the_state_in_half_precision_too(cell, dtype):
     model, ids = random_rnn(cell).to(dtype), tokens(2, 20)
-    caches = [RecurrentState(model.config) for _ in range(2)]
+    caches = [RnnState(model.config) for _ in range(2)]
     mask = (torch.arange(20) < 9).long().expand(2, -1)
     model(ids, attention_mask=mask, cache_params=caches[0])
     model(ids[:, :9], cache_params=caches[1])

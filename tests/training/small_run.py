@@ -21,7 +21,9 @@ from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer
 
 
-def make_trainer(output, batch_size, steps, lora_rank=0, architecture="tool_mamba", accuracy=None, **options):
+def make_trainer(
+    output, batch_size, steps, lora_rank=0, architecture="tool_mamba", accuracy=None, adapter=None, **options
+):
     task = load_task("addition")
     specs = task.tools("local")
     tokenizer = build_task_tokenizer(task.cells("local"), [make_tool(spec) for spec in specs])
@@ -45,7 +47,7 @@ def make_trainer(output, batch_size, steps, lora_rank=0, architecture="tool_mamb
     if lora_rank:
         model = add_lora(model, lora_rank)
     measured = {} if accuracy is None else {"accuracy": accuracy, "eval_dataset": rows.select(range(4))}
-    return ToolSFTTrainer(model, config, rows, processing_class=tokenizer, **measured)
+    return ToolSFTTrainer(model, config, rows, processing_class=tokenizer, peft_config=adapter, **measured)
 
 
 def losses(trainer):

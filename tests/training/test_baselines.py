@@ -8,6 +8,8 @@ from transformers import AutoTokenizer
 from hf_toolssm.errors import UnknownArchitectureError, UnsafeTrainingError
 from hf_toolssm.generation import generate_with_tools
 from hf_toolssm.models.architectures import BASELINES, load_model, make_model
+from hf_toolssm.models.modeling_rnn import RnnState
+from hf_toolssm.training.hidden_states import CarriedStates
 
 CARRIES_STATE = ("lstm", "gru", "rmt")
 
@@ -48,7 +50,7 @@ def test_an_lstm_resumed_from_a_checkpoint_loses_what_it_would_have_lost(tmp_pat
 
 def test_noise_has_the_mean_and_the_deviation_of_the_states(tmp_path):
     trainer = trained(tmp_path, "gru")
-    state = trainer._carried
+    state = trainer.states.states
     noise = state.noise(4_000, torch.Generator().manual_seed(0))
     for name, drawn in noise.to_tensors().items():
         rows = state.to_tensors()[name]
@@ -67,14 +69,12 @@ def test_noise_is_the_same_again_and_every_process_has_its_own(tmp_path):
     trainer = trained(tmp_path, "gru", state_passing_share=0.0, state_noise_share=1.0)
 
     def drawn(process):
-        trainer.args.distributed_state._shared_state["process_index"] = process
-        return trainer._initial_state(4).layers[0].recurrent_states[0]
+        states = CarriedStates(RnnState, trainer.model.config, trainer.args.seed, process)
+        states.states, states.batches = trainer.states.states, trainer.states.batches
+        return states.draw(4, passing_share=0.0, noise_share=1.0).layers[0].recurrent_states[0]
 
-    try:
-        assert torch.equal(drawn(0), drawn(0))
-        assert not torch.equal(drawn(0), drawn(1))
-    finally:
-        trainer.args.distributed_state._shared_state["process_index"] = 0
+    assert torch.equal(drawn(0), drawn(0))
+    assert not torch.equal(drawn(0), drawn(1))
 
 
 def test_noise_on_a_state_that_holds_tokens_is_refused(tmp_path):

@@ -129,7 +129,7 @@ def test_a_padded_rows_carried_state_is_that_of_its_last_token(tmp_path):
         with torch.no_grad():
             trainer.model(ids, cache_params=solo)
         for layer in range(2):
-            for a, b in zip(trainer._carried.select([row]).read(layer), solo.read(layer)):
+            for a, b in zip(trainer.states.states.select([row]).read(layer), solo.read(layer)):
                 assert (a - b).abs().max() < 1e-4
 
 
@@ -226,15 +226,9 @@ def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path, bp
         ({"max_length": 1024}, "max_length=1024 is refused.*loses its answer"),
         ({"completion_only_loss": True}, "completion_only_loss=True is refused.*labels"),
         ({"assistant_only_loss": True}, "assistant_only_loss=True is refused.*labels"),
-        ({"gradient_checkpointing": True}, "gradient_checkpointing=True is refused.*state_passing_share: 0"),
-        ({"activation_checkpointing": True}, "gradient_checkpointing=True is refused.*state_passing_share: 0"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy=group_by_length is refused"),
         ({"state_passing_share": 1.5}, "shares from 0 to 1"),
         ({"bptt_length": 0}, "at least 1, not 0"),
-        (
-            {"bptt_length": 8, "state_passing_share": 0.0, "gradient_checkpointing": True},
-            "gradient_checkpointing=True is refused.*no bptt_length",
-        ),
     ],
 )
 def test_options_that_would_quietly_train_something_else_are_refused(tmp_path, option, message):

@@ -52,7 +52,7 @@ def test_loss_and_gradient_are_those_of_truncation_written_by_hand(tmp_path, lor
     assert lengths.min() <= lengths.max() - 3  # rows end in different places
     if carried:
         step(trainer, batch)
-    start = trainer._carried
+    start = trainer.states.states if carried else None
     loss, gradients = step(trainer, batch)
     expected_loss, expected = truncated_by_hand(trainer.model, batch, start)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
@@ -67,9 +67,9 @@ def test_the_loss_and_the_carried_state_are_those_of_the_whole_row(tmp_path):
     (whole_loss, whole_gradients), (loss, gradients) = step(whole, batch), step(pieces, batch)
     assert loss == pytest.approx(whole_loss, rel=1e-5)
     assert any((gradients[name] - whole_gradients[name]).abs().max() > 1e-4 for name in gradients)  # truncated
-    assert pieces._batches == whole._batches == 1
+    assert pieces.states.batches == whole.states.batches == 1
     for layer in range(2):
-        for a, b in zip(pieces._carried.read(layer), whole._carried.read(layer)):
+        for a, b in zip(pieces.states.states.read(layer), whole.states.states.read(layer)):
             assert (a - b).abs().max() < 1e-4
     for name in ("entropy", "mean_token_accuracy", "num_tokens"):
         assert pieces._metrics["train"][name] == pytest.approx(whole._metrics["train"][name], rel=1e-5), name

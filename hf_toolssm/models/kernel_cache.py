@@ -1,0 +1,77 @@
+"""Where compiled kernels are kept between processes, and when they are stale.
+
+numba compares a kernel's cache with the file that defines it, and with nothing else: after a change to a function in
+another file that the kernel calls, it goes on running the old one. Here the source of every file of this package that
+the kernel's module needs counts. Where nothing can be written, kernels are compiled anew in every process.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import llvmlite
+from numba.core import caching
+
+from hf_toolssm.sources import digest
+
+logger = logging.getLogger(__name__)
+
+
+class _Stamped:
+    """A place for a kernel's cache whose content is stale once any source that the kernel needs has changed."""
+
+    _module: str
+
+    @classmethod
+    def from_function(cls, py_func: Callable, py_file: str) -> Any:
+        place = super().from_function(py_func, py_file)  # type: ignore[misc]  # of numba's locator behind this class
+        if place is not None:
+            place._module = py_func.__module__
+        return place
+
+    def get_source_stamp(self) -> tuple[str, str]:
+        return digest(self._module), llvmlite.__version__
+
+
+class _UserProvided(_Stamped, caching.UserProvidedCacheLocator):
+    pass
+
+
+class _InTree(_Stamped, caching.InTreeCacheLocator):
+    pass
+
+
+class _UserWide(_Stamped, caching.UserWideCacheLocator):
+    pass
+
+
+class _Places(caching.CompileResultCacheImpl):
+    _locator_classes = [_UserProvided, _InTree, _UserWide]  # in numba's own order
+
+
+class _KernelCache(caching.FunctionCache):
+    _impl_class = _Places
+
+    @contextmanager
+    def _guard_against_spurious_io_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # a full disk, or one that is read-only since this process started
+            logger.warning("compiled kernels cannot be kept in %s (%s)", self.cache_path, error)
+
+
+def keep_on_disk(dispatcher: Any) -> None:
+    """Lets a numba function be compiled once for all processes, where there is a place to keep it.
+
+    Places are tried in numba's order: the folder that NUMBA_CACHE_DIR names, `__pycache__` beside the source, the
+    user's cache folder.
+    """
+    try:
+        dispatcher._cache = _KernelCache(dispatcher.py_func)
+    except RuntimeError as error:  # numba found no place
+        logger.warning(
+            "kernels are compiled anew in every process, which takes about half a minute: set NUMBA_CACHE_DIR to a "
+            "folder that can be written (%s)",
+            error,
+        )

@@ -1,0 +1,143 @@
+"""What does not fit ends in a named error before compiled code, which checks nothing, and never in a signal."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hf_toolssm import MambaState, RnnConfig, RnnForCausalLM, Session
+from hf_toolssm.errors import InputMismatchError, StateMismatchError
+from hf_toolssm.generation.free_runs import FreeRuns
+
+ROOT = Path(__file__).parents[2]
+
+
+def fuzz(seed, calls):
+    words = [sys.executable, str(Path(__file__).parent / "fuzz_inputs.py"), str(seed), str(calls)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    right, refused = map(int, done.stdout.split())
+    assert right > 0.1 * calls
+    assert refused > 5 * calls
+
+
+def test_wrong_arguments_of_every_entry_point_are_refused_by_name():
+    fuzz(seed=0, calls=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_many_more_wrong_arguments_are_refused_by_name(seed):
+    fuzz(seed, calls=200)
+
+
+def test_a_mask_of_all_tokens_behind_a_state_is_refused_with_what_to_give(model):
+    with pytest.raises(InputMismatchError, match=r"\(1, 3\) and the tokens are \(1, 1\).*attention_mask\[:, -1:\]"):
+        model(torch.tensor([[3]]), attention_mask=torch.tensor([[1, 1, 0]]))
+    state = model(torch.tensor([[3, 4]]), use_cache=True).cache_params
+    mask = torch.ones(1, 3, dtype=torch.int64)
+    with pytest.raises(InputMismatchError, match="behind a state"):
+        model(torch.tensor([[5]]), cache_params=state, attention_mask=mask)
+    whole = model(torch.tensor([[3, 4, 5]])).logits[:, -1:]
+    found = model(torch.tensor([[5]]), cache_params=state, attention_mask=mask[:, -1:]).logits
+    assert (found - whole).abs().max() < 1e-4  # the refused call has left the state as it was
+
+
+def test_a_mask_of_another_length_is_refused_by_every_recurrent_model(model):
+    lstm = RnnForCausalLM(RnnConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1))
+    for each in (model, lstm):
+        with pytest.raises(InputMismatchError, match=r"\(2, 3\) and the tokens are \(2, 5\)"):
+            each(torch.ones(2, 5, dtype=torch.int64), attention_mask=torch.tensor([[1, 1, 1], [0, 1, 1]]))
+        with pytest.raises(InputMismatchError, match="other values than 1"):
+            each(torch.ones(1, 2, dtype=torch.int64), attention_mask=torch.tensor([[0.0, -1e9]]))
+        with pytest.raises(InputMismatchError, match="holds the id 99"):
+            each(torch.tensor([[99]]))
+
+
+def test_a_state_that_does_not_fit_is_refused_before_it_is_read(model):
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    state = model(ids, use_cache=True).cache_params
+    with pytest.raises(StateMismatchError, match="2 rows and there are 1 rows"):
+        model(ids[:1], cache_params=state)
+    tensors = {name: t[..., :-1] for name, t in state.to_tensors().items()}
+    with pytest.raises(StateMismatchError, match="another model"):
+        model(ids, cache_params=MambaState.from_tensors(model.config, tensors))
+    with pytest.raises(StateMismatchError, match="DynamicCache: pass a MambaState"):
+        model(ids, cache_params=RnnForCausalLM(RnnConfig(vocab_size=20, hidden_size=8)).state_class.__mro__[2]())
+
+
+def test_a_forward_that_fails_leaves_the_state_as_it_was(model, monkeypatch):
+    state = model(torch.tensor([[3, 4]]), use_cache=True).cache_params
+    before = state.clone().to_tensors()
+    last = model.backbone.layers[-1].mixer.out_proj
+    monkeypatch.setattr(last, "weight", torch.nn.Parameter(torch.zeros(3, 3)))
+    with pytest.raises(RuntimeError):
+        model(torch.tensor([[5]]), cache_params=state)
+    for name, value in state.to_tensors().items():
+        assert torch.equal(value, before[name])
+
+
+class Chooses:
+    def __init__(self, token):
+        self.token = token
+
+    def choose(self, rows, logits):
+        return [self.token] * len(rows)
+
+    def stop(self, rows, logits):
+        return [False] * len(rows)
+
+
+@pytest.mark.parametrize("token", [10**6, -1])
+def test_a_steering_that_chooses_no_token_of_the_model_is_refused(model, tokenizer, token):
+    session = Session.start(model, tokenizer(["1+2="])["input_ids"])
+    with pytest.raises(InputMismatchError, match="the steering chose"):
+        session.run(2, steering=Chooses(token))
+
+
+def test_a_pointer_that_was_put_outside_its_memory_is_refused(model, tokenizer):
+    session = Session.start(model, tokenizer(["1+2="])["input_ids"])
+    assert isinstance(session._free_runs, FreeRuns)
+    session.rows[0].sessions[0].pointers = [10**9]
+    with pytest.raises(InputMismatchError, match="outside its memory"):
+        session.run(5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_changes_nothing(model, tokenizer, dtype):
+    ids = torch.randint(3, 20, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * 9, [0, 0] + [1] * 7])
+    problem = tokenizer(["12+3="], return_tensors="pt")
+
+    def everything():
+        model.zero_grad()
+        output = model(ids, attention_mask=mask, labels=ids, use_cache=True)
+        output.loss.backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        written = model.generate(**problem, max_new_tokens=20)
+        return [output.logits, written, *output.cache_params.to_tensors().values(), *gradients]
+
+    expected = everything()
+    torch.set_default_dtype(dtype)
+    try:
+        found = everything()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(found, expected):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def test_arrays_that_do_not_lie_as_a_kernel_reads_them_are_refused(model):
+    from hf_toolssm.models.streamed_step import StreamedStep
+
+    config = model.config
+    shape = (1, config.num_hidden_layers, config.conv_kernel, config.intermediate_size)
+    recurrent = np.zeros((1, config.num_hidden_layers, config.state_size, config.intermediate_size), np.float32)
+    with pytest.raises(InputMismatchError, match="conv as contiguous float32"):
+        StreamedStep(model)(np.array([3]), np.zeros(shape[::-1], np.float32).T, recurrent)
