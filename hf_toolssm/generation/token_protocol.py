@@ -94,12 +94,11 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int
     Raises:
         EmptyProblemError, InvalidProblemError: see `Session.start`.
     """
-    lists = [prompt.tolist() if hasattr(prompt, "tolist") else prompt for prompt in prompts]
+    lists: list[Any] = [prompt.tolist() if hasattr(prompt, "tolist") else prompt for prompt in prompts]
     if not all(
         isinstance(prompt, Sequence) and all(isinstance(i, int | np.integer) for i in prompt) for prompt in lists
     ):
         raise InvalidProblemError("a prompt is a list of token ids: give, for every row, those of its problem")
-    lists = [list(prompt) for prompt in lists]
     if not lists or not all(lists):
         raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
     vocabulary = len(model.get_input_embeddings().weight)  # an adapter's embedding has no num_embeddings
@@ -117,4 +116,4 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int
                     f"the prompt of row {row} holds a symbol that the tokenizer does not know: write the problem with "
                     "the symbols that the model was trained on"
                 )
-    return lists
+    return [list(prompt) for prompt in lists]

@@ -55,8 +55,12 @@ def causal_convolution(
         InputMismatchError: they do not fit each other.
     """
     check_tensors(
-        *("causal_convolution", lengths),
-        **{"x": (x, "b l d"), "weight": (weight, "d k"), "bias": (bias, "d"), "state": (state, "b d k")},
+        "causal_convolution",
+        lengths,
+        x=(x, "b l d"),
+        weight=(weight, "d k"),
+        bias=(bias, "d"),
+        state=(state, "b d k"),
     )
     if x.device.type != "cpu":
         if x.is_cuda and kernel_applies(weight):

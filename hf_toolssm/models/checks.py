@@ -75,7 +75,8 @@ def check_scan(
         InputMismatchError: see `check_tensors`.
     """
     check_tensors(
-        *("selective_scan", lengths),
+        "selective_scan",
+        lengths,
         x=(x, "b l d"),
         dt=(dt, "b l d"),
         A=(A, "d n"),
@@ -103,8 +104,8 @@ def check_arrays(place: str, **arrays: tuple[np.ndarray, tuple[int, ...], Any]) 
 
 def check_model_inputs(
     vocabulary: int, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None
-) -> Tensor | None:
-    """Checks what a recurrent model is called with, and returns the mask that it needs.
+) -> tuple[int, Tensor | None]:
+    """Checks what a recurrent model is called with, and returns what it needs of it.
 
     Args:
         vocabulary: how many embeddings there are.
@@ -112,7 +113,7 @@ def check_model_inputs(
         attention_mask: (b, l), 1 for the real tokens and 0 for padding.
 
     Returns:
-        The mask in int64; None if there is no padding.
+        How many rows there are, and the mask in int64; None if there is no padding.
 
     Raises:
         InputMismatchError: one is of another shape or type, or holds another value.
@@ -135,9 +136,9 @@ def check_model_inputs(
             "(rows, tokens, hidden size)"
         )
     if attention_mask is None:
-        return None
+        return len(given), None
     check_mask(given.shape[:2], attention_mask)
-    return None if bool(attention_mask.all()) else attention_mask.to(torch.int64)
+    return len(given), None if bool(attention_mask.all()) else attention_mask.to(torch.int64)
 
 
 def check_ids(input_ids: Tensor) -> None:

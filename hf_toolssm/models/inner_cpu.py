@@ -51,7 +51,8 @@ def inner_cpu(
         InputMismatchError: they do not fit each other.
     """
     sizes = check_tensors(
-        *("inner_cpu", lengths),
+        "inner_cpu",
+        lengths,
         halves=(halves, "b l 2d"),
         conv_weight=(conv_weight, "d k"),
         conv_bias=(conv_bias, "d"),

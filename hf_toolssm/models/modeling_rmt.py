@@ -108,13 +108,13 @@ class RmtModel(RmtPreTrainedModel):
             PaddingError: a row has padding between its tokens.
             StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
-        attention_mask = check_model_inputs(len(self.embeddings.weight), input_ids, None, attention_mask)
+        rows, attention_mask = check_model_inputs(len(self.embeddings.weight), input_ids, None, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:
             cache_params = RmtState(self.config)
         if cache_params is not None:
-            RmtState.check(cache_params, self.config, len(input_ids))
+            RmtState.check(cache_params, self.config, rows)
         batch, length = input_ids.shape
         lengths, back = input_ids.new_full((batch,), length), None
         if attention_mask is not None:

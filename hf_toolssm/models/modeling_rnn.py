@@ -134,13 +134,14 @@ class RnnModel(RnnPreTrainedModel):
             InputMismatchError: ids, embeddings or mask do not fit each other or the model.
             StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
-        attention_mask = check_model_inputs(len(self.embeddings.weight), input_ids, inputs_embeds, attention_mask)
+        vocabulary = len(self.embeddings.weight)
+        rows, attention_mask = check_model_inputs(vocabulary, input_ids, inputs_embeds, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:
             cache_params = RnnState(self.config)
         if cache_params is not None:
-            RnnState.check(cache_params, self.config, len(inputs_embeds if input_ids is None else input_ids))
+            RnnState.check(cache_params, self.config, rows)
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         lengths = back = None
         if attention_mask is not None:

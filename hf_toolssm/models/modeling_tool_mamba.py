@@ -127,14 +127,15 @@ class ToolMambaModel(MambaModel):
             PaddingError: a row has padding between its tokens.
             StateMismatchError: `cache_params` is no state of this model and of as many rows.
         """
-        attention_mask = check_model_inputs(len(self.embeddings.weight), input_ids, inputs_embeds, attention_mask)
+        vocabulary = len(self.embeddings.weight)
+        rows, attention_mask = check_model_inputs(vocabulary, input_ids, inputs_embeds, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:
             cache_params = MambaState(self.config)
         running = None
         if cache_params is not None:
-            MambaState.check(cache_params, self.config, len(inputs_embeds if input_ids is None else input_ids))
+            MambaState.check(cache_params, self.config, rows)
             running = StateInForward(cache_params)
 
         back = None
@@ -156,7 +157,7 @@ class ToolMambaModel(MambaModel):
             return_dict=True,
             **kwargs,
         )
-        if running is not None:
+        if running is not None and cache_params is not None:
             running.hand_over(cache_params)
             output.cache_params = cache_params if use_cache else None
         if back is not None:

@@ -85,7 +85,7 @@ class ToolSFTTrainer(SFTTrainer):
         for module in _own_models(self.model):
             if module not in changed:
                 del module.forward  # TRL's: the class's own answers the same call
-        self._owner = next(iter(_own_models(self.model)), None)
+        self._owner: Any = next(iter(_own_models(self.model)), None)
         _check_model(self.model, self._owner, args)
         self.states: CarriedStates | None = None
         if self._owner is not None and args.starts_from_states:
