@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import datasets
+from datasets.fingerprint import Hasher
 
 from dataset_builders.task import Task, check_variant, example_rng, load_task, split_of, task_name
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
@@ -133,12 +134,13 @@ class TrajectoryBuilder(datasets.GeneratorBasedBuilder):
     BUILDER_CONFIG_CLASS = TrajectoryConfig
 
     def __init__(self, problems: ProblemSet, **kwargs: Any) -> None:
-        task = load_task(problems.task)
+        # As the task writes them now, in case that its code changed and its version did not.
+        samples = [next(generate_rows(problems, split, 0, 1)) for split, _ in problems.sizes]
         super().__init__(
             dataset_name=f"tool_{task_name(problems.task)}",
             config_name=problems.name,
             problems=problems,
-            hash=task.version,
+            hash=Hasher.hash([load_task(problems.task).version, samples]),
             **kwargs,
         )
 

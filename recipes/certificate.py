@@ -15,11 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-
 from dataset_builders.task import Task, example_rng, load_task, task_beside, task_name
 from hf_toolssm.errors import DidNotHaltError, ToolSSMError
+from hf_toolssm.evaluation.report import weights_digest
 from hf_toolssm.models.architectures import load_model
 
 ROOT = Path(__file__).parents[1]
@@ -128,15 +126,6 @@ def state_problem(task: Task, claim: Mapping[str, Any]) -> str:
 def digest(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal digits."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """The SHA-256 of all weights, by name."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def commit() -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from certificate import commit, digest, state_problem, weights_digest
+from certificate import commit, digest, state_problem
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
@@ -21,7 +21,7 @@ from dataset_builders.mixture import trained_part
 from dataset_builders.task import check_variant, copy_table, load_task, task_beside, task_file, task_name
 from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
-from hf_toolssm.evaluation.report import hardware, training_facts, write_json
+from hf_toolssm.evaluation.report import hardware, training_facts, weights_digest, write_json
 from hf_toolssm.models.architectures import load_model
 from hf_toolssm.protocols import Renderer
 

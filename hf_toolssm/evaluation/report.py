@@ -1,5 +1,6 @@
 """Results as people and programs read them: a table, `results.json`, `length_generalization.png`."""
 
+import hashlib
 import json
 import os
 import platform
@@ -10,6 +11,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
 from hf_toolssm.evaluation.exactness import LengthResult
 from hf_toolssm.files import write_whole
@@ -50,6 +52,15 @@ def training_facts(model: str) -> dict[str, Any]:
     """What `recipes/sft.py` wrote beside a model in a folder; nothing for any other."""
     path = Path(model) / "training.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """The SHA-256 of all weights, by name."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def table(results: Sequence[LengthResult]) -> str:

@@ -31,12 +31,14 @@ def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) 
             "accuracy": {name: _over_seeds(found) for name, found in by_set.items()},
             "paper": experiment.paper.get(row),
         }
-    hardware = [result["hardware"] for runs in results.values() for result in runs]
+    every = [result for runs in results.values() for result in runs]
+    hardware = [result["hardware"] for result in every]
     return {
         "experiment": experiment.name,
         "title": experiment.title,
         "source": experiment.source,
         "hardware": sorted({f"{h['gpu'] or h['cpu']}, {h['cores']} cores, {h['memory_gib']} GiB" for h in hardware}),
+        "commits": sorted({result["commit"] or "unknown" for result in every}),
         "rows": rows,
     }
 
@@ -85,10 +87,11 @@ def _table(summary: dict[str, Any]) -> str:
     body = markdown_table(head, lines)
     seeds = sorted({len(row["seeds"]) for row in rows.values()})
     problems = sorted({row["problems"] for row in rows.values()})
+    commits = ", ".join(f"{commit[:10]}{commit[40:]}" for commit in summary["commits"])  # the end says "-dirty"
     return (
         f"# {summary['title']}\n\n{summary['source']}. Exact answers and trajectories, free-running: median "
         f"/ worst of {' or '.join(map(str, seeds))} seeds, {' or '.join(map(str, problems))} problems a set; "
-        f"{'; '.join(summary['hardware'])}.\n\n{body}\n{_first_errors(rows)}"
+        f"{'; '.join(summary['hardware'])}; commit {commits}.\n\n{body}\n{_first_errors(rows)}"
     )
 
 

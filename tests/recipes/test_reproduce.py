@@ -44,7 +44,7 @@ def result(seed, by_length, variant="local"):
     hard = [{**measured[0], "problem_set": "nines_5", "answer_accuracy": 0.25}]
     machine = {"gpu": None, "cpu": "a chip", "cores": 2, "memory_gib": 24}
     facts = {"num_parameters": 1_000, "train_max_length": 5, "train_minutes": seed + 1.0, "resumed": False}
-    facts["variant"] = variant
+    facts |= {"variant": variant, "commit": f"{seed}" * 40 + "-dirty"}
     return {"seed": seed, "by_length": measured, "adversarial": hard, "hardware": machine, **facts}
 
 
@@ -57,6 +57,7 @@ def test_the_table_shows_median_and_worst_seed_beside_the_papers_figure(reproduc
     assert "| length_5 | nines_5 | the paper |" in table
     assert "| ours | 1,000 | 2.0 | 5 | 0.88 / 0.50 | 0.25 / 0.25 | 41% at 7 |" in table
     assert "3 seeds, 8 problems a set; a chip, 2 cores" in table
+    assert "; commit 0000000000-dirty, 1111111111-dirty, 2222222222-dirty." in table
     assert "- ours, length_5: token 41, `7` for `8` behind `<|read_1|> \\n`" in table
     assert (
         json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["rows"]["ours"]["accuracy"]["length_5"][
