@@ -28,6 +28,7 @@ from tqdm import tqdm
 from dataset_builders.builder import FEATURES, TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
 from dataset_builders.task import copy_table, load_task, task_file, task_name
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.hub.publish import MAIN, Destination
 
 ROWS_PER_SHARD = 5_000
@@ -228,6 +229,7 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    escape_unprintable()
     # They read what this module writes.
     from dataset_builders.publish import check_dataset_destination, publish_dataset
 

@@ -34,6 +34,7 @@ from hf_toolssm import ToolMambaForCausalLM, trajectory
 from hf_toolssm.errors import InvalidHubNameError, InvalidMixtureError, ToolSSMError, UnsafeTrainingError
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running
 from hf_toolssm.evaluation.report import REPORT_FILES, hardware, table, write_json, write_report
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.hub.publish import MAIN, Destination, check_destination
 from hf_toolssm.hub.publish_model import publish_model
@@ -117,6 +118,7 @@ class RecipeArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     recipe, config = TrlParser((RecipeArguments, ToolSFTConfig)).parse_args_and_config()
     destination = destination_of(config)
     if recipe.model is not None and recipe.architecture != TOOL_MAMBA:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,16 @@ def hardware() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
     }
+
+
+def peak_memory_mib() -> int:
+    """The most memory that this process has held, in MiB."""
+    if sys.platform == "win32":
+        return round(psutil.Process().memory_info().peak_wset / 2**20)
+    import resource  # Unix only
+
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
 
 
 def _cpu_name() -> str:

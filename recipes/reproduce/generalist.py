@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 
 from experiment import ROOT, Run, load_experiment
 from hf_toolssm.evaluation.report import weights_digest
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
 from run import is_finished, train
 from summary import summarize, write_summary
@@ -42,6 +43,7 @@ class GeneralistArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     (options,) = HfArgumentParser(GeneralistArguments).parse_args_into_dataclasses()
     folder = Path(options.output) / "generalist"
     models = load_experiment("generalist", False).runs(options.seeds, None, options.override)

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 from experiment import ROOT, Experiment, Run, load_experiment, names
 from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.report import write_json
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.training.trainer import last_whole_checkpoint
 from summary import summarize, write_summary
 
@@ -45,6 +46,7 @@ class ReproduceArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = HfArgumentParser(ReproduceArguments)
     words = sys.argv[1:]
     # The experiment may stand first without its option's name, as one types it.
