@@ -25,11 +25,10 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from dataset_builders.builder import FEATURES, TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
+from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
 from dataset_builders.task import copy_table, load_task, task_file, task_name
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
 from hf_toolssm.files import escape_unprintable
-from hf_toolssm.hub.publish import MAIN, Destination
 
 ROWS_PER_SHARD = 5_000
 CELLS_PER_ROW_GROUP = 500_000
@@ -186,6 +185,8 @@ def _holds(path: Path, shard: Shard) -> bool:
 
 def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
     """Writes one shard under a temporary name and renames it when it is whole."""
+    from dataset_builders.datasets_builder import FEATURES  # half a second that `--help` does not need
+
     temporary = shard.path.with_suffix(".incomplete")
     schema = FEATURES.arrow_schema
     schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(shard.identity()).encode()})
@@ -230,9 +231,6 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     escape_unprintable()
-    # They read what this module writes.
-    from dataset_builders.publish import check_dataset_destination, publish_dataset
-
     parser = argparse.ArgumentParser(
         prog="python -m dataset_builders.build", description="Builds a task's dataset, and publishes it if told to."
     )
@@ -252,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-proc", type=int, default=1, help="processes")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="publish the folder there, in one commit")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--branch", default=MAIN, help="of the repository; made if need be")
+    parser.add_argument("--branch", default="main", help="of the repository; made if need be")
     parser.add_argument("--pull-request", action="store_true", help="propose the commit instead of making it")
     parser.add_argument("--message", help="of the commit; by default what the folder holds")
     options = parser.parse_args(arguments)
@@ -272,6 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = options.output or Path("outputs") / f"tool-{task_name(options.task)}"
     destination = None
     if options.push_to_hub:
+        from dataset_builders.publish import check_dataset_destination, publish_dataset  # reads what this writes
+        from hf_toolssm.hub.publish import Destination
+
         destination = Destination(
             options.push_to_hub, "dataset", options.private, options.branch, options.pull_request
         )

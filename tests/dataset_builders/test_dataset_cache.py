@@ -7,7 +7,8 @@ from datasets import load_dataset
 
 from dataset_builders.addition import Addition
 from dataset_builders.build import build_folder
-from dataset_builders.builder import TRAINING, ProblemSet, TrajectoryBuilder, evaluation_sets
+from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets
+from dataset_builders.datasets_builder import TrajectoryBuilder
 from hf_toolssm.errors import DatasetMismatchError, TooFewProblemsError
 from hf_toolssm.trajectory import ANSWER, StepKind, Trajectory, step
 
