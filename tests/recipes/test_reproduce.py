@@ -80,6 +80,26 @@ def test_variants_stand_in_the_same_columns_and_an_interrupted_run_does_not_coun
     assert "| b | 1,000 | 3.0 | 5 | 0.00 / 0.00 |" in table
 
 
+def test_long_problems_run_once_and_no_further_than_the_first_wrong_one(reproduce, model, tokenizer, tmp_path):
+    experiment, summary = reproduce
+    import run
+
+    model.save_pretrained(tmp_path / "row-0")
+    tokenizer.save_pretrained(tmp_path / "row-0")
+    (tmp_path / "row-0" / "results.json").write_text(json.dumps(result(0, {5: (1.0, 1.0)})), encoding="utf-8")
+    long = experiment.Run("row", {"seed": 0}, {20: 50, 30: 50})
+    run.run_long_problems(long, tmp_path)
+    certificate = tmp_path / "row-0" / "long-20" / "certificate.json"
+    written = certificate.stat().st_mtime_ns
+    run.run_long_problems(long, tmp_path)
+    assert certificate.stat().st_mtime_ns == written
+    assert not (tmp_path / "row-0" / "long-30").exists()
+    described = experiment.Experiment("e", "A title", "Table 0", {"row": {}}, {})
+    table = summary.write_summary(summary.summarize(described, {"row": [run.results_of(long, tmp_path)]}), tmp_path)
+    assert "Of length_20 one problem a seed, whose answer is compared." in table
+    assert "| 1.00 / 1.00 | 0.00 / 0.00 |" in table
+
+
 def test_every_experiment_names_options_that_the_recipe_has(reproduce):
     experiment, _ = reproduce
     done = subprocess.run(
