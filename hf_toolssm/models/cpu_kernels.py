@@ -1,7 +1,10 @@
 """What the compiled CPU kernels share: how numba compiles and runs them, and an exponential that vectorizes."""
 
+import hashlib
+import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import llvmlite.ir
@@ -34,17 +37,32 @@ class CpuKernel:
     """
 
     def __init__(self, function: Callable[..., None], parallel_from: int) -> None:
-        # numba's cache tells kernels apart by name, not by option: under one name either would load the other's code.
-        twin = types.FunctionType(function.__code__, function.__globals__)
-        twin.__qualname__ = f"{function.__qualname__}_parallel"
-        self._serial = numba.njit(cache=True, nogil=True, **_OPTIONS)(function)
-        self._parallel = numba.njit(cache=True, nogil=True, parallel=True, **_OPTIONS)(twin)
+        # numba's cache tells kernels apart by name, not by option, and looks at no other file that they call.
+        sources = _source_digest(function.__module__)
+        serial, parallel = (types.FunctionType(function.__code__, function.__globals__) for _ in range(2))
+        serial.__qualname__ = f"{function.__qualname__}_{sources}"
+        parallel.__qualname__ = f"{function.__qualname__}_parallel_{sources}"
+        self._serial = numba.njit(cache=True, nogil=True, **_OPTIONS)(serial)
+        self._parallel = numba.njit(cache=True, nogil=True, parallel=True, **_OPTIONS)(parallel)
         self._parallel_from = parallel_from
 
     def __call__(self, work: int, *arguments: Any) -> None:
         """Runs the kernel, whose work decides how many threads take part."""
         alone = work < self._parallel_from or _share_threads() == 1
         (self._serial if alone else self._parallel)(*arguments)
+
+
+def _source_digest(module: str) -> str:
+    """A hash of a module's source, and of all modules of its package whose functions it has, and they have."""
+    sources: dict[str, bytes] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in sources:
+            sources[name] = Path(str(sys.modules[name].__file__)).read_bytes()
+            origins = (getattr(value, "__module__", None) for value in vars(sys.modules[name]).values())
+            waiting += [o for o in origins if isinstance(o, str) and o.partition(".")[0] == module.partition(".")[0]]
+    return hashlib.sha256(b"".join(sources[name] for name in sorted(sources))).hexdigest()[:16]
 
 
 def _share_threads() -> int:
