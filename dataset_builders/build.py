@@ -5,13 +5,17 @@
     python -m dataset_builders.build addition --train-max-length 5 --push-to-hub org/tool-addition --private
 
 The work is cut into shards of a fixed number of rows. A shard appears under its name only when it is whole, so that an
-interrupted build goes on where it stopped and nothing half-written passes as whole; the card is written last.
+interrupted build goes on where it stopped and nothing half-written passes as whole; the card is written last. It names
+every configuration's content, which is what tells `load_dataset` that a folder was built anew: of local files the key
+of its cache holds the folder's last name and the card's `configs` block, and nothing else.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,14 +25,17 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from dataset_builders.builder import FEATURES, TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
+from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets, generate_rows, shard_ranges
 from dataset_builders.task import copy_table, load_task, task_file, task_name
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
-from hf_toolssm.hub.publish import MAIN, Destination
+from hf_toolssm.files import escape_unprintable
 
 ROWS_PER_SHARD = 5_000
 CELLS_PER_ROW_GROUP = 500_000
 METADATA_KEY = b"hf_toolssm"
+CONTENT_KEY = b"hf_toolssm_content"
+ROWS_PER_COMPARISON = 100
+"""Of so many rows of a shard that is reused, one is solved again and compared."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ def build_folder(problem_sets: Sequence[ProblemSet], folder: Path | str, num_pro
         The folder.
 
     Raises:
-        DatasetMismatchError: the folder holds a configuration of that name that was built in another way.
+        DatasetMismatchError: the folder holds a configuration of that name that was built in another way, or whose
+            rows the task does not write any more.
         DatasetWriteError: the disk is full or a file cannot be written; finished shards stay.
     """
     from dataset_builders.card import write_card  # the card reads what this module writes
@@ -74,6 +82,7 @@ def build_folder(problem_sets: Sequence[ProblemSet], folder: Path | str, num_pro
     for task in {problems.task for problems in problem_sets}:
         copy_table(task, folder)
     missing = [shard for shard in shards if not shard.path.exists()]
+    _forget_card(folder, {shard.problems.name for shard in missing})
     with tqdm(
         total=sum(s.stop - s.start for s in shards),
         initial=sum(s.stop - s.start for s in shards if s not in missing),
@@ -108,19 +117,15 @@ def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
     return shards
 
 
-def read_identity(path: Path, verify: bool = False) -> dict[str, Any] | None:
-    """What a shard's metadata says of it; None for a file that this module did not write whole.
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """What a shard's metadata says of it, and under `content` the SHA-256 of its rows.
 
-    With `verify` every page is read against its checksum, so that a flipped bit is found as well.
+    None for a file that this module did not write whole.
     """
     try:
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            metadata = file.schema_arrow.metadata
-            if verify:
-                for _ in file.iter_batches():
-                    pass
-        return json.loads(metadata[METADATA_KEY]) if metadata and METADATA_KEY in metadata else None
-    except (OSError, ValueError):  # what Arrow and a damaged description raise
+        metadata = pyarrow.parquet.read_metadata(path).metadata or {}
+        return {**json.loads(metadata[METADATA_KEY]), "content": metadata[CONTENT_KEY].decode()}
+    except (OSError, ValueError, KeyError):  # what Arrow, a damaged description and a missing one raise
         return None
 
 
@@ -133,29 +138,70 @@ def _check_one_task(folder: Path, tasks: set[tuple[str, str]]) -> None:
         raise DatasetMismatchError(f"{folder} would hold {named}: choose another --output")
 
 
+def _forget_card(folder: Path, unfinished: set[str]) -> None:
+    """Removes a card that names what stood where configurations are yet to be built.
+
+    `load_dataset` would answer it from its cache, should the build be interrupted.
+    """
+    card = folder / "README.md"
+    if card.exists():
+        named = re.findall("^- config_name: (.+)$", card.read_text(encoding="utf-8"), re.MULTILINE)
+        if not unfinished.isdisjoint(named):
+            card.unlink()
+
+
 def _check_directory(directory: Path, expected: dict[Path, Shard]) -> None:
     for path in sorted(directory.glob("*.parquet")):
         shard = expected.get(path)
-        if shard is None or read_identity(path, verify=True) != shard.identity():
+        if shard is None or not _holds(path, shard):
             raise DatasetMismatchError(
                 f"{path} was built with other settings, by another version, or is damaged: "
                 "choose another --output, or delete that configuration's folder"
             )
 
 
+def _holds(path: Path, shard: Shard) -> bool:
+    """Whether a file holds that shard: by what it says, every page's checksum, and rows that are solved again.
+
+    The last finds a task whose code was changed under the same version, unless only other rows changed.
+    """
+    found = read_identity(path)
+    if found is None or {**shard.identity(), "content": found["content"]} != found:
+        return False
+    index = shard.start
+    try:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in map(file.read_row_group, range(file.num_row_groups)):
+                first = -(index - shard.start) % ROWS_PER_COMPARISON
+                for at in range(first, group.num_rows, ROWS_PER_COMPARISON):
+                    (row,) = generate_rows(shard.problems, shard.split, index + at, index + at + 1)
+                    if group.slice(at, 1).to_pylist() != [row]:
+                        return False
+                index += group.num_rows
+    except OSError:  # what Arrow raises
+        return False
+    return index == shard.stop
+
+
 def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
     """Writes one shard under a temporary name and renames it when it is whole."""
+    from dataset_builders.datasets_builder import FEATURES  # half a second that `--help` does not need
+
     temporary = shard.path.with_suffix(".incomplete")
     schema = FEATURES.arrow_schema
     schema = schema.with_metadata({**schema.metadata, METADATA_KEY: json.dumps(shard.identity()).encode()})
+    content = hashlib.sha256()
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as sink:
             with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
                 for rows in _row_groups(generate_rows(shard.problems, shard.split, shard.start, shard.stop)):
                     writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+                    for row in rows:
+                        content.update(json.dumps(row).encode())
                     if progress is not None:
                         progress.update(len(rows))
+                writer.add_key_value_metadata({CONTENT_KEY: content.hexdigest()})
             sink.flush()
             os.fsync(sink.fileno())
         os.replace(temporary, shard.path)
@@ -184,9 +230,7 @@ def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    # They read what this module writes.
-    from dataset_builders.publish import check_dataset_destination, publish_dataset
-
+    escape_unprintable()
     parser = argparse.ArgumentParser(
         prog="python -m dataset_builders.build", description="Builds a task's dataset, and publishes it if told to."
     )
@@ -206,7 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-proc", type=int, default=1, help="processes")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="publish the folder there, in one commit")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--branch", default=MAIN, help="of the repository; made if need be")
+    parser.add_argument("--branch", default="main", help="of the repository; made if need be")
     parser.add_argument("--pull-request", action="store_true", help="propose the commit instead of making it")
     parser.add_argument("--message", help="of the commit; by default what the folder holds")
     options = parser.parse_args(arguments)
@@ -226,6 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = options.output or Path("outputs") / f"tool-{task_name(options.task)}"
     destination = None
     if options.push_to_hub:
+        from dataset_builders.publish import check_dataset_destination, publish_dataset  # reads what this writes
+        from hf_toolssm.hub.publish import Destination
+
         destination = Destination(
             options.push_to_hub, "dataset", options.private, options.branch, options.pull_request
         )

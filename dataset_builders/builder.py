@@ -1,4 +1,4 @@
-"""Rows of tool trajectories, and the `datasets` builder over them.
+"""Which problems a dataset has, and its rows of tool trajectories.
 
 One configuration is one training maximum or one evaluation length: `max_length_5` (train, validation), `length_1000`
 (test), `all_carries_1000` (test). A row depends on its configuration, split and index alone, so that any number of
@@ -9,21 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-import datasets
-
 from dataset_builders.task import Task, check_variant, example_rng, load_task, split_of, task_name
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.trajectory import Trajectory
-
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "problem": datasets.List(datasets.Value("string")),
-        "steps": datasets.List({"kind": datasets.Value("string"), "text": datasets.Value("string")}),
-        "answer": datasets.Value("string"),
-        "length": datasets.Value("int64"),
-    }
-)
 
 TRAINING, TEST = "max_length", "length"
 _MAX_DRAWS = 10_000
@@ -97,7 +85,7 @@ def problem_at(task: Task, problems: ProblemSet, split: str, index: int) -> str:
 
 
 def generate_rows(problems: ProblemSet, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """The rows start..stop of a split, as `FEATURES` describes them."""
+    """The rows start..stop of a split, as `FEATURES` of datasets_builder.py describes them."""
     task = load_task(problems.task)
     for index in range(start, stop):
         problem = problem_at(task, problems, split, index)
@@ -107,54 +95,6 @@ def generate_rows(problems: ProblemSet, split: str, start: int, stop: int) -> It
             **trajectory.to_row(),
             "length": task.length(problem),
         }
-
-
-class TrajectoryConfig(datasets.BuilderConfig):
-    """A `datasets` configuration that holds a `ProblemSet`."""
-
-    def __init__(self, problems: ProblemSet | None = None, **kwargs: Any) -> None:
-        # The whole problem set is the version of the cache: another seed or size never meets an old cache.
-        kwargs.setdefault("name", problems.name if problems else "default")
-        super().__init__(**kwargs)
-        self.problems = problems
-
-    def create_config_id(self, config_kwargs: dict, custom_features: Any = None) -> str:
-        return super().create_config_id({**config_kwargs, "problems": repr(self.problems)}, custom_features)
-
-
-class TrajectoryBuilder(datasets.GeneratorBasedBuilder):
-    """Builds one problem set with `datasets`: `download_and_prepare(num_proc=...)`, then `as_dataset()`.
-
-    Example:
-        problems = ProblemSet("addition", "max_length", 5, (("train", 1000),), "local")
-        builder = TrajectoryBuilder(problems=problems)
-    """
-
-    BUILDER_CONFIG_CLASS = TrajectoryConfig
-
-    def __init__(self, problems: ProblemSet, **kwargs: Any) -> None:
-        task = load_task(problems.task)
-        super().__init__(
-            dataset_name=f"tool_{task_name(problems.task)}",
-            config_name=problems.name,
-            problems=problems,
-            hash=task.version,
-            **kwargs,
-        )
-
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(description=load_task(self.config.problems.task).title, features=FEATURES)
-
-    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        # A list-valued argument is what `num_proc` shards.
-        return [
-            datasets.SplitGenerator(split, gen_kwargs={"split": split, "ranges": shard_ranges(size, 1_000)})
-            for split, size in self.config.problems.sizes
-        ]
-
-    def _generate_examples(self, split: str, ranges: list[tuple[int, int]]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        for start, stop in ranges:
-            yield from enumerate(generate_rows(self.config.problems, split, start, stop), start)
 
 
 def shard_ranges(size: int, rows: int) -> list[tuple[int, int]]:

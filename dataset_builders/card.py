@@ -1,5 +1,6 @@
 """The card of a dataset folder, computed from its files."""
 
+import hashlib
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +30,11 @@ _SIGNS = {StepKind.THOUGHT: "", StepKind.OUTPUT: "!", StepKind.COMMAND: "", Step
 
 @dataclass(frozen=True)
 class ConfigSummary:
-    """What the card says of one configuration."""
+    """What the card says of one configuration.
+
+    Attributes:
+        identity: what its shards say of it, and under `content` the SHA-256 of all their rows.
+    """
 
     name: str
     identity: dict[str, Any]
@@ -61,15 +66,18 @@ def write_card(folder: Path) -> None:
 
 
 def whole_identity(directory: Path) -> dict[str, Any] | None:
-    """What a configuration's shards say of it; None when one is missing."""
+    """What a configuration's shards say of it, see `ConfigSummary`; None when one is missing."""
     paths = sorted(directory.glob("*.parquet"))
     identities = [identity for path in paths if (identity := read_identity(path)) is not None]
     if not paths or len(identities) < len(paths):
         return None
     rows: dict[str, int] = {}
+    content = hashlib.sha256()
     for path, identity in zip(paths, identities):
+        content.update(f"{path.name} {identity['content']}\n".encode())
         rows[identity["split"]] = rows.get(identity["split"], 0) + pyarrow.parquet.read_metadata(path).num_rows
     shared = {k: v for k, v in identities[0].items() if k not in ("split", "start", "stop")}
+    shared["content"] = content.hexdigest()
     return shared if rows == shared["sizes"] else None
 
 

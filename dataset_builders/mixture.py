@@ -13,7 +13,7 @@ from datasets import Dataset, interleave_datasets
 from dataset_builders.task import Task, check_variant, load_task, task_file
 from hf_toolssm.errors import InvalidMixtureError
 
-_SHARE = re.compile(r"([a-z0-9_]+|[^:=]+\.tm)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=([0-9.]+)")
+_SHARE = re.compile(r"([a-z0-9_]+|(?:[A-Za-z]:)?[^:=]+\.tm)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=([0-9.]+)")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hf_toolssm.files import write_whole
 from hf_toolssm.tools import Tool, make_tool
 from hf_toolssm.trajectory import Trajectory
 
-_NOT_TASKS = {"build", "builder", "card", "mixture", "publish", "task"}
+_NOT_TASKS = {"build", "builder", "card", "datasets_builder", "mixture", "publish", "task"}
 _SHARED_BY_TASKS = {
     "addition_regimes",
     "decimal_numbers",

@@ -1,6 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and text that any terminal takes."""
 
+import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,5 +19,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Writes a text that is there whole or not at all, also where several processes write it at once."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on every system
     temporary.replace(path)
+
+
+def escape_unprintable() -> None:
+    """Makes `print` escape the characters that the terminal's encoding lacks, of which one would end the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -10,16 +10,16 @@ number of tokens, where a trajectory fits into memory. With `--model` the weight
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-
 from dataset_builders.task import Task, example_rng, load_task, task_beside, task_name
 from hf_toolssm.errors import DidNotHaltError, ToolSSMError
+from hf_toolssm.evaluation.report import weights_digest
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +38,7 @@ class CertificateError(ToolSSMError):
 
 
 def main() -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description="Checks what a certificate claims.")
     parser.add_argument("certificate", type=Path, help="the JSON file")
     parser.add_argument("--model", help="a folder or a Hub id, which must hold the weights of the run")
@@ -130,17 +131,10 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def weights_digest(model: PreTrainedModel) -> str:
-    """The SHA-256 of all weights, by name."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
 def commit() -> str | None:
     """The commit of this package's source, marked where files differ from it; None outside of a repository."""
+    if shutil.which("git") is None:
+        return None
     done = subprocess.run(
         ["git", "describe", "--always", "--abbrev=40", "--dirty"], cwd=ROOT, capture_output=True, encoding="utf-8"
     )

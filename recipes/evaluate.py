@@ -15,7 +15,8 @@ from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
 from dataset_builders.mixture import trained_part
 from dataset_builders.task import check_variant, load_task, task_beside
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
-from hf_toolssm.evaluation.report import table, training_facts, write_report
+from hf_toolssm.evaluation.report import table, training_facts, weights_digest, write_report
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
 
 
@@ -38,6 +39,7 @@ class EvaluationArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = HfArgumentParser(EvaluationArguments)
     (options,) = parser.parse_args_into_dataclasses()
     if not (options.lengths or options.adversarial_lengths or options.teacher_forced_lengths):
@@ -78,6 +80,7 @@ def main() -> None:
         "variant": variant,
         "unit": task.unit,
         "problem_seed": options.seed,
+        "weights_sha256": weights_digest(model),
         "teacher_forced": [result.to_dict() for result in forced_results],
     }
     folder = Path(options.model)

@@ -7,13 +7,12 @@ saves the session every minute into `--output` and, at the end, writes `certific
 """
 
 import json
-import resource
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from certificate import commit, digest, state_problem, weights_digest
+from certificate import commit, digest, state_problem
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
@@ -21,7 +20,8 @@ from dataset_builders.mixture import trained_part
 from dataset_builders.task import check_variant, copy_table, load_task, task_beside, task_file, task_name
 from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
-from hf_toolssm.evaluation.report import hardware, training_facts, write_json
+from hf_toolssm.evaluation.report import hardware, peak_memory_mib, training_facts, weights_digest, write_json
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
 from hf_toolssm.protocols import Renderer
 
@@ -43,6 +43,7 @@ class LongProblemArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = HfArgumentParser(LongProblemArguments)
     (options,) = parser.parse_args_into_dataclasses()
     if (options.length is None) == (options.problem is None):
@@ -122,10 +123,6 @@ class History:
     peak_memory_mib: int = 0
     commits: list[str | None] = field(default_factory=list)
     resumed: int = 0
-
-
-def peak_memory_mib() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def open_session(options: LongProblemArguments, output: Path, model, tokenizer, problem) -> tuple[Session, History]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.hub.publish import MAIN, Destination
 from hf_toolssm.hub.publish_model import publish_model
 
@@ -27,6 +28,7 @@ class PublishArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     (options,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses()
     destination = Destination(options.repo_id, "model", options.private, options.branch, options.pull_request)
     published = publish_model(Path(options.model), destination, CARD_TEMPLATE, options.message)

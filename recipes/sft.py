@@ -18,7 +18,9 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from certificate import commit
 from datasets import Dataset, load_dataset, load_dataset_builder
+from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from transformers.utils.hub import cached_file, extract_commit_hash
@@ -28,16 +30,17 @@ from dataset_builders.build import build_folder
 from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
 from dataset_builders.task import Task, copy_table, example_rng, load_task, task_file, task_name
-from hf_toolssm import ToolMambaForCausalLM
+from hf_toolssm import ToolMambaForCausalLM, trajectory
 from hf_toolssm.errors import InvalidHubNameError, InvalidMixtureError, ToolSSMError, UnsafeTrainingError
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running
 from hf_toolssm.evaluation.report import REPORT_FILES, hardware, table, write_json, write_report
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.hub.publish import MAIN, Destination, check_destination
 from hf_toolssm.hub.publish_model import publish_model
 from hf_toolssm.models.architectures import BASELINES, TOOL_MAMBA, make_model
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
-from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer
+from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer, render
 from hf_toolssm.tools import make_tool
 from hf_toolssm.training.curriculum import short_rows_first
 from hf_toolssm.training.sft_config import ToolSFTConfig
@@ -115,6 +118,7 @@ class RecipeArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     recipe, config = TrlParser((RecipeArguments, ToolSFTConfig)).parse_args_and_config()
     destination = destination_of(config)
     if recipe.model is not None and recipe.architecture != TOOL_MAMBA:
@@ -145,12 +149,8 @@ def main() -> None:
     )
     # None for a folder.
     base_model_revision = extract_commit_hash(cached_file(recipe.model, "config.json"), None) if recipe.model else None
-    renderer = Renderer(tokenizer)
     with state.main_process_first():
-        rendered = [
-            rows.map(renderer.row, remove_columns=rows.column_names, num_proc=recipe.num_proc, desc="rendering rows")
-            for rows in parts
-        ]
+        rendered = [render_rows(rows, tokenizer, recipe.num_proc) for rows in parts]
         weights = [1.0, *(share.weight for share in shares)]
         training = mix(rendered, weights, recipe.dataset_seed) if shares else rendered[0]
     if recipe.lora_rank:
@@ -203,6 +203,7 @@ def main() -> None:
         "chosen_step": trainer.state.best_global_step if recipe.choice_length is not None else None,
         "train_loss": trained.training_loss,
         "resumed": bool(resume),  # then the minutes are those since
+        "commit": commit(),
         "train_minutes": round((time.perf_counter() - start) / 60, 2),
     }
     write_json(output / "training.json", {**about, "hardware": hardware()})
@@ -303,10 +304,21 @@ def training_set(recipe: RecipeArguments, share: Share) -> ProblemSet:
 
 
 def read_rows(problems: ProblemSet, folder: Path) -> Dataset:
-    # By files, not by folder and configuration: two folders of one name share their cache in `datasets`, and the rows
-    # of another task would be read without a word.
-    files = str(folder.resolve() / problems.name / "train-*.parquet")
-    return load_dataset("parquet", data_files={"train": files}, split="train")
+    return load_dataset(str(folder.resolve()), problems.name, split="train")
+
+
+def render_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, num_proc: int) -> Dataset:
+    """The rows as `input_ids` and `labels`, from the cache if the same source rendered them before."""
+    renderer = Renderer(tokenizer)
+    # `datasets` would know the renderer by its name only, and take what an earlier version of its source wrote.
+    sources = [Path(str(module.__file__)).read_bytes() for module in (render, trajectory)]
+    return rows.map(
+        renderer.row,
+        remove_columns=rows.column_names,
+        num_proc=num_proc,
+        desc="rendering rows",
+        new_fingerprint=Hasher.hash([rows._fingerprint, sources, tokenizer]),
+    )
 
 
 def model_and_tokenizer(

@@ -79,6 +79,12 @@ def test_importing_the_package_does_no_work_and_prints_nothing():
     assert run_python(code) == ""
 
 
+def test_the_build_command_starts_without_what_it_does_not_need_at_once():
+    code = "import sys, dataset_builders.build; print(*{module.partition('.')[0] for module in sys.modules})"
+    heavy = {"torch", "transformers", "trl", "matplotlib", "datasets", "huggingface_hub", "jinja2", "pandas"}
+    assert heavy.isdisjoint(run_python(code).split())
+
+
 def test_tools_and_trajectories_load_no_torch():
     code = "import sys, hf_toolssm.tools.recorder, hf_toolssm.tools.pointer_memory; assert 'torch' not in sys.modules"
     assert run_python(code) == ""

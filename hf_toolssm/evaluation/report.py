@@ -1,8 +1,10 @@
 """Results as people and programs read them: a table, `results.json`, `length_generalization.png`."""
 
+import hashlib
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
 from hf_toolssm.evaluation.exactness import LengthResult
 from hf_toolssm.files import write_whole
@@ -32,6 +35,16 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def peak_memory_mib() -> int:
+    """The most memory that this process has held, in MiB."""
+    if sys.platform == "win32":
+        return round(psutil.Process().memory_info().peak_wset / 2**20)
+    import resource  # Unix only
+
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20)
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -50,6 +63,15 @@ def training_facts(model: str) -> dict[str, Any]:
     """What `recipes/sft.py` wrote beside a model in a folder; nothing for any other."""
     path = Path(model) / "training.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """The SHA-256 of all weights, by name."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def table(results: Sequence[LengthResult]) -> str:

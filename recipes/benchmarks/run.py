@@ -23,6 +23,7 @@ from transformers.utils import logging
 import decode
 import training
 from hf_toolssm.evaluation.report import hardware, write_json
+from hf_toolssm.files import escape_unprintable
 from models import FULL, SMALL, Scale
 from observation import observation
 from results import Result, table
@@ -60,6 +61,7 @@ class BenchmarkArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = HfArgumentParser(BenchmarkArguments)
     (options,) = parser.parse_args_into_dataclasses()
     unknown = [name for name in options.only if name not in BENCHMARKS]

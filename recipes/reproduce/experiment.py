@@ -9,7 +9,8 @@
       no chain of thought: {variant: no_cot, paper: "100% at 5 digits, does not extrapolate"}
     grid: {max_steps: [250, 500]}                 # instead of rows: one row for every combination
 
-Beside options of `sft.py`, a row may have `paper`, the paper's figure as text, and `config`.
+Beside options of `sft.py`, a row may have `config`, `paper`, the paper's figure as text, and `long_problems`: lengths
+of which one problem is run by `long_problem.py`, with the most tokens that it may take.
 """
 
 from collections.abc import Sequence
@@ -32,10 +33,12 @@ class Run:
     Attributes:
         row: the row's name.
         options: of `recipes/sft.py`, the seed and the `config` among them.
+        long_problems: the most tokens of one problem, by its length.
     """
 
     row: str
     options: dict[str, Any]
+    long_problems: dict[int, int]
 
     @property
     def name(self) -> str:
@@ -92,8 +95,12 @@ class Experiment:
         unknown = [row for row in chosen if row not in self.rows]
         if unknown:
             raise SystemExit(f"{self.name} has no row {unknown[0]!r}; they are {', '.join(self.rows)}")
-        every = [(row, seed) for row in chosen for seed in dict.fromkeys(seeds)]
-        return [Run(row, {**self.rows[row], **changed, "seed": seed}) for row, seed in every]
+        runs = []
+        for row in chosen:
+            options = {**self.rows[row], **changed}
+            long_problems = options.pop("long_problems", {})
+            runs += [Run(row, {**options, "seed": seed}, long_problems) for seed in dict.fromkeys(seeds)]
+        return runs
 
 
 def names() -> list[str]:

@@ -20,6 +20,9 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from experiment import ROOT, Run, load_experiment
+from hf_toolssm.evaluation.report import weights_digest
+from hf_toolssm.files import escape_unprintable
+from hf_toolssm.models.architectures import load_model
 from run import is_finished, train
 from summary import summarize, write_summary
 
@@ -40,6 +43,7 @@ class GeneralistArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     (options,) = HfArgumentParser(GeneralistArguments).parse_args_into_dataclasses()
     folder = Path(options.output) / "generalist"
     models = load_experiment("generalist", False).runs(options.seeds, None, options.override)
@@ -51,9 +55,10 @@ def main() -> None:
             if not is_finished(model, folder):
                 train(model, folder, options.accelerate_config)
             bar.update()
+            weights = weights_digest(load_model(str(folder / model.name)))
             for task in tasks:
                 bar.set_postfix_str(f"{model.name}, {task.row}")
-                results.setdefault(task.row, []).append(measured(folder / model.name, task))
+                results.setdefault(task.row, []).append(measured(folder / model.name, task, weights))
                 bar.update()
     summary = summarize(replace(load_experiment("generalist", False), paper=table1.paper), results)
     if options.specialists is not None:
@@ -62,8 +67,14 @@ def main() -> None:
     print(f"table.md, summary.json and accuracy.png are in {folder}")
 
 
-def measured(model: Path, task: Run) -> dict[str, Any]:
-    """The model's results on a task, at the lengths that the task's own configuration measures."""
+def measured(model: Path, task: Run, weights: str) -> dict[str, Any]:
+    """The model's results on a task, at the lengths that the task's own configuration measures.
+
+    Args:
+        model: its folder.
+        task: a run of `table1`.
+        weights: the digest of the model's weights, whose results are measured once.
+    """
     path = model / task.row.replace(" ", "_") / "results.json"
     configured = {
         "task": "addition",
@@ -71,8 +82,9 @@ def measured(model: Path, task: Run) -> dict[str, Any]:
         **task.options,
     }
     lengths, number = configured["eval_lengths"], configured.get("eval_num_problems", 32)
-    found = json.loads(path.read_text(encoding="utf-8"))["by_length"] if path.exists() else []
-    if [(r["length"], r["num_problems"]) for r in found] != [(length, number) for length in lengths]:
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"by_length": []}
+    sets = [(r["length"], r["num_problems"]) for r in found["by_length"]]
+    if sets != [(length, number) for length in lengths] or found["weights_sha256"] != weights:
         command = [
             sys.executable,
             "recipes/evaluate.py",

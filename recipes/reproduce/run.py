@@ -4,7 +4,7 @@
 
 trains every row with every seed by `recipes/sft.py`, one after another, and writes `table.md`, `summary.json` and
 `accuracy.png` to `outputs/reproduce/regimes`. A run that is finished is not repeated, and one that was interrupted
-goes on from its last checkpoint: the same command finishes what is missing.
+goes on from its last checkpoint or saved session: the same command finishes what is missing.
 """
 
 import json
@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 from experiment import ROOT, Experiment, Run, load_experiment, names
 from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.report import write_json
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.training.trainer import last_whole_checkpoint
 from summary import summarize, write_summary
 
@@ -45,6 +46,7 @@ class ReproduceArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = HfArgumentParser(ReproduceArguments)
     words = sys.argv[1:]
     # The experiment may stand first without its option's name, as one types it.
@@ -59,6 +61,7 @@ def main() -> None:
             bar.set_postfix_str(run.name)
             if not is_finished(run, folder):
                 train(run, folder, options.accelerate_config)
+            run_long_problems(run, folder)
     report(experiment, runs, folder)
 
 
@@ -70,7 +73,7 @@ def is_finished(run: Run, folder: Path) -> bool:
     """
     path = folder / run.name
     recorded = path / "run.json"
-    if recorded.exists() and json.loads(recorded.read_text(encoding="utf-8")) != run.identity():
+    if recorded.exists() and read_json(recorded) != run.identity():
         raise SystemExit(
             f"{path} was run with other options, or its configuration has changed since: give another --output, or "
             "delete that folder"
@@ -90,18 +93,47 @@ def train(run: Run, folder: Path, accelerate_config: str) -> None:
         command += ["--resume_from_checkpoint", "true"]
     except NoCheckpointError:
         pass  # nothing to go on from
+    _execute(command, output)
+
+
+def run_long_problems(run: Run, folder: Path) -> None:
+    """One problem of each long length, until one is wrong; none where all of the longest set were wrong."""
+    output = (folder / run.name).resolve()
+    exact = read_json(output / "results.json")["by_length"][-1]["answer_accuracy"] > 0
+    for length, tokens in run.long_problems.items():
+        path = output / f"long-{length}"
+        if exact and not (path / "certificate.json").exists():
+            words = ["--model", output, "--length", length, "--output", path, "--max_new_tokens", tokens]
+            _execute([sys.executable, "recipes/long_problem.py", *map(str, words)], output)
+        exact = exact and read_json(path / "certificate.json")["exact"]
+
+
+def _execute(command: list[str], output: Path) -> None:
     with (output / "log.txt").open("a", encoding="utf-8") as log:
         done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
-        raise SystemExit(f"{run.name} failed, see {output}/log.txt: repair it, and the same command goes on")
+        raise SystemExit(f"{output.name} failed, see {output}/log.txt: repair it, and the same command goes on")
+
+
+def results_of(run: Run, folder: Path) -> dict[str, Any]:
+    """What was measured of a run; of its long problems the answers alone are compared."""
+    results = read_json(folder / run.name / "results.json")
+    for length in run.long_problems:
+        path = folder / run.name / f"long-{length}" / "certificate.json"
+        if path.exists():
+            facts = {"problem_set": f"length_{length}", "length": length, "num_problems": 1, "first_error": None}
+            results["by_length"].append({**facts, "answer_accuracy": float(read_json(path)["exact"])})
+    return results
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def report(experiment: Experiment, runs: list[Run], folder: Path) -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        results.setdefault(run.row, []).append(
-            json.loads((folder / run.name / "results.json").read_text(encoding="utf-8"))
-        )
+        results.setdefault(run.row, []).append(results_of(run, folder))
     summary = summarize(experiment, results)
     print(write_summary(summary, folder))
     print(f"table.md, summary.json and accuracy.png are in {folder}")

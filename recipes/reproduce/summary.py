@@ -12,31 +12,37 @@ from hf_toolssm.files import write_whole
 def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """What `results.json` of every run says, by row and problem set.
 
-    An accuracy is the share of problems of which answer and trajectory are exact, free-running.
+    An accuracy is the share of problems whose answer and, where it was compared, trajectory are exact, free-running. A
+    set on which not every seed was measured is left out.
     """
     rows = {}
     for row, runs in results.items():
-        by_set: dict[str, list[tuple[float, dict[str, Any] | None]]] = {}
+        by_set: dict[str, list[dict[str, Any]]] = {}
         for result in runs:
             for measured in (*result["by_length"], *result["adversarial"]):
-                exact = min(measured["answer_accuracy"], measured["trajectory_accuracy"])
-                by_set.setdefault(_set_name(result, measured), []).append((exact, measured["first_error"]))
+                by_set.setdefault(_set_name(result, measured), []).append(measured)
+        by_set = {name: found for name, found in by_set.items() if len(found) == len(runs)}
+        plain = [(_set_name(runs[0], measured), measured["length"]) for measured in runs[0]["by_length"]]
         rows[row] = {
             "parameters": runs[0]["num_parameters"],
             "seeds": [result["seed"] for result in runs],
             "problems": runs[0]["by_length"][0]["num_problems"],
             "trained_up_to": runs[0]["train_max_length"],
             "median_minutes": _median_minutes(runs),
-            "lengths": {_set_name(runs[0], measured): measured["length"] for measured in runs[0]["by_length"]},
+            "lengths": {name: length for name, length in plain if name in by_set},
             "accuracy": {name: _over_seeds(found) for name, found in by_set.items()},
             "paper": experiment.paper.get(row),
         }
-    hardware = [result["hardware"] for runs in results.values() for result in runs]
+    every = [result for runs in results.values() for result in runs]
+    single = [_set_name(r, m) for r in every for m in r["by_length"] if "trajectory_accuracy" not in m]
+    hardware = [result["hardware"] for result in every]
     return {
         "experiment": experiment.name,
         "title": experiment.title,
         "source": experiment.source,
         "hardware": sorted({f"{h['gpu'] or h['cpu']}, {h['cores']} cores, {h['memory_gib']} GiB" for h in hardware}),
+        "commits": sorted({result["commit"] or "unknown" for result in every}),
+        "single": list(dict.fromkeys(single)),
         "rows": rows,
     }
 
@@ -52,11 +58,16 @@ def _median_minutes(runs: list[dict[str, Any]]) -> float | None:
     return round(median(whole), 1) if whole else None
 
 
-def _over_seeds(found: list[tuple[float, dict[str, Any] | None]]) -> dict[str, Any]:
-    """Of every seed's accuracy and first wrong token: median and worst, and the wrong token of the worst."""
-    accuracies = [accuracy for accuracy, _ in found]
-    worst, error = min(found, key=lambda pair: pair[0])
-    return {"median": median(accuracies), "worst": worst, "seeds": accuracies, "first_error": error}
+def _over_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of every seed's figures on a set: median and worst accuracy, and the first wrong token of the worst."""
+    accuracies = [min(r["answer_accuracy"], r.get("trajectory_accuracy", 1.0)) for r in found]
+    worst = min(accuracies)
+    return {
+        "median": median(accuracies),
+        "worst": worst,
+        "seeds": accuracies,
+        "first_error": found[accuracies.index(worst)]["first_error"],
+    }
 
 
 def write_summary(summary: dict[str, Any], folder: Path) -> str:
@@ -85,10 +96,13 @@ def _table(summary: dict[str, Any]) -> str:
     body = markdown_table(head, lines)
     seeds = sorted({len(row["seeds"]) for row in rows.values()})
     problems = sorted({row["problems"] for row in rows.values()})
+    commits = ", ".join(f"{commit[:10]}{commit[40:]}" for commit in summary["commits"])  # the end says "-dirty"
+    single = ", ".join(summary["single"])
+    note = f"Of {single} one problem a seed, whose answer is compared.\n\n" if single else ""
     return (
         f"# {summary['title']}\n\n{summary['source']}. Exact answers and trajectories, free-running: median "
         f"/ worst of {' or '.join(map(str, seeds))} seeds, {' or '.join(map(str, problems))} problems a set; "
-        f"{'; '.join(summary['hardware'])}.\n\n{body}\n{_first_errors(rows)}"
+        f"{'; '.join(summary['hardware'])}; commit {commits}.\n\n{note}{body}\n{_first_errors(rows)}"
     )
 
 
@@ -115,14 +129,21 @@ def _draw(summary: dict[str, Any], path: Path) -> None:
     for name, row in summary["rows"].items():
         measured, found = list(row["lengths"].values()), [row["accuracy"][s] for s in row["lengths"]]
         lengths |= set(measured)
-        (line,) = axes.plot(measured, [a["median"] for a in found], "o-", label=name)
-        axes.plot(measured, [a["worst"] for a in found], "v:", color=line.get_color(), alpha=0.6)
+        medians, worst = [a["median"] for a in found], [a["worst"] for a in found]
+        (line,) = axes.plot(measured, medians, "o-", markersize=4, label=name)
+        axes.fill_between(measured, worst, medians, color=line.get_color(), alpha=0.2, linewidth=0)
     axes.set_xscale("log")
-    axes.set_xticks(sorted(lengths), [f"{length:,}" for length in sorted(lengths)])
+    decades = max(lengths) >= 1_000 * min(lengths)  # a tick at every length would not fit
+    ticks = [10**n for n in range(len(str(max(lengths))))] if decades else sorted(lengths)
+    axes.set_xticks(ticks, [f"{length:,}" for length in ticks])
     axes.minorticks_off()
+    trained = {row["trained_up_to"] for row in summary["rows"].values()}
+    if len(trained) == 1 and None not in trained:
+        axes.axvspan(axes.get_xlim()[0], *trained, color="0.9", zorder=0, label="lengths in training")
+        axes.margins(x=0)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("length of the problem")
-    axes.set_ylabel("exact: median (line), worst seed (dots)")
+    axes.set_ylabel("exact: median, shaded to the worst seed")
     axes.set_title(summary["title"])
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)

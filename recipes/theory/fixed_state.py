@@ -23,7 +23,7 @@ from dataset_builders.builder import TEST, ProblemSet, problem_at
 from dataset_builders.task import load_task
 from hf_toolssm import Session
 from hf_toolssm.evaluation.report import hardware, markdown_table, write_json
-from hf_toolssm.files import write_whole
+from hf_toolssm.files import escape_unprintable, write_whole
 from hf_toolssm.models.architectures import load_model
 from hf_toolssm.models.cache_tensors import cache_tensors
 from hf_toolssm.models.model_state import ModelState
@@ -49,6 +49,7 @@ class FixedStateArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     (options,) = HfArgumentParser(FixedStateArguments).parse_args_into_dataclasses()
     trained = finished_runs(Path(options.runs), options.seed)
     rows = []

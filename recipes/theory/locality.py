@@ -17,11 +17,13 @@ from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
 from dataset_builders.card import read_rows, whole_identity
 from dataset_builders.task import load_task
 from hf_toolssm.errors import DatasetMismatchError
+from hf_toolssm.files import escape_unprintable
 from hf_toolssm.locality import locality, open_contexts
 from hf_toolssm.trajectory import Trajectory
 
 
 def main() -> None:
+    escape_unprintable()
     parser = argparse.ArgumentParser(description="Computes how local trajectories are.")
     parser.add_argument("--task", help="a task or a Turing machine; or --dataset")
     parser.add_argument("--variants", nargs="*", help="of the task; by default all")

@@ -24,7 +24,7 @@ from dataset_builders.task import load_task, task_name, task_tool
 from dataset_builders.turing_machine import TuringMachine
 from hf_toolssm.evaluation.report import markdown_table, write_json
 from hf_toolssm.evaluation.string_matching import StringMatchingLearner, evaluate_string_matching
-from hf_toolssm.files import write_whole
+from hf_toolssm.files import escape_unprintable, write_whole
 from hf_toolssm.tools.tape import TAPE_READ
 from hf_toolssm.trajectory import Trajectory
 
@@ -51,6 +51,7 @@ class StringMatchingArguments:
 
 
 def main() -> None:
+    escape_unprintable()
     parser = HfArgumentParser(StringMatchingArguments)
     (options,) = parser.parse_args_into_dataclasses()
     task = load_task(options.task)

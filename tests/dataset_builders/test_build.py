@@ -19,10 +19,10 @@ from dataset_builders.builder import (
     TRAINING,
     ProblemSet,
     ReferenceTrajectories,
-    TrajectoryBuilder,
     evaluation_sets,
     generate_rows,
 )
+from dataset_builders.datasets_builder import TrajectoryBuilder
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError, TooFewProblemsError
 from hf_toolssm.locality import locality
 from hf_toolssm.trajectory import Trajectory

@@ -44,7 +44,7 @@ def result(seed, by_length, variant="local"):
     hard = [{**measured[0], "problem_set": "nines_5", "answer_accuracy": 0.25}]
     machine = {"gpu": None, "cpu": "a chip", "cores": 2, "memory_gib": 24}
     facts = {"num_parameters": 1_000, "train_max_length": 5, "train_minutes": seed + 1.0, "resumed": False}
-    facts["variant"] = variant
+    facts |= {"variant": variant, "commit": f"{seed}" * 40 + "-dirty"}
     return {"seed": seed, "by_length": measured, "adversarial": hard, "hardware": machine, **facts}
 
 
@@ -57,6 +57,7 @@ def test_the_table_shows_median_and_worst_seed_beside_the_papers_figure(reproduc
     assert "| length_5 | nines_5 | the paper |" in table
     assert "| ours | 1,000 | 2.0 | 5 | 0.88 / 0.50 | 0.25 / 0.25 | 41% at 7 |" in table
     assert "3 seeds, 8 problems a set; a chip, 2 cores" in table
+    assert "; commit 0000000000-dirty, 1111111111-dirty, 2222222222-dirty." in table
     assert "- ours, length_5: token 41, `7` for `8` behind `<|read_1|> \\n`" in table
     assert (
         json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["rows"]["ours"]["accuracy"]["length_5"][
@@ -77,6 +78,26 @@ def test_variants_stand_in_the_same_columns_and_an_interrupted_run_does_not_coun
     assert "| trained up to | length_5 | nines_5 |" in table
     assert "| a | 1,000 | 1.0 | 5 | 1.00 / 1.00 |" in table
     assert "| b | 1,000 | 3.0 | 5 | 0.00 / 0.00 |" in table
+
+
+def test_long_problems_run_once_and_no_further_than_the_first_wrong_one(reproduce, model, tokenizer, tmp_path):
+    experiment, summary = reproduce
+    import run
+
+    model.save_pretrained(tmp_path / "row-0")
+    tokenizer.save_pretrained(tmp_path / "row-0")
+    (tmp_path / "row-0" / "results.json").write_text(json.dumps(result(0, {5: (1.0, 1.0)})), encoding="utf-8")
+    long = experiment.Run("row", {"seed": 0}, {20: 50, 30: 50})
+    run.run_long_problems(long, tmp_path)
+    certificate = tmp_path / "row-0" / "long-20" / "certificate.json"
+    written = certificate.stat().st_mtime_ns
+    run.run_long_problems(long, tmp_path)
+    assert certificate.stat().st_mtime_ns == written
+    assert not (tmp_path / "row-0" / "long-30").exists()
+    described = experiment.Experiment("e", "A title", "Table 0", {"row": {}}, {})
+    table = summary.write_summary(summary.summarize(described, {"row": [run.results_of(long, tmp_path)]}), tmp_path)
+    assert "Of length_20 one problem a seed, whose answer is compared." in table
+    assert "| 1.00 / 1.00 | 0.00 / 0.00 |" in table
 
 
 def test_every_experiment_names_options_that_the_recipe_has(reproduce):
