@@ -30,7 +30,7 @@ from dataset_builders.build import build_folder
 from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
 from dataset_builders.task import Task, copy_table, example_rng, load_task, task_file, task_name
-from hf_toolssm import ToolMambaForCausalLM, trajectory
+from hf_toolssm import ToolMambaForCausalLM
 from hf_toolssm.errors import InvalidHubNameError, InvalidMixtureError, ToolSSMError, UnsafeTrainingError
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running
 from hf_toolssm.evaluation.report import REPORT_FILES, hardware, table, write_json, write_report
@@ -40,7 +40,8 @@ from hf_toolssm.hub.publish import MAIN, Destination, check_destination
 from hf_toolssm.hub.publish_model import publish_model
 from hf_toolssm.models.architectures import BASELINES, TOOL_MAMBA, make_model
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
-from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer, render
+from hf_toolssm.protocols import Renderer, add_tool_tokens, build_task_tokenizer
+from hf_toolssm.sources import digest
 from hf_toolssm.tools import make_tool
 from hf_toolssm.training.curriculum import short_rows_first
 from hf_toolssm.training.sft_config import ToolSFTConfig
@@ -311,13 +312,13 @@ def render_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, num_proc: int
     """The rows as `input_ids` and `labels`, from the cache if the same source rendered them before."""
     renderer = Renderer(tokenizer)
     # `datasets` would know the renderer by its name only, and take what an earlier version of its source wrote.
-    sources = [Path(str(module.__file__)).read_bytes() for module in (render, trajectory)]
+    source = digest(Renderer.__module__)
     return rows.map(
         renderer.row,
         remove_columns=rows.column_names,
         num_proc=num_proc,
         desc="rendering rows",
-        new_fingerprint=Hasher.hash([rows._fingerprint, sources, tokenizer]),
+        new_fingerprint=Hasher.hash([rows._fingerprint, source, tokenizer]),
     )
 
 
