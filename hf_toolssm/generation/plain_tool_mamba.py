@@ -61,6 +61,9 @@ class PlainRows:
         self._prompts = prompts
         self.rows = rows
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PlainRows":
+        return PlainRows(self._model, [row.clone() for row in self.rows], self._prompts)
+
     @classmethod
     def start(
         cls,
