@@ -340,9 +340,8 @@ def model_and_tokenizer(
             {"time_step_min": recipe.time_step_min, "time_step_max": recipe.time_step_max},
         )
     else:
-        tokenizer = AutoTokenizer.from_pretrained(recipe.model, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(recipe.model)
         trained_vocabulary = len(tokenizer)
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         add_tool_tokens(tokenizer, tools)
         # Full precision: in bfloat16 small updates of the weights would be rounded away.
         model = ToolMambaForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
 
 from hf_toolssm.errors import UnsupportedGenerationError
-from hf_toolssm.generation.interface import Listener, Steering, ToolGenerateOutput, generate_rows
+from hf_toolssm.generation.interface import Listener, Steering, ToolGenerateOutput, generate_rows, one_of
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import check_prompts, make_protocol
 from hf_toolssm.models.tool_config import ToolFields
@@ -40,14 +40,13 @@ class PlainToolMambaForCausalLM(MambaForCausalLM):
 
         A session that can be saved and goes on, a state to start from and rounded weights need the package.
         """
+        input_ids = one_of(inputs, input_ids)
         if self.config.tools is None and kwargs.get("tools") is None:
-            return super().generate(inputs if input_ids is None else input_ids, *args, **kwargs)
+            return super().generate(input_ids, *args, **kwargs)
         for name in ("cache_params", "step_weights"):
             if kwargs.pop(name, None) is not None:
                 raise UnsupportedGenerationError(f"{name} needs the package: pip install hf_toolssm, and load again")
-        return generate_rows(
-            self, partial(PlainRows.start, self), inputs if input_ids is None else input_ids, *args, **kwargs
-        )
+        return generate_rows(self, partial(PlainRows.start, self), input_ids, *args, **kwargs)
 
 
 class PlainRows:
@@ -61,6 +60,9 @@ class PlainRows:
         self._model = model
         self._prompts = prompts
         self.rows = rows
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PlainRows":
+        return PlainRows(self._model, [row.clone() for row in self.rows], self._prompts)
 
     @classmethod
     def start(

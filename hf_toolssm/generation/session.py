@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_toolssm.errors import (
     InputMismatchError,
     SessionRunningError,
+    SnapshotError,
     StateMismatchError,
     TokenizerNeededError,
     ToolFaultError,
@@ -262,8 +263,23 @@ class Session:
             row.wait()
 
     def clone(self) -> "Session":
-        """An independent session in the same state: a snapshot to roll back to. Calls under way end first."""
+        """An independent session in the same state: a snapshot to roll back to. Calls under way end first.
+
+        `copy.copy` and `copy.deepcopy` give the same. The model is shared.
+        """
         return self.select(range(len(self.rows)))
+
+    def __copy__(self) -> "Session":
+        return self.clone()  # two sessions with the same rows would each move the other's
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
+        return self.clone()
+
+    def __reduce__(self) -> Any:
+        raise SnapshotError(
+            "a session is not pickled, because its model is no part of it: use session.save(path), and "
+            "Session.load(path, model) behind"
+        )
 
     def select(self, rows: Iterable[int]) -> "Session":
         """A session of copies of the given rows, in that order; a row taken several times is forked.
@@ -279,7 +295,8 @@ class Session:
         if wrong or not chosen:
             raise StateMismatchError(f"select takes some of the rows 0 to {len(self.rows) - 1}, and not {chosen}")
         self.settle()
-        other = copy.copy(self)
+        other = object.__new__(Session)
+        vars(other).update(vars(self))
         other.rows = [self.rows[i].clone() for i in chosen]
         other._decoder = copy.copy(self._decoder)
         other._batch = []

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import (
@@ -78,7 +79,7 @@ def make_protocol(
         ids = tool_token_ids(tokenizer, made)
     if end_ids is None:
         end = model.generation_config.eos_token_id
-        end_ids = end if isinstance(end, list) else [end]
+        end_ids = [] if end is None else torch.as_tensor(end).flatten().tolist()  # one, or several
     vocabulary = len(model.get_input_embeddings().weight)  # an adapter's embedding has no num_embeddings
     beyond = [text for text, token in (ids or {}).items() if token >= vocabulary]
     if beyond:

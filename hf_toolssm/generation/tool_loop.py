@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
 
 from hf_toolssm.errors import StateMismatchError
 from hf_toolssm.generation.decoder import StepWeights
-from hf_toolssm.generation.interface import ToolGenerateOutput, generate_rows
+from hf_toolssm.generation.interface import ToolGenerateOutput, generate_rows, one_of
 from hf_toolssm.generation.session import Session
 from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.models.state import RecurrentState
@@ -25,7 +24,6 @@ def generate_with_tools(
     attention_mask: Tensor | None = None,
     tools: Sequence[Mapping[str, Any] | Tool] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    streamer: BaseStreamer | None = None,
     cache_params: RecurrentState | None = None,
     step_weights: StepWeights = None,
     **kwargs: Any,
@@ -38,13 +36,14 @@ def generate_with_tools(
         tools: tools, or their specs, in place of the config's: `[{"name": "pointer_memory", "max_pointers": 3}]`.
         tokenizer: for `answers`, for tools that return text, and for a model whose config knows no tool tokens; by
             default, for the first of these, the one beside the checkpoint.
-        streamer: receives every token of the running rows, observations included (transformers' own streamers take
-            one row only).
         cache_params: what a recurrent model of ours remembers before the prompts; the tools start on the prompts
             alone. It stays as it is.
         step_weights: see `Session.start`.
-        kwargs: everything else that `generate` takes: greedy or sampling options, logits processors, stopping criteria
-            (a row that one of them stops is not complete), ...
+        args, kwargs: the options of `generate`, whether passed here, in `generation_config=` or set on
+            `model.generation_config`: sampling, penalties, lengths, logits processors, stopping criteria (a row that
+            one of them stops is not complete), a streamer (it receives every token of the running rows, observations
+            included; transformers' own take one row only). `generation.options` lists those that hold while tools
+            run; where no tool is called they give the tokens that transformers gives.
 
     Returns:
         The sequences, or a `ToolGenerateOutput` with `return_dict_in_generate=True`.
@@ -56,11 +55,11 @@ def generate_with_tools(
         StateMismatchError: `cache_params` is no state of this model, or has not one row per prompt.
         UnsafeToolError: the config names a tool that reaches outside, and the caller did not pass it.
         UnsupportedArchitectureError: the model's memory cannot be carried exactly.
-        UnsupportedGenerationError: an option that has no meaning while tools run.
+        UnsupportedGenerationError: an option that does not hold while tools run.
         UnknownToolError: a tool's name or option does not exist.
         MissingToolTokensError: the model has no tokens for these tools.
     """
-    input_ids = inputs if input_ids is None else input_ids
+    input_ids = one_of(inputs, input_ids)
     if cache_params is not None and input_ids is not None:
         state_class = getattr(type(model), "state_class", None)
         if state_class is None:
@@ -79,7 +78,6 @@ def generate_with_tools(
         attention_mask=attention_mask,
         tools=tools,
         tokenizer=tokenizer,
-        streamer=streamer,
         **kwargs,
     )
 

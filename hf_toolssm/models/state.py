@@ -1,7 +1,7 @@
 """The recurrent state as a value: all that a Mamba remembers, of the same size at any length."""
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -84,6 +84,9 @@ class RecurrentState(DynamicCache):
     def clone(self) -> Self:
         """An independent copy: what is fed to one does not change the other."""
         return map_tensors(self, Tensor.clone)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.clone()  # torch itself copies no tensor that has a history
 
     def detach(self) -> Self:
         """The same values, cut off from the graph that computed them."""

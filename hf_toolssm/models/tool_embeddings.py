@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_toolssm.protocols.special_tokens import tool_token_ids
 from hf_toolssm.tools import make_tool
@@ -21,6 +21,9 @@ def add_tool_tokens_to_model(
     trained_vocabulary: int,
 ) -> None:
     """Resizes the embeddings to the tokenizer, fills the rows of new tokens, and names the tools in the config.
+
+    The model's `generation_config` becomes a plain greedy one, by which a trajectory is exact or not; of the
+    checkpoint's own, whose sampling and penalties were chosen for chat, only the lengths stay.
 
     Args:
         model: changed in place. Its embedding never shrinks: checkpoints often pad it beyond the tokenizer.
@@ -44,13 +47,17 @@ def add_tool_tokens_to_model(
     config = model.config
     config.tools, config.tool_token_ids = [dict(spec) for spec in tools], ids
     config.unknown_token_id = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
-    for holder in (config, model.generation_config):
-        holder.eos_token_id, holder.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
-        holder.bos_token_id = tokenizer.bos_token_id
+    special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+    for name, token in special.items():
+        setattr(config, name, token)
+    before = model.generation_config
+    lengths = {name: getattr(before, name) for name in ("max_length", "max_new_tokens")}
+    # `do_sample` is said, because a pipeline samples where nothing is.
+    model.generation_config = GenerationConfig(do_sample=False, **special, **lengths)
 
 
 def _fill_new_rows(weight: torch.Tensor, first: int, stop: int) -> None:
     trained = weight[:first].float()
     generator = torch.Generator(device="cpu").manual_seed(0)
-    noise = torch.randn(stop - first, weight.shape[1], generator=generator).to(weight.device)
+    noise = torch.randn(stop - first, weight.shape[1], dtype=torch.float32, generator=generator).to(weight.device)
     weight[first:stop] = (trained.mean(0) + _DEVIATION * trained.std(0) * noise).to(weight.dtype)

@@ -22,6 +22,9 @@ def tool_tokens(tools: Sequence[Tool]) -> list[str]:
 def add_tool_tokens(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -> int:
     """Adds the tokens that these tools need to any tokenizer, in place; those it has already stay as they are.
 
+    From then on, also saved and loaded, it pads on the left, as a recurrent state needs it, and with the end token if
+    it had no padding of its own.
+
     Returns:
         How many tokens were new. Resize the model with `models.add_tool_tokens_to_model` afterwards.
 
@@ -32,6 +35,9 @@ def add_tool_tokens(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -
         raise MissingToolTokensError(
             "the tokenizer has no end-of-sequence token, which ends a trajectory: set tokenizer.eos_token first"
         )
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # saved is what it was made with
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     known = tokenizer.get_vocab()  # a calculator's digits stay the ordinary tokens that they are
     new = [AddedToken(text, special=True, normalized=False) for text in tool_tokens(tools) if text not in known]
     return tokenizer.add_tokens(new, special_tokens=True)

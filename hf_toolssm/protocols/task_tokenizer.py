@@ -38,7 +38,6 @@ def build_task_tokenizer(cells: Sequence[str], tools: Sequence[Tool]) -> PreTrai
         pad_token=PAD,
         eos_token=END,
         unk_token=UNKNOWN,
-        padding_side="left",
         model_input_names=["input_ids", "attention_mask"],
         clean_up_tokenization_spaces=False,
     )

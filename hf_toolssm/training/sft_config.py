@@ -43,6 +43,9 @@ class ToolSFTConfig(SFTConfig):
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Old name of activation_checkpointing: off by default."}
     )
+    use_cache: bool = field(
+        default=True, metadata={"help": "What the saved model's config says; training itself keeps no cache."}
+    )
     data_seed: int | None = field(default=None, metadata={"help": "Seed of the order of the rows; by default `seed`."})
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 autocast; worth it on a GPU."})
 

@@ -1,5 +1,7 @@
 """Cells become tokens one at a time, with loss exactly on what the model writes, for any tokenizer."""
 
+import copy
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,6 +78,16 @@ def test_any_tokenizer_takes_the_tool_tokens_and_writes_one_cell_as_one_token(ad
     ids = Renderer(byte_tokenizer).render(trajectory)["input_ids"]
     assert len(ids) == 12 + len(trajectory.steps) + 1
     assert byte_tokenizer.decode(ids[:12]) == "12345+98765="
+
+
+def test_a_tokenizer_that_has_the_tool_tokens_pads_on_the_left_also_saved(specs, byte_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.padding_side, tokenizer.pad_token = "right", None
+    add_tool_tokens(tokenizer, [make_tool(spec) for spec in specs])
+    tokenizer.save_pretrained(tmp_path)
+    batch = AutoTokenizer.from_pretrained(tmp_path)(["1", "1 2 3"], padding=True)
+    assert batch["attention_mask"][0][0] == 0
+    assert batch["input_ids"][0][0] == tokenizer.eos_token_id
 
 
 def test_prompts_are_what_training_saw_for_any_tokenizer(addition, specs, tokenizer, byte_tokenizer):

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from small_run import losses, make_trainer
 from transformers import MambaConfig, MambaForCausalLM, set_seed
 
-from hf_toolssm import MambaState
+from hf_toolssm import MambaState, ToolMambaForCausalLM
 from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
@@ -93,6 +93,13 @@ def test_a_trained_model_generates_and_its_copy_is_its_own(tmp_path):
         copied.lm_head.weight.zero_()
         assert not copied(ids).logits.any()
         assert model(ids).logits.any()
+
+
+def test_a_model_that_was_trained_still_gives_its_state_without_being_asked(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    trainer.save_model(tmp_path / "saved")
+    saved = ToolMambaForCausalLM.from_pretrained(tmp_path / "saved")
+    assert saved(torch.tensor([[3, 4]])).cache_params.batch_size == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
