@@ -298,7 +298,7 @@ class GraphedDecoder:
 
 
 def _is_plain(model) -> bool:
-    """Whether the compiled steps know all that this model computes: its own layers, and no call of one would do more."""
+    """Whether the compiled steps know all that this model computes: its layers are its own, and do nothing more."""
     if type(model) is not ToolMambaForCausalLM or model.training or model.config.hidden_act != "silu":
         return False
     # Anything else among the modules (an adapter, a quantized layer) computes something that the steps do not know.

@@ -54,11 +54,12 @@ class ModelRunner:
             raise UnsupportedArchitectureError(
                 f"{type(model).__name__} is PEFT's wrapper: pass its get_base_model(), which has the adapters in it"
             )
-        parameters = inspect.signature(type(model).forward).parameters
+        itself = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        parameters = inspect.signature(type(itself).forward).parameters
         names = [name for name in ("cache_params", "past_key_values") if name in parameters]
         if not names:
             raise UnsupportedArchitectureError(
-                f"{type(model).__name__} takes neither cache_params nor past_key_values, so its memory cannot be "
+                f"{type(itself).__name__} takes neither cache_params nor past_key_values, so its memory cannot be "
                 "carried through tool calls: use a causal language model with a cache"
             )
         self.model = model

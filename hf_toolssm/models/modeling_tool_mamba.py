@@ -17,15 +17,14 @@ from hf_toolssm.models.causal_convolution import causal_convolution
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.inner_cpu import inner_cpu
 from hf_toolssm.models.padding import gather_rows, tokens_first
-from hf_toolssm.models.plain_modules import are_readable, is_plain
+from hf_toolssm.models.plain_modules import is_plain
 from hf_toolssm.models.projection import are_projectable, project
 from hf_toolssm.models.rms_norm import ToolMambaNorm
 from hf_toolssm.models.selective_scan import selective_scan
 from hf_toolssm.models.state import MambaState
 
 ADAPTER_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
-"""The layers that a LoRA can train and merge. PEFT puts one on a depthwise convolution only if its rank is a multiple
-of the channels, more than the convolution itself has."""
+"""The layers that a LoRA can train and merge: PEFT merges none into a depthwise convolution."""
 
 
 class ToolMambaMixer(MambaMixer):

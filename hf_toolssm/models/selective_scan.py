@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+@torch.compiler.disable
 def selective_scan(
     x: Tensor,
     dt: Tensor,
