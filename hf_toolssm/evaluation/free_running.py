@@ -18,6 +18,7 @@ from hf_toolssm.evaluation.exactness import (
     summarize,
 )
 from hf_toolssm.generation import generate_with_tools
+from hf_toolssm.models.plain_modules import input_device
 from hf_toolssm.protocols.render import Renderer
 from hf_toolssm.trajectory import StepKind, Trajectory
 
@@ -52,7 +53,7 @@ def evaluate_free_running(
     model.eval()
     for part in batches(references, batch_size):
         written = [renderer.render(r)["input_ids"][len(r.problem) :] for r in part]
-        inputs = renderer.prompts(r.problem for r in part).to(model.device)
+        inputs = renderer.prompts(r.problem for r in part).to(input_device(model))
         longest = max(map(len, written))
         with tqdm(total=longest, desc=f"{problem_set}, free-running", unit="step", disable=None) as bar:
             result: Any = generate_with_tools(  # its fields are None only before the run

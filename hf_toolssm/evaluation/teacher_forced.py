@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, summarize
+from hf_toolssm.models.plain_modules import input_device
 from hf_toolssm.protocols.render import IGNORED, Renderer
 from hf_toolssm.trajectory import StepKind, Trajectory
 
@@ -67,7 +68,7 @@ def _stream(model, tokenizer, rendered: dict, reference: Trajectory, index: int,
     labels = torch.tensor(rendered["labels"])
     state = type(model).state_class(model.config)
     predicted = [
-        model(part.to(model.device), cache_params=state, use_cache=True).logits[0].argmax(-1).cpu()
+        model(part.to(input_device(model)), cache_params=state, use_cache=True).logits[0].argmax(-1).cpu()
         for part in ids[:, :-1].split(piece, dim=1)
     ]
     found = torch.cat(predicted)

@@ -26,6 +26,7 @@ from hf_toolssm.models.modeling_tool_mamba import (
     ToolMambaMixer,
     ToolMambaModel,
 )
+from hf_toolssm.models.plain_modules import is_plain
 from hf_toolssm.models.rms_norm import ToolMambaNorm
 from hf_toolssm.models.state import MambaState
 from hf_toolssm.models.streamed_step import StreamedStep
@@ -297,15 +298,21 @@ class GraphedDecoder:
 
 
 def _is_plain(model) -> bool:
-    """Whether the compiled steps know all that this model computes: no adapter, no hook, no other layer."""
-    if not isinstance(model, ToolMambaForCausalLM):
-        return False
-    if any(weight.dtype not in (torch.float32, torch.bfloat16) for weight in model.parameters()):
-        return False
-    if model.config.hidden_act != "silu" or model.training or getattr(model.lm_head, "bias", None) is not None:
-        return False
-    if any("forward" in vars(module) for module in model.modules() if module is not model):
+    """Whether the compiled steps know all that this model computes: its layers are its own, and do nothing more."""
+    if type(model) is not ToolMambaForCausalLM or model.training or model.config.hidden_act != "silu":
         return False
     # Anything else among the modules (an adapter, a quantized layer) computes something that the steps do not know.
-    plain = all(type(m) in _KNOWN for m in model.modules())
-    return plain and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    if not all(type(module) in _KNOWN and is_plain(module, type(module)) for module in model.modules()):
+        return False
+    if not all(_has_known_biases(block.mixer) for block in model.backbone.layers) or model.lm_head.bias is not None:
+        return False
+    return all(
+        weight.dtype in (torch.float32, torch.bfloat16) and weight.device == model.device and weight.is_contiguous()
+        for weight in model.parameters()
+    )
+
+
+def _has_known_biases(mixer) -> bool:
+    projections = (mixer.in_proj.bias is not None, mixer.out_proj.bias is not None)
+    inside = (mixer.conv1d.bias is not None, mixer.x_proj.bias is None, mixer.dt_proj.bias is not None)
+    return projections == (mixer.use_bias,) * 2 and inside == (mixer.use_conv_bias, True, True)

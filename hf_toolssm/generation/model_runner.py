@@ -17,6 +17,7 @@ from transformers import Cache
 from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.models.cache_tensors import cache_tensors, check_cache, has_attention, map_tensors
 from hf_toolssm.models.model_state import ModelState
+from hf_toolssm.models.plain_modules import input_device
 
 PIECE = 8_192
 """Tokens of one forward, all rows together: memory does not grow with what is fed. Only a model that is right in one
@@ -53,11 +54,12 @@ class ModelRunner:
             raise UnsupportedArchitectureError(
                 f"{type(model).__name__} is PEFT's wrapper: pass its get_base_model(), which has the adapters in it"
             )
-        parameters = inspect.signature(type(model).forward).parameters
+        itself = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        parameters = inspect.signature(type(itself).forward).parameters
         names = [name for name in ("cache_params", "past_key_values") if name in parameters]
         if not names:
             raise UnsupportedArchitectureError(
-                f"{type(model).__name__} takes neither cache_params nor past_key_values, so its memory cannot be "
+                f"{type(itself).__name__} takes neither cache_params nor past_key_values, so its memory cannot be "
                 "carried through tool calls: use a causal language model with a cache"
             )
         self.model = model
@@ -65,11 +67,16 @@ class ModelRunner:
         self._takes_positions = "position_ids" in parameters
         self.pieces = Pieces.TOGETHER if getattr(model, "rows_run_side_by_side", False) else self._measure()
 
+    @property
+    def device(self) -> torch.device:
+        """Where ids and states are."""
+        return input_device(self.model)
+
     @torch.no_grad()
     def step(self, state: ModelState, ids: Sequence[int]) -> None:
         """Feeds one token per row; the state moves on in place."""
-        tokens = torch.tensor(ids, device=self.model.device)[:, None]
-        lengths = torch.tensor(state.lengths, device=self.model.device)
+        tokens = torch.tensor(ids, device=self.device)[:, None]
+        lengths = torch.tensor(state.lengths, device=self.device)
         options: dict[str, Tensor] = {}
         longest = max(state.lengths)
         if min(state.lengths) < longest and has_attention(state.cache):
@@ -110,7 +117,7 @@ class ModelRunner:
     ) -> tuple[ModelState, list[list[int]]]:
         longest = max(map(len, runs))
         # On the left, so that every row's last token is the last of all: its logits are those that are kept.
-        ids = torch.tensor([[0] * (longest - len(run)) + list(run) for run in runs], device=self.model.device)
+        ids = torch.tensor([[0] * (longest - len(run)) + list(run) for run in runs], device=self.device)
         mask = None
         if any(len(run) < longest for run in runs):
             starts = torch.tensor([longest - len(run) for run in runs], device=ids.device)
@@ -131,7 +138,7 @@ class ModelRunner:
         return after, [row[longest - len(run) :] for row, run in zip(torch.cat(chosen, dim=1).tolist(), runs)]
 
     def _feed_alone(self, state: ModelState | None, run: Sequence[int], choices: bool) -> tuple[ModelState, list[int]]:
-        ids = torch.tensor([run], device=self.model.device)
+        ids = torch.tensor([run], device=self.device)
         cache = None if state is None else map_tensors(state.cache, Tensor.clone)
         if self.pieces is Pieces.SINGLY:
             # From nothing such a model is right in one forward.
@@ -163,7 +170,7 @@ class ModelRunner:
         self.model.eval()
         vocabulary = len(self.model.get_input_embeddings().weight)
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(vocabulary, (1, 12), generator=generator).to(self.model.device)
+        ids = torch.randint(vocabulary, (1, 12), generator=generator).to(self.device)
 
         def memory(*lengths: int) -> dict[str, Tensor]:
             cache = None

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -128,8 +129,13 @@ def fingerprint(model: Any) -> str:
     """A hash of the configuration, and of the weights' names, shapes, dtypes and a few values of each."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in _PASSING}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in model.named_parameters():
-        few = weight.detach().flatten()[:: max(1, weight.numel() // 64)].float().cpu().numpy()
+    for name in dict(model.named_parameters()):
+        if name in model.all_tied_weights_keys:
+            continue  # offloaded, one weight is two
+        module = model.get_submodule(name.rpartition(".")[0])
+        with align_module_device(module):  # offloaded weights are there only while their module is called
+            weight = getattr(module, name.rpartition(".")[2]).detach()
+            few = weight.flatten()[:: max(1, weight.numel() // 64)].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode() + few.tobytes())
     return digest.hexdigest()
 
@@ -181,7 +187,7 @@ def _restore(facts: dict[str, Any], tensors: dict[str, Tensor], protocol: TokenP
 
 def _state_from_tensors(runner: ModelRunner, tensors: dict[str, Tensor]) -> ModelState:
     """Fills the state that one token leaves, whose layers are of the right kinds."""
-    device = runner.model.device
+    device = runner.device
     lengths = tensors["lengths"].tolist()
     template, _ = runner.feed(None, [[0]])
     saved = {name: tensor.to(device) for name, tensor in _below(tensors, "cache.").items()}

@@ -31,6 +31,7 @@ PARALLEL_OUTPUTS = 100_000
 """Outputs from which waking the other threads pays."""
 
 
+@torch.compiler.disable
 def causal_convolution(
     x: Tensor,
     weight: Tensor,

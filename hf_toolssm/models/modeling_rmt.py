@@ -41,9 +41,38 @@ class RmtState(RecurrentState):
         return {"recurrent_states": (config.num_memory_tokens * config.hidden_size + config.segment_length + 1,)}
 
 
+class RmtAttention(nn.MultiheadAttention):
+    """Causal self-attention that calls its last projection as a module; torch's reads that one's weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (b, l, e)."""
+        projected = nn.functional.linear(x, self.in_proj_weight, self.in_proj_bias)
+        heads = projected.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, b, heads, l, e / heads)
+        y = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class RmtLayer(nn.Module):
+    """A layer of a transformer that normalizes first; every part is called as a module."""
+
+    def __init__(self, config: RmtConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.self_attn = RmtAttention(width, config.num_attention_heads)
+        self.linear1 = nn.Linear(width, config.intermediate_size)
+        self.linear2 = nn.Linear(config.intermediate_size, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (b, l, e)."""
+        x = x + self.self_attn(self.norm1(x))
+        return x + self.linear2(nn.functional.gelu(self.linear1(self.norm2(x))))
+
+
 class RmtPreTrainedModel(PreTrainedModel):
     config_class = RmtConfig
     base_model_prefix = "backbone"
+    _no_split_modules = ["RmtLayer"]
     _is_stateful = True
 
     @torch.no_grad()
@@ -68,16 +97,7 @@ class RmtModel(RmtPreTrainedModel):
         self.memory = nn.Parameter(torch.empty(config.num_memory_tokens, width))
         self.positions = nn.Parameter(torch.empty(config.segment_length, width))
         self.write_position = nn.Parameter(torch.empty(width))
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                *(width, config.num_attention_heads, config.intermediate_size),
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(RmtLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(width)
         self.post_init()
 
@@ -150,9 +170,8 @@ class RmtModel(RmtPreTrainedModel):
         x = torch.cat([memory, self.embeddings(tokens) + self.positions, memory + self.write_position], dim=1)
         # Tokens that are missing at a segment's end stand behind all that are there: nothing sees them but the
         # memory's copy, which is taken over only from a full segment.
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
         for layer in self.layers:
-            x = layer(x, src_mask=mask, is_causal=True)
+            x = layer(x)
         x = self.norm(x)
         return x[:, slots : slots + size], x[:, slots + size :]
 

@@ -17,6 +17,7 @@ from hf_toolssm.models.checks import check_model_inputs
 from hf_toolssm.models.configuration_rnn import RnnConfig
 from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.models.padding import gather_rows, tokens_first
+from hf_toolssm.models.plain_modules import is_plain
 from hf_toolssm.models.state import RecurrentState
 
 _MODULE_OF = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -38,45 +39,64 @@ class RnnLayer(nn.Module):
     def __init__(self, config: RnnConfig, index: int) -> None:
         super().__init__()
         self.index = index
-        self.cell = _MODULE_OF[config.cell](config.hidden_size, config.hidden_size, batch_first=True)
+        self._kind = _MODULE_OF[config.cell]
+        self.cell = self._kind(config.hidden_size, config.hidden_size, batch_first=True)
         self._has_cell_state = config.cell == "lstm"
 
+    # Dynamo leaves nn.LSTM and nn.GRU alone, and there is nothing else here to compile.
+    @torch.compiler.disable
     def forward(self, x: Tensor, cache: RecurrentState | None, lengths: Tensor | None) -> Tensor:
         """Args: x (b, l, e); cache, read and replaced; lengths (b,), how many tokens of each row are real."""
         state = None if cache is None else cache.layers[self.index].recurrent_states[0]
         if state is None:
             state = x.new_zeros(x.shape[0], 1 + self._has_cell_state, x.shape[2])
-        parts = tuple(part.contiguous()[None] for part in state.unbind(1))  # torch wants (1, b, hidden) each
-        start = parts if self._has_cell_state else parts[0]
-        if cache is None:
-            return self.cell(x, start)[0]
-        through_padding = self._has_cell_state and lengths is not None
-        y, end = self._keep_cell_state(x, start, lengths) if through_padding else self.cell(x, start)
-        ends = list(end) if self._has_cell_state else [end]
-        if lengths is not None:
-            ends[0] = gather_rows(y, (lengths - 1).clamp(min=0)[:, None]).transpose(0, 1)
-        last = torch.cat(ends).transpose(0, 1)  # (b, s, hidden)
-        if lengths is not None:
-            last = torch.where((lengths > 0)[:, None, None], last, state)
-        cache.put(self.index, "recurrent_states", last)
+        if cache is None or lengths is None:
+            y, last = self._run(x, state)
+        elif is_plain(self.cell, self._kind):
+            y, last = self._run_through_padding(x, state, lengths)
+        else:
+            y, last = self._run_from_end_to_end(x, state, lengths)
+        if cache is not None:
+            cache.put(self.index, "recurrent_states", last)
         return y
 
-    def _keep_cell_state(self, x: Tensor, start: Any, lengths: Tensor) -> tuple[Tensor, Any]:
-        """The LSTM on rows of unequal length, with the cell state of each row's last token.
+    def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The cell's outputs and last state (b, s, hidden), from another one."""
+        parts = tuple(part.contiguous()[None] for part in state.unbind(1))  # torch wants (1, b, hidden) each
+        y, end = self.cell(x, parts if self._has_cell_state else parts[0])
+        return y, torch.cat(end if self._has_cell_state else [end]).transpose(0, 1)
 
-        Packed rows took twelve times as long on a CPU. Here one more channel, 1 behind a row's tokens, opens the
-        forget gate and closes the input gate, both exactly: so the cell state passes the padding. The hidden state
-        does not.
+    def _run_from_end_to_end(self, x: Tensor, state: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the state of each row's last token: the cell is called up to every length that a row has."""
+        outputs, last, at = [], state, 0
+        for stop in sorted({*lengths.tolist(), x.shape[1]} - {0}):
+            y, state = self._run(x[:, at:stop], state)
+            last = torch.where((lengths == stop)[:, None, None], state, last)
+            outputs.append(y)
+            at = stop
+        return torch.cat(outputs, dim=1), last
+
+    def _run_through_padding(self, x: Tensor, state: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for a plain cell, in one call: packed rows took twelve times as long on a CPU.
+
+        The hidden state of a row's last token is its output. For the cell state of an LSTM one more channel, 1 behind
+        a row's tokens, opens the forget gate and closes the input gate, both exactly: so it passes the padding.
         """
-        cell, hidden = self.cell, x.shape[2]
-        behind = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
-        of_padding = x.new_zeros(4, hidden)  # input, forget, cell and output gate
-        of_padding[0], of_padding[1] = -_SATURATING, _SATURATING
-        weights = [torch.cat([cell.weight_ih_l0, of_padding.view(-1, 1)], dim=1)]
-        weights += [cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0]
-        x = torch.cat([x, behind[:, :, None].to(x)], dim=2)
-        y, *end = torch.lstm(x, start, weights, True, 1, 0.0, self.training, False, True)
-        return y, end
+        if self._has_cell_state:
+            cell, hidden = self.cell, x.shape[2]
+            behind = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+            of_padding = x.new_zeros(4, hidden)  # input, forget, cell and output gate
+            of_padding[0], of_padding[1] = -_SATURATING, _SATURATING
+            weights = [torch.cat([cell.weight_ih_l0, of_padding.view(-1, 1)], dim=1)]
+            weights += [cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0]
+            x = torch.cat([x, behind[:, :, None].to(x)], dim=2)
+            start = [part.contiguous()[None] for part in state.unbind(1)]
+            y, _, cell_state = torch.lstm(x, start, weights, True, 1, 0.0, self.training, False, True)
+            of_cell = [cell_state.transpose(0, 1)]
+        else:
+            y, of_cell = self._run(x, state)[0], []
+        last = torch.cat([gather_rows(y, (lengths - 1).clamp(min=0)[:, None]), *of_cell], dim=1)
+        return y, torch.where((lengths > 0)[:, None, None], last, state)
 
 
 class RnnPreTrainedModel(PreTrainedModel):

@@ -10,29 +10,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, MambaForCausalLM, MambaModel
+from transformers.activations import SiLUActivation
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
 
-from hf_toolssm.models.causal_convolution import causal_convolution, causal_convolution_reference
+from hf_toolssm.models.causal_convolution import causal_convolution
 from hf_toolssm.models.checks import check_model_inputs
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.inner_cpu import inner_cpu
 from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.models.padding import gather_rows, tokens_first
-from hf_toolssm.models.projection import is_plain, project
+from hf_toolssm.models.plain_modules import is_plain
+from hf_toolssm.models.projection import are_projectable, project
 from hf_toolssm.models.rms_norm import ToolMambaNorm
 from hf_toolssm.models.selective_scan import selective_scan
 from hf_toolssm.models.state import MambaState, StateInForward
 
 ADAPTER_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
-"""The layers that a LoRA can train and merge: the mixer calls them as modules, unlike its convolution."""
+"""The layers that a LoRA can train and merge: PEFT merges none into a depthwise convolution."""
 
 
 class ToolMambaMixer(MambaMixer):
     """The Mamba block (arXiv 2312.00752, section 3.4) from any state.
 
-    A projection with an adapter is called as a module, so that adapters on any of them train and merge.
+    A layer that is more than it seems (an adapter, a hook, offloaded or quantized weights) is called as a module, and
+    its weights are never read.
     """
 
+    # Dynamo would compile one mixer after the other, up to its limit, and between calls of numba there is nothing to
+    # fuse.
+    @torch.compiler.disable
     def forward(
         self,
         hidden_states: Tensor,
@@ -52,7 +58,13 @@ class ToolMambaMixer(MambaMixer):
         return project(self.out_proj, y.to(hidden_states.dtype))
 
     def _can_be_fused(self, halves: Tensor) -> bool:
-        return self._is_silu and is_plain(self.x_proj, halves) and is_plain(self.dt_proj, halves)
+        return (
+            self._convolution_is_plain()
+            and all(is_plain(layer, nn.Linear) for layer in (self.x_proj, self.dt_proj))
+            and self.x_proj.bias is None
+            and self.dt_proj.bias is not None
+            and are_projectable(halves, self.conv1d, self.x_proj, self.dt_proj)
+        )
 
     def _fused(
         self, halves: Tensor, conv_state: Tensor | None, recurrent_state: Tensor | None, lengths: Tensor | None
@@ -66,8 +78,11 @@ class ToolMambaMixer(MambaMixer):
         self, halves: Tensor, conv_state: Tensor | None, recurrent_state: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, gate = halves.chunk(2, dim=-1)  # (b, l, d) each
-        convolve = causal_convolution if self._is_silu else self._convolve
-        x, conv_state = convolve(x, self.conv1d.weight.squeeze(1), self.conv1d.bias, conv_state, lengths)
+        if self._convolution_is_plain():
+            weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
+            x, conv_state = causal_convolution(x, weight, bias, conv_state, lengths)
+        else:
+            x, conv_state = self._convolve(x, conv_state, lengths)
         rank, size = self.time_step_rank, self.ssm_state_size
         dt, B, C = torch.split(project(self.x_proj, x), [rank, size, size], dim=-1)
         A = -torch.exp(self.A_log.float())
@@ -76,13 +91,23 @@ class ToolMambaMixer(MambaMixer):
         )
         return y, conv_state, recurrent_state
 
-    @property
-    def _is_silu(self) -> bool:
-        return self.activation in ("silu", "swish")
+    def _convolution_is_plain(self) -> bool:
+        silu = is_plain(self.act, SiLUActivation) or is_plain(self.act, nn.SiLU)
+        return silu and is_plain(self.conv1d, nn.Conv1d)
 
-    def _convolve(self, *arguments: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, conv_state = causal_convolution_reference(*arguments)
-        return self.act(x), conv_state
+    def _convolve(self, x: Tensor, conv_state: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `causal_convolution` gives, by calling the modules, on any device."""
+        batch, length, channels = x.shape
+        kernel = self.conv_kernel_size
+        before = x.new_zeros(batch, channels, kernel) if conv_state is None else conv_state.to(x.dtype)
+        window = torch.cat([before, x.transpose(1, 2)], dim=2)  # (b, d, k + l)
+        y = self.conv1d(window)[:, :, kernel : kernel + length]  # it pads; its output t has seen up to window[t]
+        if lengths is None:
+            last = window[:, :, length:].clone()  # a view would keep the whole window alive
+        else:
+            at = lengths[:, None] + torch.arange(kernel, device=x.device)  # (b, k)
+            last = window.gather(2, at[:, None].expand(-1, channels, -1))
+        return self.act(y.transpose(1, 2)), last
 
 
 class ToolMambaBlock(MambaBlock):

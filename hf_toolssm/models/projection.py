@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hf_toolssm.models.plain_modules import are_readable, is_plain
+
 FEWEST_PRODUCTS = 50_000_000
 """Multiplications from which oneDNN pays: it compiles, and keeps, code for every new shape."""
 
@@ -18,15 +20,17 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
         layer: a linear layer, or what stands in its place.
         x: (b, l, i).
     """
-    if not is_plain(layer, x) or not _is_large(x, layer.weight):
+    if not (is_plain(layer, nn.Linear) and _is_large(x, layer.weight) and are_projectable(x, layer)):
         return layer(x)
     return _Project.apply(x, layer.weight, layer.bias)
 
 
-def is_plain(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the layer is a linear one and nothing more, and it and x are float32 on a CPU."""
-    plain = type(layer) is nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks
-    return plain and x.device.type == "cpu" and x.dtype == torch.float32 and layer.weight.dtype == torch.float32
+def are_projectable(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether x and the weights of plain layers are float32 on a CPU, and are to be multiplied as such."""
+    # Under autocast the layers themselves compute in fewer bits.
+    if torch.is_autocast_enabled("cpu"):
+        return False
+    return are_readable(x, *(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

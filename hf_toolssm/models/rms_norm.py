@@ -15,6 +15,7 @@ from transformers.models.mamba.modeling_mamba import MambaRMSNorm
 
 from hf_toolssm.errors import InputMismatchError
 from hf_toolssm.models.cpu_kernels import CpuKernel, called, normalize
+from hf_toolssm.models.plain_modules import are_readable
 
 TASKS = 64
 """Parts that the rows are shared out in; each sums the weight's gradient by itself."""
@@ -24,11 +25,12 @@ PARALLEL_VALUES = 100_000
 
 
 class ToolMambaNorm(MambaRMSNorm):
-    """`MambaRMSNorm`, computed by `rms_norm` where it applies: float32 on a CPU."""
+    """`MambaRMSNorm`, computed by `rms_norm` where it applies: float32 on a CPU, outside `torch.compile`."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Args: hidden_states (b, l, e)."""
-        if hidden_states.device.type != "cpu" or {hidden_states.dtype, self.weight.dtype} != {torch.float32}:
+        # Dynamo compiles the definition, and cannot look into numba.
+        if torch.compiler.is_compiling() or not are_readable(hidden_states, self.weight):
             return super().forward(hidden_states)
         return rms_norm(hidden_states, self.weight, self.variance_epsilon)
 

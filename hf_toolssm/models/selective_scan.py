@@ -20,6 +20,7 @@ from torch import Tensor
 from hf_toolssm.models.checks import check_scan
 
 
+@torch.compiler.disable
 def selective_scan(
     x: Tensor,
     dt: Tensor,
