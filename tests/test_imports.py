@@ -19,7 +19,16 @@ ALLOWED = {
     "hf_toolssm/tools": {"errors", "trajectory", "tools"},
     "hf_toolssm/protocols": {"errors", "trajectory", "tools", "protocols"},
     "hf_toolssm/models": {"errors", "sources", "trajectory", "tools", "protocols", "models", "generation"},
-    "hf_toolssm/generation": {"errors", "files", "trajectory", "tools", "protocols", "models", "generation"},
+    "hf_toolssm/generation": {
+        "errors",
+        "files",
+        "sources",
+        "trajectory",
+        "tools",
+        "protocols",
+        "models",
+        "generation",
+    },
     "hf_toolssm/training": {"errors", "trajectory", "tools", "protocols", "models", "training"},
     "hf_toolssm/evaluation": {
         *("errors", "files", "trajectory", "locality", "tools", "protocols", "models", "generation", "evaluation")

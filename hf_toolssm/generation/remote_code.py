@@ -5,14 +5,13 @@ modules of this package that `plain_tool_mamba.py` needs, and the tools that the
 `hf_toolssm_*.py`, so that they meet no file of the user's. Only their imports are changed, to relative ones.
 """
 
-import ast
 import re
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hf_toolssm.files import write_whole
+from hf_toolssm.sources import imported_modules, source_of
 from hf_toolssm.tools import class_name
 
 PREFIX = "hf_toolssm_"
@@ -61,12 +60,12 @@ def write_remote_code(folder: Path, tools: Iterable[Mapping[str, Any]]) -> list[
     """
     names = sorted({spec["name"] for spec in tools})
     sources = {TOOLS: _make_tool(names)}
-    waiting = [ENTRY, *_imported(sources[TOOLS])]
+    waiting = [ENTRY, *imported_modules(sources[TOOLS])]
     while waiting:
         module = waiting.pop()
         if module not in sources:
-            sources[module] = _source(module)
-            waiting.extend(_imported(sources[module]))
+            sources[module] = source_of(module)
+            waiting.extend(imported_modules(sources[module]))
     written = []
     for module, source in sources.items():
         path = folder / f"{PREFIX}{module.rpartition('.')[2]}.py"
@@ -74,17 +73,6 @@ def write_remote_code(folder: Path, tools: Iterable[Mapping[str, Any]]) -> list[
         write_whole(path, _HEADER + _IMPORT.sub(rf"\1from .{PREFIX}\2 import ", source))
         written.append(path)
     return written
-
-
-def _source(module: str) -> str:
-    spec = find_spec(module)
-    assert spec is not None
-    return Path(str(spec.origin)).read_text(encoding="utf-8")
-
-
-def _imported(source: str) -> list[str]:
-    modules = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
-    return [module for module in modules if module is not None and module.split(".")[0] == "hf_toolssm"]
 
 
 def _make_tool(names: list[str]) -> str:

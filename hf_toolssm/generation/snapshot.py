@@ -29,6 +29,7 @@ from hf_toolssm.generation.session import Session
 from hf_toolssm.generation.token_protocol import TokenProtocol, make_protocol
 from hf_toolssm.models.cache_tensors import replace_tensors
 from hf_toolssm.models.model_state import ModelState
+from hf_toolssm.models.state import RecurrentState
 from hf_toolssm.tools import Tool
 
 FORMAT = "hf_toolssm session 1"
@@ -192,6 +193,10 @@ def _state_from_tensors(runner: ModelRunner, tensors: dict[str, Tensor]) -> Mode
     template, _ = runner.feed(None, [[0]])
     saved = {name: tensor.to(device) for name, tensor in _below(tensors, "cache.").items()}
     state = ModelState(replace_tensors(template.cache, saved), lengths, tensors["logits"].to(device))
+    if isinstance(state.cache, RecurrentState):
+        state.cache.check(state.cache, runner.model.config, len(lengths))
+    if state.logits.shape != (len(lengths), template.logits.shape[1]):
+        raise StateMismatchError("the session's logits are not those of this model: it was not saved whole")
     return state.select(range(len(lengths)))  # which also tells attention layers how long they are
 
 
