@@ -123,7 +123,7 @@ def _first_errors(rows: dict[str, Any]) -> str:
 def _draw(summary: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure  # no global state, no display
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     lengths: set[int] = set()
     for name, row in summary["rows"].items():
@@ -139,11 +139,12 @@ def _draw(summary: dict[str, Any], path: Path) -> None:
     axes.minorticks_off()
     trained = {row["trained_up_to"] for row in summary["rows"].values()}
     if len(trained) == 1 and None not in trained:
-        axes.axvspan(axes.get_xlim()[0], *trained, color="0.9", zorder=0, label="lengths in training")
-        axes.margins(x=0)
+        low, high = axes.get_xlim()
+        axes.axvspan(low, *trained, color="0.9", zorder=0, label="lengths in training")
+        axes.set_xlim(low, high)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("length of the problem")
-    axes.set_ylabel("exact: median, shaded to the worst seed")
+    axes.set_ylabel("exact: median, shaded to worst seed")
     axes.set_title(summary["title"])
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)
