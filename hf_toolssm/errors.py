@@ -105,6 +105,10 @@ class CellNotOneTokenError(ToolSSMError):
     """A memory cell that the tokenizer does not write as exactly one known token."""
 
 
+class UnspellableTextError(ToolSSMError):
+    """Text of a user or a tool that a tokenizer writes only with tokens that were added to it."""
+
+
 class ArchitectureMismatchError(ToolSSMError):
     """A checkpoint of another architecture than Mamba."""
 

@@ -9,7 +9,8 @@
 | returns an empty observation | the model goes on with nothing to read |
 | returns more than `MAX_OBSERVATION` cells or characters | the row ends with `ObservationTooLongError` |
 | returns bytes that are no UTF-8 | they are read with replacement characters |
-| returns text with special tokens in it | they are read as plain text; no observation is ever carried out |
+| returns text with added tokens in it | they are read as plain text; no observation is ever carried out |
+| returns text that has no tokens but added ones or the unknown one | the row ends with `ToolFaultError` |
 
 A row that ends this way keeps its state; other rows are not touched.
 """
@@ -21,7 +22,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_toolssm.errors import ObservationTooLongError, ToolError, ToolFaultError, ToolTimeoutError, UnknownToolError
+from hf_toolssm.errors import (
+    ObservationTooLongError,
+    ToolError,
+    ToolFaultError,
+    ToolTimeoutError,
+    UnknownToolError,
+    UnspellableTextError,
+)
+from hf_toolssm.protocols.plain_text import encode_plain
 from hf_toolssm.tools import Tool, ToolSession
 
 MAX_OBSERVATION = 1_000_000
@@ -104,7 +113,10 @@ class ObservationReader:
             raise ToolFaultError(
                 f"the tool returned text on {command} and no tokenizer is known: pass tokenizer= to generate"
             )
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        try:
+            return encode_plain(self._tokenizer, text)
+        except UnspellableTextError as error:
+            raise ToolFaultError(f"the tool returned text on {command} that has no tokens: {error}") from error
 
 
 class WaitingCall:

@@ -33,7 +33,7 @@ class Renderer:
         """
         if cell not in self._token_of:
             ids = self._tokenizer.encode(cell, add_special_tokens=False)
-            if len(ids) != 1 or ids[0] == self._tokenizer.unk_token_id:
+            if len(ids) != 1 or ids[0] == self._tokenizer.unk_token_id or self._added(ids[0]) not in (None, cell):
                 raise CellNotOneTokenError(
                     f"the tokenizer writes the cell {cell!r} as tokens {ids}, but a memory cell is one known token: "
                     "add it to the tokenizer, or choose cells that it has"
@@ -42,16 +42,31 @@ class Renderer:
         return self._token_of[cell]
 
     def problem(self, cells: Iterable[str]) -> list[int]:
-        """The prompt of a problem.
+        """The prompt of a problem. A user wrote it, so no command, marker or end is in it.
 
         Raises:
             EmptyProblemError: there is no cell.
-            CellNotOneTokenError: see `token`.
+            CellNotOneTokenError: see `token`; or a cell is a token that was added to the tokenizer, and no single
+                character.
         """
-        ids = [self.token(cell) for cell in cells]
+        ids = [self._symbol(cell) for cell in cells]
         if not ids:
             raise EmptyProblemError("the problem is empty: state a problem of at least one cell")
         return ids
+
+    def _symbol(self, cell: str) -> int:
+        token = self.token(cell)
+        if len(cell) > 1 and self._added(token) is not None:
+            raise CellNotOneTokenError(
+                f"the cell {cell!r} of a problem is a token that was added to the tokenizer, and what a user writes "
+                "never becomes one of those: write the problem with the symbols of its task"
+            )
+        return token
+
+    def _added(self, token: int) -> str | None:
+        """The text of a token that was added to the tokenizer."""
+        found = self._tokenizer.added_tokens_decoder.get(token)
+        return None if found is None else found.content
 
     def prompts(self, problems: Iterable[Iterable[str]]) -> BatchEncoding:
         """Problems as a batch for `generate`: `input_ids` and `attention_mask` (b, l), padded on the left.

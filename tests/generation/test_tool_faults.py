@@ -2,14 +2,19 @@
 
 import copy
 import re
+import string
 import threading
 import time
 
 import pytest
+from conftest import random_model
 from small_models import Heard, NotCompiled, lively, start_lively, written
+from tokenizers import AddedToken
 
 from hf_toolssm.errors import ToolError, UnknownToolError
 from hf_toolssm.generation import Session, tool_calls
+from hf_toolssm.protocols import build_task_tokenizer
+from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, right
 
 TRIGGER = right(1)
@@ -166,27 +171,18 @@ def test_an_empty_observation_is_fine(model, tokenizer):
 
 
 @pytest.mark.parametrize("limit", [None, 5.0])
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("12", "12"),
-        ("<|end|>5", "5"),
-        ("<|read_1|><|answer|>=", "="),
-        (b"7\xff8", None),
-    ],
-)
-def test_text_is_read_as_text_and_never_acts(model, tokenizer, text, shown, limit):
+@pytest.mark.parametrize("text", ["12", "<|end|>5", "<|read_1|><|answer|>=", "<call>", b"7\xff8"])
+def test_text_is_read_as_text_and_never_acts(addition, specs, text, limit):
+    cells = dict.fromkeys([*addition.cells("local"), *string.printable, "\N{REPLACEMENT CHARACTER}"])
+    tokenizer = build_task_tokenizer(list(cells), [make_tool(spec) for spec in specs])
+    tokenizer.add_tokens([AddedToken("<call>", special=False)])
+    model = lively(random_model(tokenizer, specs), tokenizer)
     session, tokens, _ = run_beside_others(model, tokenizer, lambda: text, limit, count=200)
-    row = session.rows[1]
-    assert row.error is None
+    assert session.rows[1].error is None
     at = tokens.index(tokenizer.convert_tokens_to_ids(TRIGGER))
     plain = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
     observed = tokens[at + 1 : at + 1 + len(plain)]
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    assert len(observed) == len(plain)  # character by character: nothing became a special token
-    assert not special & set(observed)
-    if shown is not None:
-        assert tokenizer.decode(observed).endswith(shown)
+    assert tokenizer.convert_ids_to_tokens(observed) == list(plain)  # character by character
     assert len(tokens) == 200  # the end token in the text did not end the row
 
 
@@ -227,16 +223,17 @@ def test_an_impossible_time_limit_is_named_at_the_start(model, tokenizer, limit)
         start_lively(model, tokenizer, ["7+5="], tools=[Misbehaving(0, lambda: (), limit)])
 
 
-def test_text_that_the_model_has_no_token_for_is_a_fault(model, tokenizer):
+@pytest.mark.parametrize("text", ["§", "7§", "x"])
+def test_text_that_has_no_token_but_an_added_or_the_unknown_one_is_a_fault(model, tokenizer, text):
     grown = copy.deepcopy(tokenizer)
     grown.add_tokens(["§"])
-    tool = Misbehaving(1, lambda: "§")
+    tool = Misbehaving(1, lambda: text)
     prompts = tokenizer(PROBLEMS)["input_ids"]
     session = Session.start(model, prompts, tools=[tool], tokenizer=grown)
     for row in session.rows:
         row.sessions[0].execute(NEW_POINTER)
     session.run(60, steering=Provoke(tokenizer, tool))
-    assert "no token of the model" in session.rows[1].error
+    assert session.rows[1].error.startswith("ToolFaultError: the tool returned text on <|right_1|> that has no tokens")
 
 
 @pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 500, 2_500])

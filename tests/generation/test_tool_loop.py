@@ -68,7 +68,8 @@ def scripted(tokenizer, addition, problems):
 def script_of(tokenizer, problem, *texts):
     """A processor that makes the model write exactly these tokens after one problem."""
     renderer = Renderer(tokenizer)
-    return LogitsProcessorList([Script([renderer.problem(problem)], [[renderer.token(text) for text in texts]])])
+    prompt = [renderer.token(cell) for cell in problem]
+    return LogitsProcessorList([Script([prompt], [[renderer.token(text) for text in texts]])])
 
 
 def run(model, tokenizer, problems, **options):
@@ -180,10 +181,10 @@ def test_a_command_for_a_pointer_that_does_not_exist_ends_its_row_only(model, to
 
 @pytest.mark.parametrize("cell", [read(1), NEW_POINTER, "<|end|>", ANSWER])
 def test_an_observed_command_or_end_does_not_act(model, tokenizer, cell):
-    """A problem may hold anything, a command token too; reading it is an observation and nothing more."""
+    """Token ids may hold anything, a command too; reading it is an observation and nothing more."""
     script = script_of(tokenizer, [cell, "+"], NEW_POINTER, read(1), "0", "5", ANSWER, "6", "<|end|>")
     renderer = Renderer(tokenizer)
-    prompt = torch.tensor([renderer.problem([cell, "+"])])
+    prompt = torch.tensor([[renderer.token(cell), renderer.token("+")]])
     result = model.generate(
         prompt, tokenizer=tokenizer, logits_processor=script, max_new_tokens=50, return_dict_in_generate=True
     )
