@@ -2,7 +2,15 @@
 
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any Hugging Face library: no test leaves the machine
+# Both before any library reads them. No test leaves the machine; and models this small only wait for a second thread.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +44,38 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 """
 """What a process runs first to be one where only torch and transformers are installed."""
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_script(script, *words):
+    """Runs a script of recipes/ in this process as its command does, and returns what it printed.
+
+    For tests in which the process is not what matters: a new one takes seconds to import trl.
+    """
+    path, before, printed = ROOT / script, set(sys.modules), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(ROOT)
+        patch.setenv("ACCELERATE_USE_CPU", "true")  # as recipes/accelerate/cpu.yaml has it
+        patch.setattr(sys, "argv", [str(path), *map(str, words)])
+        patch.setattr(sys, "path", [str(path.parent), *sys.path])  # scripts import their neighbours by name
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        finally:
+            neighbours = {neighbour.stem for neighbour in path.parent.glob("*.py")}
+            for name in neighbours & (sys.modules.keys() - before):
+                del sys.modules[name]
+    return printed.getvalue()
+
+
+@pytest.fixture
+def two_threads():
+    """For what is shared out among threads; see the top of this file for all other tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

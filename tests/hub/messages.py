@@ -14,16 +14,12 @@ class Request:
     method: str
     target: str  # as on the request line: quoted path and query
     headers: Mapping[str, str]
-    body: bytes = b""
+    body: bytes
 
     @property
     def segments(self) -> list[str]:
         """The path's parts, each unquoted on its own: a quoted slash, as in refs%2Fpr%2F1, stays inside its part."""
         return [unquote(part) for part in urlsplit(self.target).path.split("/")[1:]]
-
-    @property
-    def query(self) -> dict[str, list[str]]:
-        return parse_qs(urlsplit(self.target).query)
 
     @property
     def form(self) -> dict[str, list[str]]:
@@ -35,7 +31,7 @@ class Request:
 
     def asks(self, flag: str) -> bool:
         """Whether the query switches the flag on, in one of the ways in which clients write booleans."""
-        return self.query.get(flag, ["false"])[0].lower() in ("1", "true")
+        return parse_qs(urlsplit(self.target).query).get(flag, [""])[0].lower() in ("1", "true")
 
 
 @dataclass(frozen=True)
@@ -52,13 +48,11 @@ class Answer:
 
 
 class HubError(Exception):
-    """The Hub refuses: an HTTP status, the Hub's own error code (or None), a message, headers that go with it."""
+    """The Hub refuses: an HTTP status, a message, the Hub's own error code, headers that go with it."""
 
-    def __init__(self, status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None):
+    def __init__(self, status: int, message: str, code: str = "", headers: Mapping[str, str] | None = None):
         super().__init__(message)
-        named = {"X-Error-Message": message.encode("ascii", "replace").decode()}
-        if code:
-            named["X-Error-Code"] = code
+        named = {"X-Error-Code": code, "X-Error-Message": message}
         self.answer = json_answer({"error": message}, status, named | dict(headers or {}))
 
 
@@ -67,14 +61,10 @@ def json_answer(data: Any, status: int = 200, headers: Mapping[str, str] | None 
 
 
 def content_answer(request: Request, content: bytes, headers: Mapping[str, str]) -> Answer:
-    """The whole content (200), the range that the request asks for (206), or 416 for a range beyond its end."""
-    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers}
+    """The whole content (200), or the range that the request asks for (206)."""
     if "Range" not in request.headers:
         return Answer(200, content, headers)
-    first, last = re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers["Range"]).groups()
-    start = int(first) if first else max(len(content) - int(last), 0)
-    stop = min(int(last) + 1, len(content)) if first and last else len(content)
-    if start >= stop:
-        raise HubError(416, None, "The range is beyond the end", {"Content-Range": f"bytes */{len(content)}"})
+    first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers["Range"]).groups()
+    start, stop = int(first), min(int(last) + 1, len(content)) if last else len(content)
     span = {"Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
-    return Answer(206, content[start:stop], headers | span)
+    return Answer(206, content[start:stop], {**headers, **span})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, upload_file
 from safetensors.torch import save_file
 
 from dataset_builders.build import main as build
@@ -79,7 +79,7 @@ def test_what_a_newer_version_lacks_goes_away_and_what_others_added_stays(hub, p
     save_file({"piece": torch.zeros(2)}, finished / "model-00001-of-00002.safetensors")
     push()
     for name in ("handler.py", "adapter_model.safetensors"):
-        hub.api.upload_file(repo_id=hub.repo_id("sums"), path_in_repo=name, path_or_fileobj=b"theirs")
+        upload_file(repo_id=hub.repo_id("sums"), path_in_repo=name, path_or_fileobj=b"theirs")
     (finished / "model-00001-of-00002.safetensors").unlink()
     assert push().changed
     assert "model-00001-of-00002.safetensors" not in visible(hub)

@@ -1,24 +1,16 @@
 """A certificate holds what another machine can check, and one that claims something else is refused."""
 
 import json
-import subprocess
 import sys
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
-from conftest import random_model
+from conftest import ROOT, random_model, run_script
 
 from dataset_builders.task import load_task
+from hf_toolssm.errors import NoRuleError
 from hf_toolssm.protocols import build_task_tokenizer
 from hf_toolssm.tools import make_tool
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(script, *words):
-    command = [sys.executable, f"recipes/{script}.py", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +32,7 @@ def record(tmp_path_factory):
     random_model(tokenizer, specs).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     words = ["--model", folder / "model", "--task", "binary_increment", "--problem", "1011"]
-    done = run("long_problem", *words, "--output", folder / "run", "--max_new_tokens", "200")
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script("recipes/long_problem.py", *words, "--output", folder / "run", "--max_new_tokens", "200")
     return folder
 
 
@@ -64,10 +55,9 @@ def test_a_certificate_says_all_that_is_needed_to_check_it(claim):
 
 
 def test_a_wrong_answer_is_confirmed_as_wrong(record):
-    done = run("certificate", record / "run" / "certificate.json", "--model", record / "model")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "wrong or cut off, as the certificate says" in done.stdout
-    assert "the weights are those" in done.stdout
+    said = run_script("recipes/certificate.py", record / "run" / "certificate.json", "--model", record / "model")
+    assert "wrong or cut off, as the certificate says" in said
+    assert "the weights are those" in said
 
 
 def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
@@ -115,23 +105,23 @@ def test_a_certificate_of_the_users_own_machine_is_checked_wherever_its_folder_i
     table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text(encoding="utf-8")
     (tmp_path / "mine.tm").write_text(table, encoding="utf-8")
     words = ["--model", record / "model", "--task", tmp_path / "mine.tm", "--problem", "1011"]
-    done = run("long_problem", *words, "--output", tmp_path / "run", "--max_new_tokens", "200")
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script("recipes/long_problem.py", *words, "--output", tmp_path / "run", "--max_new_tokens", "200")
     (tmp_path / "mine.tm").unlink()
     (tmp_path / "run").rename(tmp_path / "moved")
-    done = run("certificate", tmp_path / "moved" / "certificate.json")
-    assert "the problem is mine, 4 symbols, given as a text" in done.stdout, done.stderr[-2000:]
+    said = run_script("recipes/certificate.py", tmp_path / "moved" / "certificate.json")
+    assert "the problem is mine, 4 symbols, given as a text" in said
 
 
 def test_a_problem_without_an_answer_is_said_before_the_run(record, tmp_path):
     table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text(encoding="utf-8")
     (tmp_path / "hole.tm").write_text(table.replace("carry 0_ ->", "carry 0 ->"), encoding="utf-8")
     words = ["--model", record / "model", "--task", tmp_path / "hole.tm", "--problem", "11"]
-    done = run("long_problem", *words, "--output", tmp_path / "run")
-    assert "NoRuleError: hole has no rule for the state carry on '_'" in done.stderr
+    with pytest.raises(NoRuleError, match="hole has no rule for the state carry on '_'"):
+        run_script("recipes/long_problem.py", *words, "--output", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_problem_is_either_given_or_drawn(record):
-    done = run("long_problem", "--model", record / "model", "--output", record / "none")
-    assert "give the --length of a random problem, or the --problem itself" in done.stderr
+def test_a_problem_is_either_given_or_drawn(record, capsys):
+    with pytest.raises(SystemExit):
+        run_script("recipes/long_problem.py", "--model", record / "model", "--output", record / "none")
+    assert "give the --length of a random problem, or the --problem itself" in capsys.readouterr().err

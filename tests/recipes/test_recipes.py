@@ -3,19 +3,21 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT, run_script
 from datasets import load_dataset
 
+from dataset_builders.build import main as build
 from dataset_builders.task import load_task
+from hf_toolssm.errors import TooFewProblemsError, UnsafeTrainingError
 
-ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIG = "recipes/configs/addition_cpu.yaml"
 IN_TWO_PROCESSES = (
@@ -24,6 +26,7 @@ IN_TWO_PROCESSES = (
 )
 # The training commands, made small.
 SMALL = {"max_steps": "4", "num_examples": "96", "eval_num_problems": "2", "save_steps": "2", "logging_steps": "1"}
+SMALL |= {"num_proc": "1", "per_device_train_batch_size": "8"}
 SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name}", value)] + ["--eval_lengths", "2", "3"]
 
 
@@ -31,17 +34,29 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def run(command, **options):
-    """Runs a command of the README with this interpreter."""
+def run(command):
+    """Runs a command of the README with this interpreter, in a process of its own."""
     program, *arguments = command
     launcher = {"python": [], "accelerate": ["-m", "accelerate.commands.launch"]}[program]
     arguments = arguments[1:] if program == "accelerate" else arguments  # after `launch`
     port = ["--main_process_port", "0"] if program == "accelerate" else []
-    done = subprocess.run(
-        [sys.executable, *launcher, *port, *arguments], capture_output=True, encoding="utf-8", cwd=ROOT, **options
-    )
+    words = [sys.executable, *launcher, *port, *arguments]
+    done = subprocess.run(words, capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
+
+
+def run_here(command):
+    """Runs a command of the README in this process, without the launcher."""
+    if command[:3] == ["python", "-m", "dataset_builders.build"]:
+        return build(command[3:])
+    at = next(at for at, word in enumerate(command) if word.startswith("recipes/") and word.endswith(".py"))
+    return run_script(*command[at:])
+
+
+def train_here(*words):
+    """Runs the recipe in this process, made small."""
+    return run_script("recipes/sft.py", *words, *SMALL_OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +77,7 @@ def shlex_small(command, outputs):
     if "recipes/sft.py" in words:
         if "--output_dir" not in words:
             words += ["--output_dir", f"{outputs}/addition"]
-        words += [*SMALL_OPTIONS, "--per_device_train_batch_size", "8"]
+        words += SMALL_OPTIONS
     return words
 
 
@@ -86,56 +101,50 @@ def test_the_main_command_writes_what_the_readme_says(trained):
 
 def test_a_machine_of_the_users_own_is_one_file_and_one_command_away_from_a_model(tmp_path):
     table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text(encoding="utf-8")
-    (tmp_path / "my increment.tm").write_text(table, encoding="utf-8")
+    machine, mine = tmp_path / "my increment.tm", tmp_path / "mine"
+    machine.write_text(table, encoding="utf-8")
     config = "recipes/configs/turing_machine_cpu.yaml"
-    command = f"accelerate launch recipes/sft.py --config {config} --output_dir {tmp_path}/mine"
-    words = [*shlex_small(command, tmp_path), "--task", str(tmp_path / "my increment.tm"), "--eval_lengths", "12"]
-    run(words)
-    (tmp_path / "my increment.tm").unlink()  # a copy lies beside the model
-    measure = f"python recipes/evaluate.py --model {tmp_path}/mine --lengths 12 --num_problems 2"
-    assert "length_12" in run([*measure.split(), "--output", f"{tmp_path}/measured"])
+    words = ["--config", config, *SMALL_OPTIONS, "--eval_lengths", "12"]
+    run_script("recipes/sft.py", *words, "--task", machine, "--output_dir", mine)
+    machine.unlink()  # a copy lies beside the model
+    words = ["--lengths", "12", "--num_problems", "2", "--output", tmp_path / "measured"]
+    assert "length_12" in run_script("recipes/evaluate.py", "--model", mine, *words)
     assert json.loads((tmp_path / "measured" / "results.json").read_text(encoding="utf-8"))["train_max_length"] == 8
-    assert "# ToolMamba for my increment\n" in (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    assert "# ToolMamba for my increment\n" in (mine / "README.md").read_text(encoding="utf-8")
     for name in ("README.md", "results.json", "dataset/README.md"):
-        assert str(tmp_path) not in (tmp_path / "mine" / name).read_text(encoding="utf-8"), name
+        assert str(tmp_path) not in (mine / name).read_text(encoding="utf-8"), name
 
 
 def test_a_test_set_that_does_not_exist_is_said_before_the_training(tmp_path):
-    words = ["recipes/sft.py", "--config", "recipes/configs/turing_machine_cpu.yaml", "--task", "copy"]
-    words += ["--eval_lengths", "1", "--output_dir", str(tmp_path / "copy")]  # a word and a sign are two symbols
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert "TooFewProblemsError: no input has 1 symbols" in done.stderr
+    words = ["--config", "recipes/configs/turing_machine_cpu.yaml", "--task", "copy", "--eval_lengths", "1"]
+    with pytest.raises(TooFewProblemsError, match="no input has 1 symbols"):  # a word and a sign are two symbols
+        run_script("recipes/sft.py", *words, "--output_dir", tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 
 def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_path):
-    command = f"accelerate launch recipes/sft.py --config {CONFIG} --mixture sorting:3=0.5 logical_graph:2=0.5"
-    run(shlex_small(f"{command} --output_dir {tmp_path}/mixed", tmp_path))
-    config = json.loads((tmp_path / "mixed" / "config.json").read_text(encoding="utf-8"))
+    mixed = tmp_path / "mixed"
+    train_here("--config", CONFIG, "--mixture", "sorting:3=0.5", "logical_graph:2=0.5", "--output_dir", mixed)
+    config = json.loads((mixed / "config.json").read_text(encoding="utf-8"))
     assert config["tools"] == [{"name": "pointer_memory", "max_pointers": 19}, {"name": "search_memory"}]
-    assert (
-        json.loads((tmp_path / "mixed" / "results.json").read_text(encoding="utf-8"))["mixture"][0]
-        == "sorting/local:3=0.5"
-    )
+    results = json.loads((mixed / "results.json").read_text(encoding="utf-8"))
+    assert results["mixture"][0] == "sorting/local:3=0.5"
     for task in ("sorting", "logical_graph"):
-        measure = f"python recipes/evaluate.py --model {tmp_path}/mixed --task {task} --lengths 2 --num_problems 2"
-        assert "length_2" in run([*measure.split(), "--output", f"{tmp_path}/{task}"])
+        words = ["--task", task, "--lengths", "2", "--num_problems", "2", "--output", tmp_path / task]
+        assert "length_2" in run_script("recipes/evaluate.py", "--model", mixed, *words)
         assert json.loads((tmp_path / task / "results.json").read_text(encoding="utf-8"))["task"] == task
 
 
 def test_a_curriculum_and_an_early_choice_run_from_the_recipe(tmp_path):
-    command = f"accelerate launch recipes/sft.py --config {CONFIG} --curriculum true --choice_length 6"
-    run(shlex_small(f"{command} --output_dir {tmp_path}/chosen", tmp_path))
-    results = json.loads((tmp_path / "chosen" / "results.json").read_text(encoding="utf-8"))
+    chosen = tmp_path / "chosen"
+    train_here("--config", CONFIG, "--curriculum", "true", "--choice_length", "6", "--output_dir", chosen)
+    results = json.loads((chosen / "results.json").read_text(encoding="utf-8"))
     assert results["curriculum"] is True
     assert results["chosen_step"] in (2, 4)
-    state = json.loads((tmp_path / "chosen" / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
+    state = json.loads((chosen / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
     assert sum("eval_accuracy" in entry for entry in state["log_history"]) == 2
-    shorter = [sys.executable, "recipes/sft.py", "--config", CONFIG, "--choice_length", "5", "--num_examples", "20"]
-    refused = subprocess.run(
-        [*shorter, "--output_dir", f"{tmp_path}/no"], capture_output=True, encoding="utf-8", cwd=ROOT
-    )
-    assert "choice_length 5 is no longer than the training's 5" in refused.stderr
+    with pytest.raises(UnsafeTrainingError, match="choice_length 5 is no longer than the training's 5"):
+        train_here("--config", CONFIG, "--choice_length", "5", "--output_dir", tmp_path / "no")
 
 
 def test_the_python_example_runs(trained, capsys):
@@ -149,9 +158,8 @@ def test_the_python_example_runs(trained, capsys):
     assert (outputs / "session.safetensors").exists()
 
 
-def test_every_other_command_of_the_readme_runs(trained):
-    outputs, _ = trained
-    seen = []
+def small_commands(outputs):
+    """Every other command of the README as words, made small."""
     for command in [*commands(), IN_TWO_PROCESSES]:
         if command.split()[0] not in ("python", "accelerate") or (
             command.endswith(CONFIG) and "--model" not in command
@@ -165,24 +173,47 @@ def test_every_other_command_of_the_readme_runs(trained):
         if "recipes/reproduce/run.py" in words:
             small = [f"{name}={value}" for name, value in SMALL.items()]
             words += ["--rows", "no chain of thought", "--seeds", "0", "--output", f"{outputs}/reproduce"]
-            words += ["--override", *small, "per_device_train_batch_size=8"]
+            words += ["--override", *small]
         if "recipes/configs/turing_machine_cpu.yaml" in words:
             words += ["--eval_lengths", "30"]  # shorter words may all be in training
         if words[0] == "accelerate" and "--output_dir" not in command:
             words += ["--output_dir", f"{outputs}/two"]
             words[words.index("--per_device_train_batch_size") + 1] = "4"
-        run(words)
-        seen.append(words)
-    assert len(seen) == 7
+        yield words
+
+
+LAUNCH_OTHERS = ("recipes/reproduce/run.py", "recipes/accelerate/cpu_two_processes.yaml")
+
+
+def check_outputs(outputs):
     assert (outputs / "palindrome" / "results.json").exists()
-    assert "no chain of thought" in (outputs / "reproduce" / "regimes" / "table.md").read_text(encoding="utf-8")
     assert (outputs / "tool-addition" / "README.md").exists()
-    assert json.loads((outputs / "addition" / "evaluation" / "results.json").read_text(encoding="utf-8"))[
-        "teacher_forced"
-    ]
+    measured = json.loads((outputs / "addition" / "evaluation" / "results.json").read_text(encoding="utf-8"))
+    assert measured["teacher_forced"]
     assert json.loads((outputs / "long-addition" / "certificate.json").read_text(encoding="utf-8"))["length"] == 12
     tuned = json.loads((outputs / "addition-lora" / "results.json").read_text(encoding="utf-8"))
     assert (tuned["lora_rank"], tuned["base_model"]) == (8, f"{outputs}/addition")
+
+
+def test_every_other_command_of_the_readme_that_is_one_process_runs(trained):
+    outputs, _ = trained
+    alone = [words for words in small_commands(outputs) if not set(LAUNCH_OTHERS) & set(words)]
+    assert len(alone) == 5
+    for words in alone:
+        run_here(words)
+    check_outputs(outputs)
+
+
+@pytest.mark.slow
+def test_every_other_command_of_the_readme_runs_in_a_process_of_its_own(trained, tmp_path):
+    shutil.copytree(trained[0] / "addition", tmp_path / "addition", ignore=shutil.ignore_patterns("evaluation"))
+    every = list(small_commands(tmp_path))
+    assert len(every) == 7
+    for words in every:
+        run(words)
+    check_outputs(tmp_path)
+    table = (tmp_path / "reproduce" / "regimes" / "table.md").read_text(encoding="utf-8")
+    assert "no chain of thought" in table
 
 
 def test_the_readme_is_short_and_its_links_resolve():
@@ -206,9 +237,7 @@ def test_the_machine_of_the_readme_is_the_one_that_it_names():
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
-    words = ["recipes/sft.py", "--config", CONFIG, "--output_dir", str(tmp_path), "--per_device_train_batch_size", "8"]
-    words += ["--num_examples", "400", "--eval_lengths", "2", "--eval_num_problems", "1"]
-    words += ["--max_steps", "40", "--save_steps", "2", "--logging_steps", "1"]
+    words = ["recipes/sft.py", "--config", CONFIG, *SMALL_OPTIONS, "--max_steps", "24", "--output_dir", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -218,11 +247,11 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "results.json").exists()
-    run(["python", *words, "--resume_from_checkpoint", "true"])
-    state = json.loads((tmp_path / "checkpoint-40" / "trainer_state.json").read_text(encoding="utf-8"))
+    run_script(*words, "--resume_from_checkpoint", "true")
+    state = json.loads((tmp_path / "checkpoint-24" / "trainer_state.json").read_text(encoding="utf-8"))
     steps = [entry["step"] for entry in state["log_history"]]
-    assert steps == list(range(1, 41))
-    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["steps"] == 40
+    assert steps == list(range(1, 25))
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["steps"] == 24
 
 
 def test_rows_come_from_the_folder_that_was_built_whatever_another_folder_of_that_name_holds(tmp_path):
