@@ -76,17 +76,13 @@ class ModelRunner:
     def step(self, state: ModelState, ids: Sequence[int]) -> None:
         """Feeds one token per row; the state moves on in place."""
         tokens = torch.tensor(ids, device=self.device)[:, None]
-        lengths = torch.tensor(state.lengths, device=self.device)
-        options: dict[str, Tensor] = {}
         longest = max(state.lengths)
+        mask = None
         if min(state.lengths) < longest and has_attention(state.cache):
             # The slots before a short row's tokens are padding (see `fit_slots`).
-            options["attention_mask"] = (
-                torch.arange(longest + 1, device=lengths.device) >= longest - lengths[:, None]
-            ).long()
-            if self._takes_positions:
-                options["position_ids"] = lengths[:, None]
-        state.cache, logits = self._forward(tokens, state.cache, keep=1, **options)
+            lengths = torch.tensor(state.lengths, device=self.device)
+            mask = (torch.arange(longest + 1, device=lengths.device) >= longest - lengths[:, None]).long()
+        state.cache, logits = self._forward(tokens, state.cache, state.lengths, keep=1, mask=mask)
         state.logits = logits[:, -1].float()
         state.lengths = [length + 1 for length in state.lengths]
 
@@ -124,14 +120,14 @@ class ModelRunner:
             mask = (torch.arange(longest, device=ids.device) >= starts[:, None]).long()
         # The model replaces the tensors of a state and never writes into them: sharing is safe.
         cache = None if state is None else map_tensors(state.cache, lambda tensor: tensor)
+        before = [0] * len(runs) if state is None else state.lengths
         chosen = []
         width = max(1, self._piece(choices) // len(runs))
         for at in range(0, longest, width):
-            options = {} if mask is None else {"attention_mask": mask[:, at : at + width]}
-            cache, logits = self._forward(ids[:, at : at + width], cache, keep=0 if choices else 1, **options)
+            part = None if mask is None else mask[:, at : at + width]
+            cache, logits = self._forward(ids[:, at : at + width], cache, before, keep=0 if choices else 1, mask=part)
             if choices:
                 chosen.append(logits.argmax(-1))
-        before = [0] * len(runs) if state is None else state.lengths
         after = ModelState(cache, [old + len(run) for old, run in zip(before, runs)], logits[:, -1].float())
         if not choices:
             return after, []
@@ -146,20 +142,28 @@ class ModelRunner:
         else:
             pieces = list(ids.split(self._piece(choices), dim=1))
         chosen = []
+        length = 0 if state is None else state.lengths[0]
         for piece in pieces:
-            cache, logits = self._forward(piece, cache, keep=0 if choices else 1)
+            cache, logits = self._forward(piece, cache, [length], keep=0 if choices else 1)
+            length += piece.shape[1]
             if choices:
                 chosen += logits[0].argmax(-1).tolist()
-        length = len(run) + (0 if state is None else state.lengths[0])
         return ModelState(cache, [length], logits[:, -1].float()), chosen
 
     def _piece(self, choices: bool) -> int:
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         return max(1, min(PIECE, LOGITS_OF_PIECE // vocabulary)) if choices else PIECE
 
-    def _forward(self, ids: Tensor, cache: Cache | None, keep: int, **options: Tensor) -> tuple[Cache, Tensor]:
+    def _forward(
+        self, ids: Tensor, cache: Cache | None, lengths: Sequence[int], keep: int, mask: Tensor | None = None
+    ) -> tuple[Cache, Tensor]:
+        """Feeds ids (b, l) to rows that have seen so many tokens; returns the cache and the last `keep` logits."""
+        options: dict[str, Any] = {} if mask is None else {"attention_mask": mask}
         if cache is not None:
             options[self._cache_name] = cache
+        if self._takes_positions:  # because some models count from 0 in every forward, whatever is in the cache
+            first = torch.tensor(lengths, device=ids.device)[:, None]
+            options["position_ids"] = first + torch.arange(ids.shape[1], device=ids.device)
         output = self.model(input_ids=ids, use_cache=True, logits_to_keep=keep, return_dict=True, **options)
         return check_cache(getattr(output, self._cache_name, None)), output.logits
 
@@ -173,10 +177,10 @@ class ModelRunner:
         ids = torch.randint(vocabulary, (1, 12), generator=generator).to(self.device)
 
         def memory(*lengths: int) -> dict[str, Tensor]:
-            cache = None
-            every = []
+            cache, seen, every = None, 0, []
             for piece in ids.split(list(lengths), dim=1):
-                cache, logits = self._forward(piece, cache, keep=0)
+                cache, logits = self._forward(piece, cache, [seen], keep=0)
+                seen += piece.shape[1]
                 every.append(logits)
             return {**cache_tensors(cache), "logits": torch.cat(every, dim=1)}
 

@@ -48,6 +48,13 @@ def check_cache(cache: Any) -> Cache:
             f"the cache has a {unknown}, which may hold more than keys, values and recurrent states: "
             "use the model's default dynamic cache"
         )
+    held = (name for name, value in vars(cache).items() if isinstance(value, Tensor | list | tuple | dict))
+    beside = next((name for name in held if name != "layers"), None)
+    if beside is not None:
+        raise UnsupportedArchitectureError(
+            f"the {type(cache).__name__} keeps {beside} beside its layers, which cannot be copied row by row: use a "
+            "model whose whole memory is in the layers of its cache"
+        )
     return cache
 
 

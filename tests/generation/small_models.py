@@ -1,8 +1,11 @@
 """One tiny model of every architecture that the loop must run, with random weights that give logits of order 10."""
 
 import torch
+import transformers
 from conftest import random_model
 from transformers import (
+    BambaConfig,
+    BambaForCausalLM,
     FalconH1Config,
     FalconH1ForCausalLM,
     FalconMambaConfig,
@@ -26,6 +29,7 @@ from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, left, re
 
 ATTENTION = {"intermediate_size": 64, "num_attention_heads": 4}
 GROUPED = {**ATTENTION, "num_key_value_heads": 2}
+MAMBA_2 = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 
 STOCK = {
     "mamba": (MambaForCausalLM, MambaConfig, {"state_size": 8}, Pieces.SINGLY),
@@ -49,16 +53,86 @@ STOCK = {
     "falcon_h1": (
         FalconH1ForCausalLM,
         FalconH1Config,
-        {
-            **GROUPED,
-            **{"head_dim": 8, "mamba_d_state": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
-            **{"mamba_n_groups": 1, "mamba_chunk_size": 8},
-        },
+        {**GROUPED, **MAMBA_2, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4},
         Pieces.ALONE,
     ),
+    "bamba": (BambaForCausalLM, BambaConfig, {**GROUPED, **MAMBA_2, "attn_layer_indices": [1]}, Pieces.ALONE),
     "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, ATTENTION, Pieces.ALONE),
     "mistral": (MistralForCausalLM, MistralConfig, {**GROUPED, "head_dim": 8, "sliding_window": 7}, Pieces.ALONE),
 }
+LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8}
+LATENT |= {**ATTENTION, "num_key_value_heads": 4, "mlp_layer_types": ["dense", "sparse"]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+ATTENTION_LAST = {"layer_types": ["linear_attention", "full_attention"]}
+ZAMBA = {"layers_block_type": ["mamba", "hybrid"] * 2, "num_hidden_layers": 4, "attention_head_dim": 16}
+
+
+NO_BOUND = {"time_step_min": 1e-9}
+"""A step of these two leaves out the lower bound of the step size that their forward has (transformers 5.23)."""
+
+HYBRIDS = {
+    "granite_moe_hybrid": (
+        "GraniteMoeHybrid",
+        {
+            **GROUPED,
+            **MAMBA_2,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "layer_types": ["mamba", "attention"],
+        },
+    ),
+    "granite_hybrid_with_rope": (
+        "GraniteMoeHybrid",
+        {**GROUPED, **MAMBA_2, "num_local_experts": 0, "position_embedding_type": "rope"}
+        | {"layer_types": ["mamba", "attention"], "shared_intermediate_size": 64},
+    ),
+    "nemotron_h": (
+        "NemotronH",
+        {**GROUPED, "hybrid_override_pattern": "M*-M", "num_hidden_layers": 4, "head_dim": 8, "ssm_state_size": 8}
+        | {"mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 1, "chunk_size": 8, **NO_BOUND},
+    ),
+    "zamba": ("Zamba", {**GROUPED, **ZAMBA, "mamba_d_state": 8, "mamba_dt_rank": 4}),
+    "zamba2": (
+        "Zamba2",
+        {**GROUPED, **ZAMBA, "mamba_d_state": 8, "mamba_ngroups": 1, "n_mamba_heads": 8, "mamba_headdim": 8}
+        | {"chunk_size": 8, "num_mem_blocks": 1, "use_mem_rope": True, **NO_BOUND},
+    ),
+    "lfm2": ("Lfm2", {**GROUPED, "layer_types": ["conv", "full_attention"]}),
+    "lfm2_moe": ("Lfm2Moe", {**GROUPED, **EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
+    "lfm3": (
+        "Lfm3",
+        {**GROUPED, "layer_types": ["conv", "sliding_attention", "full_attention"], "num_hidden_layers": 3}
+        | {"head_dim": 8, "sliding_window": 7},
+    ),
+    "qwen3_next": (
+        "Qwen3Next",
+        {**GROUPED, **DELTA, **EXPERTS, **ATTENTION_LAST, "head_dim": 8, "shared_expert_intermediate_size": 32},
+    ),
+    "qwen3_5": ("Qwen3_5", {**GROUPED, **DELTA, **ATTENTION_LAST, "head_dim": 8}),
+    "qwen3_5_moe": (
+        "Qwen3_5Moe",
+        {**GROUPED, **DELTA, **EXPERTS, **ATTENTION_LAST, "head_dim": 8, "shared_expert_intermediate_size": 32},
+    ),
+    "olmo_hybrid": ("OlmoHybrid", {**GROUPED, **DELTA, **ATTENTION_LAST}),
+    "kimi_linear": (
+        "KimiLinear",
+        {**LATENT, **EXPERTS, **ATTENTION_LAST, "num_local_experts": 4, "linear_head_dim": 8, "linear_num_heads": 4},
+    ),
+    "bailing_hybrid": (
+        "BailingHybrid",
+        {**LATENT, **EXPERTS, **ATTENTION_LAST, "num_local_experts": 4, "head_dim": 8, "n_group": 1, "topk_group": 1},
+    ),
+    "zaya": ("Zaya", {**GROUPED, **EXPERTS, "num_experts_per_tok": 1, "head_dim": 8}),
+}
+"""What transformers has beside, by the beginning of its classes' names: too many for every run of the tests."""
+
+REFUSED = {
+    "minimax": ("MiniMax", {**GROUPED, **ATTENTION_LAST, "head_dim": 8, "num_local_experts": 2}),
+    "recurrent_gemma": ("RecurrentGemma", {**GROUPED, "block_types": ["recurrent", "attention"], "lru_width": 32}),
+    "rwkv": ("Rwkv", {"attention_hidden_size": 32}),
+}
+
 RECURRENT = ("lstm", "gru", "rmt")
 ARCHITECTURES = ["tool_mamba", *RECURRENT, *STOCK]
 
@@ -76,8 +150,13 @@ def small_model(name, tokenizer, specs, seed=0):
     elif name in RECURRENT:
         model = RnnForCausalLM(RnnConfig(cell=name, **shape)).eval()
     else:
-        model_class, config_class, options, _ = STOCK[name]
-        model = model_class(config_class(**shape, **options)).eval()
+        if name in STOCK:
+            model_class, config_class, options, _ = STOCK[name]
+        else:
+            prefix, options = {**HYBRIDS, **REFUSED}[name]
+            model_class = getattr(transformers, f"{prefix}ForCausalLM")
+            config_class = model_class.config_class
+        model = model_class(config_class(**{**shape, **options})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from small_models import ARCHITECTURES, STOCK, lively, small_model, start_lively, written
+from small_models import ARCHITECTURES, HYBRIDS, STOCK, lively, small_model, start_lively, written
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -17,6 +17,7 @@ from hf_toolssm.models.cache_tensors import cache_tensors
 from hf_toolssm.models.model_state import ModelState
 
 TOLERANCE = 2e-4
+MANY = [pytest.param(name, marks=pytest.mark.slow) for name in HYBRIDS]
 PROBLEMS = ["7+5=", "98765+4321=", "1+1=", "500+500="]
 
 
@@ -35,12 +36,13 @@ def assert_equal(found, expected):
         assert (value - tensors[name]).abs().max() < TOLERANCE * tensors[name].abs().max().clamp(min=1), name
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", [*STOCK, *MANY])
 def test_how_a_model_takes_pieces_is_measured(tokenizer, specs, name):
-    assert ModelRunner(small_model(name, tokenizer, specs)).pieces is STOCK[name][3]
+    expected = STOCK[name][3] if name in STOCK else Pieces.SINGLY if name == "zamba" else Pieces.ALONE
+    assert ModelRunner(small_model(name, tokenizer, specs)).pieces is expected
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MANY])
 @settings(max_examples=8)
 @given(seed=st.integers(0, 1_000), first=st.integers(1, 20), second=st.integers(1, 20), third=st.integers(1, 12))
 def test_pieces_and_single_tokens_give_the_whole(tokenizer, specs, name, seed, first, second, third):
@@ -57,7 +59,7 @@ def test_pieces_and_single_tokens_give_the_whole(tokenizer, specs, name, seed, f
     assert_equal(singly, whole)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MANY])
 @settings(max_examples=8)
 @given(seed=st.integers(0, 1_000), lengths=st.lists(st.integers(1, 15), min_size=2, max_size=4))
 def test_rows_of_unequal_length_step_together_as_they_do_alone(tokenizer, specs, name, seed, lengths):
@@ -74,7 +76,7 @@ def test_rows_of_unequal_length_step_together_as_they_do_alone(tokenizer, specs,
         assert_equal(together.select([row]), alone)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MANY])
 def test_rows_are_selected_reordered_forked_and_joined(tokenizer, specs, name):
     runner = ModelRunner(small_model(name, tokenizer, specs))
     prompts, more = runs(0, 12, 3, 9), runs(1, 4, 2, 4, 3)
@@ -92,7 +94,7 @@ def test_rows_are_selected_reordered_forked_and_joined(tokenizer, specs, name):
         assert_equal(after.select([at]), alone)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MANY])
 def test_a_batch_generates_as_its_rows_alone(tokenizer, specs, name):
     model = lively(small_model(name, tokenizer, specs), tokenizer)
 
@@ -110,7 +112,7 @@ def test_a_batch_generates_as_its_rows_alone(tokenizer, specs, name):
         assert_equal(together.state.select([row]), alone.state)
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", [*STOCK, *MANY])
 def test_generate_with_tools_takes_any_model(tokenizer, specs, name):
     model = small_model(name, tokenizer, specs)
     inputs = tokenizer(["7+5=", "123+4="], padding=True, return_tensors="pt")
@@ -119,6 +121,19 @@ def test_generate_with_tools_takes_any_model(tokenizer, specs, name):
     )
     assert result.sequences.shape[0] == 2
     assert len(result.answers) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("minimax", "MiniMaxCache keeps linear_cache beside its layers"),
+        ("recurrent_gemma", "not a transformers Cache"),
+        ("rwkv", "neither cache_params nor past_key_values"),
+    ],
+)
+def test_a_model_whose_memory_cannot_be_copied_is_refused(tokenizer, specs, name, why):
+    with pytest.raises(UnsupportedArchitectureError, match=why):
+        ModelRunner(small_model(name, tokenizer, specs))
 
 
 @pytest.mark.parametrize("name", ["mamba", "falcon_mamba"])
@@ -147,7 +162,7 @@ def test_a_model_that_is_wrong_one_token_at_a_time_is_refused(tokenizer, specs):
     model = small_model("gpt_neox", tokenizer, specs)
     forward = model.forward
 
-    def forgetful(input_ids, past_key_values=None, use_cache=True, logits_to_keep=0, return_dict=True):
+    def forgetful(input_ids, past_key_values=None, use_cache=True, logits_to_keep=0, return_dict=True, **_):
         return forward(input_ids, use_cache=use_cache, logits_to_keep=logits_to_keep, return_dict=return_dict)
 
     model.forward = forgetful
