@@ -146,7 +146,7 @@ class UnsupportedGenerationError(ToolSSMError):
 
 
 class TokenizerNeededError(ToolSSMError):
-    """Text was asked for, but no tokenizer is known."""
+    """Text is to be read or written, but no tokenizer is known."""
 
 
 class NoCheckpointError(ToolSSMError):

@@ -31,7 +31,13 @@ from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share
 from dataset_builders.task import Task, copy_table, example_rng, load_task, task_file, task_name
 from hf_toolssm import ToolMambaForCausalLM
-from hf_toolssm.errors import InvalidHubNameError, InvalidMixtureError, ToolSSMError, UnsafeTrainingError
+from hf_toolssm.errors import (
+    InvalidHubNameError,
+    InvalidMixtureError,
+    TokenizerNeededError,
+    ToolSSMError,
+    UnsafeTrainingError,
+)
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running
 from hf_toolssm.evaluation.report import REPORT_FILES, hardware, table, write_json, write_report
 from hf_toolssm.files import escape_unprintable
@@ -77,6 +83,13 @@ class RecipeArguments:
     num_proc: int = field(default=2, metadata={"help": "Processes that build and render rows."})
     model: str | None = field(
         default=None, metadata={"help": "A Mamba checkpoint to fine-tune; from scratch without."}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "The checkpoint's tokenizer, a folder or a Hub id; by default the one beside it. Checkpoints of "
+            "mamba_ssm come without."
+        },
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Train a LoRA of that rank and merge it at the end; 0 trains all weights."}
@@ -127,6 +140,7 @@ def main() -> None:
             f"architecture {recipe.architecture} is of a model from scratch, and a checkpoint is fine-tuned as a "
             "ToolMamba: leave out --architecture or --model"
         )
+    tokenizer = checkpoint_tokenizer(recipe)
     task = load_task(recipe.task)
     variant = recipe.variant or task.variants[0]
     shares = [parse_share(text) for text in recipe.mixture]
@@ -145,9 +159,8 @@ def main() -> None:
         parts = [rows]
         parts += [built_rows(recipe, share, output / f"dataset-{task_name(share.task)}") for share in shares]
     set_seed(config.seed)
-    model, tokenizer = model_and_tokenizer(
-        recipe, [(task, variant), *((load_task(share.task), share.variant) for share in shares)]
-    )
+    tasks = [(task, variant), *((load_task(share.task), share.variant) for share in shares)]
+    model, tokenizer = model_and_tokenizer(recipe, tasks, tokenizer)
     # None for a folder.
     base_model_revision = extract_commit_hash(cached_file(recipe.model, "config.json"), None) if recipe.model else None
     with state.main_process_first():
@@ -322,13 +335,36 @@ def render_rows(rows: Dataset, tokenizer: PreTrainedTokenizerBase, num_proc: int
     )
 
 
+def checkpoint_tokenizer(recipe: RecipeArguments) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the checkpoint that is fine-tuned; None from scratch.
+
+    Raises:
+        TokenizerNeededError: there is none beside the checkpoint or under the name that was given.
+        UnsafeTrainingError: a tokenizer was given without a checkpoint.
+    """
+    if recipe.model is None:
+        if recipe.tokenizer is not None:
+            raise UnsafeTrainingError(
+                "a model from scratch has a tokenizer of its tasks' cells: leave out --tokenizer, or add --model"
+            )
+        return None
+    name = recipe.tokenizer or recipe.model
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise TokenizerNeededError(
+            f"no tokenizer can be loaded from {name}: name the one that the checkpoint was trained with, by "
+            "--tokenizer FOLDER_OR_ID (of state-spaces' Mamba 130m to 2.8b it is EleutherAI/gpt-neox-20b)"
+        ) from error
+
+
 def model_and_tokenizer(
-    recipe: RecipeArguments, tasks: list[tuple[Task, str]]
+    recipe: RecipeArguments, tasks: list[tuple[Task, str]], tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A small model with a tokenizer of the tasks' cells, or a checkpoint with its own and the tool tokens added."""
     specs = merge_tools(tasks)
     tools = [make_tool(spec) for spec in specs]
-    if recipe.model is None:
+    if tokenizer is None:
         tokenizer = build_task_tokenizer(merge_cells(tasks), tools)
         trained_vocabulary = 0
         model = make_model(
@@ -340,11 +376,16 @@ def model_and_tokenizer(
             {"time_step_min": recipe.time_step_min, "time_step_max": recipe.time_step_max},
         )
     else:
-        tokenizer = AutoTokenizer.from_pretrained(recipe.model)
         trained_vocabulary = len(tokenizer)
         add_tool_tokens(tokenizer, tools)
         # Full precision: in bfloat16 small updates of the weights would be rounded away.
         model = ToolMambaForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+        rows = model.get_input_embeddings().num_embeddings
+        if trained_vocabulary > rows:
+            raise UnsafeTrainingError(
+                f"the tokenizer has {trained_vocabulary} tokens and the checkpoint only {rows}: name the one that it "
+                "was trained with, by --tokenizer"
+            )
     add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary)
     # Long enough for thousands of digits; a longer problem says max_new_tokens itself.
     model.generation_config.max_new_tokens = 200_000

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     FalconH1Config,
     FalconH1ForCausalLM,
@@ -19,6 +18,7 @@ from transformers import (
     Mamba2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -29,6 +29,7 @@ from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.modeling_rmt import RmtForCausalLM
 from hf_toolssm.models.modeling_rnn import RnnForCausalLM
 from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM
+from hf_toolssm.models.native_checkpoint import is_native
 
 TOOL_MAMBA = "tool_mamba"
 BASELINES = (*CELLS, "gpt_neox", "mistral", "mamba2", "hybrid", "rmt")
@@ -88,7 +89,7 @@ def make_model(
 
 
 def load_model(checkpoint: str) -> PreTrainedModel:
-    """The model of a folder or a Hub id; a Mamba of transformers becomes a ToolMamba."""
-    mambas = ("mamba", ToolMambaConfig.model_type)
-    is_mamba = AutoConfig.from_pretrained(checkpoint).model_type in mambas
+    """The model of a folder or a Hub id; a Mamba of transformers or of mamba_ssm becomes a ToolMamba."""
+    config, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    is_mamba = is_native(config) or config.get("model_type") in ("mamba", ToolMambaConfig.model_type)
     return (ToolMambaForCausalLM if is_mamba else AutoModelForCausalLM).from_pretrained(checkpoint)

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import MambaConfig
 
 from hf_toolssm.errors import ArchitectureMismatchError
+from hf_toolssm.models.native_checkpoint import from_native, is_native
 from hf_toolssm.models.tool_config import ToolFields
 
 _LOADABLE = ("mamba", "tool_mamba")
@@ -24,14 +25,17 @@ class ToolMambaConfig(ToolFields, MambaConfig):
         """Reads a checkpoint's config; a plain Mamba's is taken over, any other architecture's is refused.
 
         Raises:
-            ArchitectureMismatchError: the checkpoint is of another architecture.
+            ArchitectureMismatchError: the checkpoint is of another architecture; see also `native_checkpoint`.
         """
         config_dict, remaining = super().get_config_dict(*args, **kwargs)
+        if is_native(config_dict):
+            config_dict = {**from_native(config_dict), "model_type": cls.model_type}
         found = config_dict.get("model_type")
         if found not in _LOADABLE:
             raise ArchitectureMismatchError(
-                f"this checkpoint's model_type is {found!r}, and ToolMamba loads only Mamba checkpoints in "
-                f"transformers' format ({' or '.join(_LOADABLE)}): choose such a one, or load this with its own class"
+                f"this checkpoint's model_type is {found!r}, and ToolMamba loads only Mamba checkpoints, in "
+                f"transformers' format ({' or '.join(_LOADABLE)}) or mamba_ssm's: choose such a one, or load this "
+                "with its own class"
             )
         return {**config_dict, "model_type": cls.model_type}, remaining
 

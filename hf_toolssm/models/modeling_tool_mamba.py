@@ -1,8 +1,8 @@
 """ToolMamba: `MambaForCausalLM` whose state is exact, and whose `generate` runs tools.
 
-It loads plain Mamba checkpoints unchanged. Three things differ from the class it extends: tokens may come whole, in
-any pieces or singly, with the same result; padding on either side leaves the state as it is; and the scan is linear in
-length on a CPU, forwards and backwards.
+It loads plain Mamba checkpoints unchanged, transformers' and mamba_ssm's. Three things differ from the class it
+extends: tokens may come whole, in any pieces or singly, with the same result; padding on either side leaves the state
+as it is; and the scan is linear in length on a CPU, forwards and backwards.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, MambaForCausalLM, MambaModel
 from transformers.activations import SiLUActivation
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
 
 from hf_toolssm.models.causal_convolution import causal_convolution
@@ -18,6 +19,7 @@ from hf_toolssm.models.checks import check_model_inputs
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.inner_cpu import inner_cpu
 from hf_toolssm.models.labelled_head import with_labelled_head
+from hf_toolssm.models.native_checkpoint import NATIVE_NAMES
 from hf_toolssm.models.padding import gather_rows, tokens_first
 from hf_toolssm.models.plain_modules import is_plain
 from hf_toolssm.models.projection import are_projectable, project
@@ -234,3 +236,4 @@ class ToolMambaForCausalLM(MambaForCausalLM):
 
 AutoConfig.register(ToolMambaConfig.model_type, ToolMambaConfig)
 AutoModelForCausalLM.register(ToolMambaConfig, ToolMambaForCausalLM)
+register_checkpoint_conversion_mapping(ToolMambaConfig.model_type, list(NATIVE_NAMES), overwrite=True)

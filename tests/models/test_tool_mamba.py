@@ -189,8 +189,8 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
 
 
 def test_a_checkpoint_that_does_not_say_what_it_is_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"d_model": 768, "n_layer": 24, "vocab_size": 50277}', encoding="utf-8")
-    with pytest.raises(ArchitectureMismatchError, match="transformers' format"):
+    (tmp_path / "config.json").write_text('{"hidden_size": 768, "vocab_size": 50280}', encoding="utf-8")
+    with pytest.raises(ArchitectureMismatchError, match="model_type is None.*transformers' format"):
         ToolMambaForCausalLM.from_pretrained(tmp_path)
 
 
