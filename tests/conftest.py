@@ -16,10 +16,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
 from dataset_builders.task import load_task
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
-from hf_toolssm.protocols import build_task_tokenizer
+from hf_toolssm.protocols import Renderer, build_task_tokenizer
 from hf_toolssm.tools import make_tool
 
 # The same examples on every machine; a failure is reported as found, because shrinking one takes minutes here.
@@ -108,6 +109,24 @@ def random_model(tokenizer, specs, seed=0, **shape):
             parameter += 0.2 * torch.randn_like(parameter)
     add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
     return model
+
+
+@pytest.fixture(scope="session")
+def memorised(tokenizer, specs):
+    """A model that knows two problems by heart, and their references."""
+    (problems,) = evaluation_sets("addition", "local", [1], [], 2)
+    references = ReferenceTrajectories(problems, "test")
+    rows = [Renderer(tokenizer).render(reference) for reference in references]
+    model = random_model(tokenizer, specs, hidden_size=48, state_size=16).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(400):
+        loss = sum(model(**{name: torch.tensor([ids]) for name, ids in row.items()}).loss for row in rows)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.02:
+            break
+    return model.eval(), references
 
 
 def relative_distance(found, expected):

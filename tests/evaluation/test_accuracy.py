@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +20,6 @@ from hf_toolssm.evaluation.exactness import (
 from hf_toolssm.evaluation.metric import Exactness
 from hf_toolssm.evaluation.report import table, write_report
 from hf_toolssm.models.architectures import make_model
-from hf_toolssm.protocols import Renderer
 
 
 @given(one=st.lists(st.integers(0, 3)), other=st.lists(st.integers(0, 3)))
@@ -69,28 +67,6 @@ def test_a_summary_shows_the_earliest_error():
     assert result.first_error.problem == 2
     assert (result.answer_accuracy, result.trajectory_accuracy) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert (result.num_problems, result.distinct_problems, result.tokens) == (3, 2, 15)
-
-
-@pytest.fixture(scope="module")
-def memorised(tokenizer, specs):
-    """A model that knows two problems by heart, and their references."""
-    from conftest import random_model
-
-    (problems,) = evaluation_sets("addition", "local", [1], [], 2)
-    references = ReferenceTrajectories(problems, "test")
-    renderer = Renderer(tokenizer)
-    torch.manual_seed(0)
-    model = random_model(tokenizer, specs, hidden_size=48, state_size=16).train()
-    rows = [{k: torch.tensor([v]) for k, v in renderer.render(reference).items()} for reference in references]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(400):
-        loss = sum(model(**row).loss for row in rows)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss < 0.02:
-            break
-    return model.eval(), references
 
 
 @pytest.mark.parametrize("evaluate", [evaluate_free_running, evaluate_teacher_forced])

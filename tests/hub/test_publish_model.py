@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, run_script
 from huggingface_hub import ModelCard, upload_file
 from safetensors.torch import save_file
 
@@ -19,6 +20,7 @@ from hf_toolssm.errors import (
     InvalidHubNameError,
     PublishConflictError,
     UnfinishedModelError,
+    UnsafeTrainingError,
 )
 from hf_toolssm.evaluation.exactness import LengthResult
 from hf_toolssm.evaluation.report import write_report
@@ -26,7 +28,6 @@ from hf_toolssm.hub.publish import Destination
 from hf_toolssm.hub.publish_model import publish_model
 from hub.test_model_card import ABOUT, TEMPLATE
 
-ROOT = Path(__file__).parents[2]
 TRAINING = ["recipes/sft.py", "--config", "recipes/configs/addition_cpu.yaml", "--dataset_seed", "7"]
 SHORT = ["--max_steps", "2", "--num_examples", "40", "--num_proc", "1", "--per_device_train_batch_size", "8"]
 SHORT += ["--eval_lengths", "2", "--eval_num_problems", "2"]
@@ -170,22 +171,20 @@ def test_dropped_connections_and_an_overloaded_server_are_outlasted_or_named(hub
 
 
 def test_the_command_publishes_a_finished_folder(hub, finished):
-    words = ["recipes/publish.py", "--model", str(finished), "--repo_id", hub.repo_id("sums")]
     for said in ("published: ", "nothing has changed: "):
-        done = run(words, hub.environment)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.startswith(said)
+        printed = run_script("recipes/publish.py", "--model", finished, "--repo_id", hub.repo_id("sums"))
+        assert printed.startswith(said)
 
 
 def test_with_xet_switched_on_a_hub_without_it_is_named_and_what_it_holds_still_loads(hub, finished):
     pytest.importorskip("hf_xet")
-    words = ["recipes/publish.py", "--model", str(finished), "--repo_id", hub.repo_id("sums")]
+    words = ["recipes/publish.py", "--model", finished, "--repo_id", hub.repo_id("sums")]
     with_xet = {k: v for k, v in hub.environment.items() if k != "HF_HUB_DISABLE_XET"}
     refused = run(words, with_xet)
     assert "HubUnavailableError" in refused.stderr
     assert "xet" in refused.stderr
     assert not visible(hub)
-    assert run(words, hub.environment).stdout.startswith("published: ")
+    assert run_script(*words).startswith("published: ")
     code = f"from huggingface_hub import snapshot_download; print(snapshot_download({hub.repo_id('sums')!r}))"
     loaded = Path(run(["-c", code], with_xet).stdout.strip())
     assert (loaded / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
@@ -197,10 +196,8 @@ def test_the_recipe_fine_tunes_a_model_of_the_hub_on_a_dataset_of_the_hub_and_pu
     built = ["--train-max-length", "5", "--num-examples", "40", "--num-validation", "0", "--seed", "7"]
     build(["addition", "--output", str(tmp_path / "rows"), *built, "--push-to-hub", data])
     output = tmp_path / "out"
-    words = [*TRAINING, *SHORT, "--output_dir", str(output), "--dataset", data, "--model", hub.repo_id("base")]
-    done = run([*words, "--push_to_hub", "true", "--hub_model_id", hub.repo_id("sums")], hub.environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "published: " in done.stdout
+    words = [*TRAINING, *SHORT, "--output_dir", output, "--dataset", data, "--model", hub.repo_id("base")]
+    assert "published: " in run_script(*words, "--push_to_hub", "true", "--hub_model_id", hub.repo_id("sums"))
     results = json.loads((output / "results.json").read_text(encoding="utf-8"))
     revision = hub.commits("tool-addition", kind="dataset")[0].oid
     assert (results["dataset"], results["dataset_revision"]) == (data, revision)
@@ -212,25 +209,23 @@ def test_the_recipe_fine_tunes_a_model_of_the_hub_on_a_dataset_of_the_hub_and_pu
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error", "message"),
     [
-        ([], "hub_model_id"),
-        (["--hub_model_id", "org/two words"], "two words"),
-        (["--hub_model_id", "org/name", "--hub_strategy", "checkpoint"], "hub_strategy"),
-        (["--hub_model_id", "org/name", "--hub_token", "secret"], "HF_TOKEN"),
+        ([], InvalidHubNameError, "hub_model_id"),
+        (["--hub_model_id", "org/two words"], InvalidHubNameError, "two words"),
+        (["--hub_model_id", "org/name", "--hub_strategy", "checkpoint"], UnsafeTrainingError, "hub_strategy"),
+        (["--hub_model_id", "org/name", "--hub_token", "secret"], UnsafeTrainingError, "HF_TOKEN"),
     ],
 )
-def test_a_push_that_cannot_work_is_refused_before_any_training(hub, tmp_path, options, message):
-    words = [*TRAINING, *SHORT, "--output_dir", str(tmp_path / "out"), "--push_to_hub", "true", *options]
-    done = run(words, hub.environment)
-    assert done.returncode != 0
-    assert message in done.stderr
+def test_a_push_that_cannot_work_is_refused_before_any_training(hub, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        run_script(*TRAINING, *SHORT, "--output_dir", tmp_path / "out", "--push_to_hub", "true", *options)
     assert not (tmp_path / "out" / "dataset").exists()
 
 
-def test_without_a_token_nothing_is_trained(hub, tmp_path):
-    words = [*TRAINING, *SHORT, "--output_dir", str(tmp_path / "out"), "--push_to_hub", "true"]
-    environment = {k: v for k, v in hub.environment.items() if k != "HF_TOKEN"}
-    done = run([*words, "--hub_model_id", hub.repo_id("sums")], environment)
-    assert "HubAccessError" in done.stderr
+def test_without_a_token_nothing_is_trained(hub, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    words = [*TRAINING, *SHORT, "--output_dir", tmp_path / "out", "--push_to_hub", "true"]
+    with pytest.raises(HubAccessError):
+        run_script(*words, "--hub_model_id", hub.repo_id("sums"))
     assert not (tmp_path / "out" / "dataset").exists()
