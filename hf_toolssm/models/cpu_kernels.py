@@ -63,8 +63,12 @@ _TURN = threading.Lock()
 
 def _share_threads() -> int:
     """Lets numba's threads follow torch's setting, so that one knob governs both; returns how many there are."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
+    wanted = torch.get_num_threads()
+    threads = min(wanted, numba.config.NUMBA_NUM_THREADS)
+    if threads > 1:
+        numba.set_num_threads(threads)
+        if torch.get_num_threads() != wanted:  # numba starts its threads by a setting of OpenMP that is torch's too
+            torch.set_num_threads(wanted)
     return threads
 
 

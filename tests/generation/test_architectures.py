@@ -101,12 +101,12 @@ def test_a_batch_generates_as_its_rows_alone(tokenizer, specs, name):
     def generate(*problems):
         options = {"tools": specs, "end_ids": [tokenizer.eos_token_id]}
         session = start_lively(model, tokenizer, problems, **options)
-        return session, written(session, 60)
+        return session, written(session, 30)
 
     together, tokens = generate(*PROBLEMS)
-    assert sum(map(len, tokens)) > 200
-    for row, problem in enumerate(PROBLEMS):
-        alone, (expected,) = generate(problem)
+    assert sum(map(len, tokens)) > 100
+    for row in (0, 1):  # a short prompt and the longest
+        alone, (expected,) = generate(PROBLEMS[row])
         assert tokens[row] == expected
         assert alone.rows[0].answer == together.rows[row].answer
         assert_equal(together.state.select([row]), alone.state)

@@ -247,6 +247,25 @@ def test_autocast_reaches_products_of_any_size(model, training, monkeypatch):
     assert all(torch.equal(each, found[0]) for each in found)
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["tool_mamba", "lstm", "gru", "rmt"])
+def test_called_modules_compute_in_the_models_dtype_whatever_the_default(tokenizer, specs, name, default):
+    exact = small_model(name, tokenizer, specs)
+    expected = results(exact).detach()
+    for dtype, tolerance in ((torch.float16, 0.02), (torch.bfloat16, 0.1), (torch.float64, TOLERANCE)):
+        model = copy.deepcopy(exact).to(dtype)
+        for module in model.modules():
+            module.register_forward_hook(lambda *_: None)
+        torch.set_default_dtype(default)
+        try:
+            found = results(model)
+            found.square().sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert relative_distance(found, expected) < tolerance
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def offloaded(model, folder, device_map):
     model.save_pretrained(folder / "model")
     found = type(model).from_pretrained(folder / "model", device_map=device_map, offload_folder=folder / "offload")

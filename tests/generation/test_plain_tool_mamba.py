@@ -35,23 +35,31 @@ TASKS = [
 ]
 
 
-@pytest.fixture(params=TASKS, ids=lambda pair: pair[1])
-def saved(request, tmp_path):
+def save(name, variant, folder):
     """A task's tokenizer, some of its problems, and a random model for it, loaded from its saved folder."""
-    name, variant = request.param
     task = load_task(name)
     specs = task.tools(variant)
     tokenizer = build_task_tokenizer(task.cells(variant), [make_tool(spec) for spec in specs])
-    problems = [task.sample_test(example_rng("plain", n), n) for n in (2, 6, 3, 4)]
-    random_model(tokenizer, specs, seed=3).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    return tokenizer, problems, ToolMambaForCausalLM.from_pretrained(tmp_path), tmp_path
+    problems = [task.sample_test(example_rng("plain", n), n) for n in (2, 4, 3)]
+    random_model(tokenizer, specs, seed=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer, problems, ToolMambaForCausalLM.from_pretrained(folder), folder
+
+
+@pytest.fixture(params=TASKS, ids=lambda pair: pair[1])
+def saved(request, tmp_path):
+    return save(*request.param, tmp_path)
+
+
+@pytest.fixture
+def saved_addition(tmp_path):
+    return save("addition", "local", tmp_path)
 
 
 def run(model, tokenizer, problems, **options):
     inputs = tokenizer(problems, padding=True, return_tensors="pt")
     torch.manual_seed(0)
-    return model.generate(**inputs, **{"max_new_tokens": 90, "return_dict_in_generate": True} | options)
+    return model.generate(**inputs, **{"max_new_tokens": 50, "return_dict_in_generate": True} | options)
 
 
 @pytest.mark.parametrize("by", ["its weights", "a script"])
@@ -82,8 +90,8 @@ class AfterSeven(StoppingCriteria):
         return input_ids[:, -7:].sum(-1) % 5 == 0
 
 
-def test_options_of_generate_steer_it_as_they_steer_the_package(saved, capsys):
-    tokenizer, problems, model, folder = saved
+def test_options_of_generate_steer_it_as_they_steer_the_package(saved_addition, capsys):
+    tokenizer, problems, model, folder = saved_addition
     plain = PlainToolMambaForCausalLM.from_pretrained(folder)
     for options in (
         {"stopping_criteria": StoppingCriteriaList([AfterSeven()])},
@@ -116,24 +124,26 @@ def test_the_code_beside_a_model_is_its_own_tools_and_imports_nothing_of_the_pac
                 assert roots <= {"torch", "transformers", "huggingface_hub", "tokenizers", "numpy"}, name
 
 
-def test_a_fresh_process_without_the_package_runs_the_tools(saved):
-    tokenizer, problems, model, folder = saved
+def test_a_fresh_process_without_the_package_runs_the_tools(tmp_path):
+    models = [save(name, variant, tmp_path / variant) for name, variant in TASKS]
     code = f"""{WITHOUT_PACKAGE}
 import json
 from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained({str(folder)!r}, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True)
-inputs = tokenizer({problems!r}, padding=True, return_tensors="pt")
-print(json.dumps(model.generate(**inputs, max_new_tokens=90).tolist()))
+for folder, problems in {[(str(folder), problems) for _, problems, _, folder in models]!r}:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    inputs = tokenizer(problems, padding=True, return_tensors="pt")
+    print(json.dumps(model.generate(**inputs, max_new_tokens=50).tolist()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=folder.parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout) == run(model, tokenizer, problems).sequences.tolist()
+    for line, (tokenizer, problems, model, _) in zip(done.stdout.splitlines(), models, strict=True):
+        assert json.loads(line) == run(model, tokenizer, problems).sequences.tolist()
 
 
 @pytest.mark.parametrize("first", ["hf_toolssm", "transformers"])
-def test_auto_classes_know_a_tool_mamba_once_the_package_is_imported(saved, first):
-    *_, folder = saved
+def test_auto_classes_know_a_tool_mamba_once_the_package_is_imported(saved_addition, first):
+    *_, folder = saved_addition
     imports = ["import hf_toolssm", "from transformers import AutoModelForCausalLM, MambaForCausalLM"]
     imports = imports if first == "hf_toolssm" else imports[::-1]
     code = f"""
@@ -145,8 +155,8 @@ print(type(model).__module__, type(model) is type(again) is type(AutoModelForCau
     assert done.stdout == "hf_toolssm.models.modeling_tool_mamba True\n", done.stderr[-2000:]
 
 
-def test_a_model_that_was_loaded_is_saved_with_its_code_again(saved, tmp_path):
-    tokenizer, problems, model, folder = saved
+def test_a_model_that_was_loaded_is_saved_with_its_code_again(saved_addition, tmp_path):
+    tokenizer, problems, model, folder = saved_addition
     again = tmp_path / "again"
     ToolMambaForCausalLM.from_pretrained(folder).save_pretrained(again)
     assert {p.name for p in again.glob("*.py")} == {p.name for p in folder.glob("*.py")}

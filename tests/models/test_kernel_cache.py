@@ -69,3 +69,19 @@ def test_threads_may_run_kernels_at_once_on_a_threading_layer_that_is_not_safe()
     threads = {"NUMBA_THREADING_LAYER": "workqueue", "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2"}
     done = run(THREADS, PACKAGE.parent, **threads)
     assert done.stdout.split() == ["workqueue"], done.stderr
+
+
+SETTING = """
+import torch
+from hf_toolssm.models.rms_norm import PARALLEL_VALUES, rms_norm
+x, weight = torch.rand(2 * PARALLEL_VALUES // 64, 64), torch.ones(64)
+for threads in (1, 3):
+    torch.set_num_threads(threads)
+    rms_norm(x, weight, 1e-5)
+    print(torch.get_num_threads())
+"""
+
+
+def test_torch_keeps_the_number_of_threads_that_it_was_given():
+    done = run(SETTING, PACKAGE.parent, NUMBA_NUM_THREADS="2")
+    assert done.stdout.split() == ["1", "3"], done.stderr
