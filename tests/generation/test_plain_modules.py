@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from accelerate.state import AcceleratorState
 from conftest import random_model, relative_distance
 from small_models import small_model
 from torch import Tensor, nn
@@ -222,7 +223,15 @@ def test_a_model_whose_hooks_were_taken_off_again_is_compiled(model):
     assert isinstance(make_decoder(ModelRunner(model)), FusedDecoder)
 
 
-def test_the_mixed_precision_of_training_is_no_other_model(model):
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate keeps the precision of a process's first Accelerator, which another test's training may have made."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_mixed_precision_of_training_is_no_other_model(model, fresh_accelerator):
     """Its forward is the model's in bfloat16, and a compiled step takes all models without rounding."""
     prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare(copy.deepcopy(model))
     assert "forward" in vars(prepared)

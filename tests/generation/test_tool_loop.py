@@ -317,7 +317,7 @@ def test_special_tokens_in_an_answer_are_shown(model, tokenizer):
 def test_a_state_that_does_not_fit_is_named(model, tokenizer):
     with torch.no_grad():
         state = model(tokenizer("1+2=", return_tensors="pt")["input_ids"], use_cache=True).cache_params
-    with pytest.raises(StateMismatchError, match="1 rows and there are 2 prompts"):
+    with pytest.raises(StateMismatchError, match="1 rows and there are 2 rows of tokens"):
         run(model, tokenizer, ["1+2=", "3+4="], cache_params=state)
     with pytest.raises(StateMismatchError, match="DynamicCache: pass a MambaState"):
         run(model, tokenizer, ["1+2="], cache_params=DynamicCache(config=model.config))

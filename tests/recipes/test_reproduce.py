@@ -161,16 +161,21 @@ def test_an_experiment_runs_and_its_finished_runs_are_not_repeated(tmp_path):
         run_script(RUN, *words, "eval_lengths=[3, 4]")
 
 
-def test_the_generalist_stands_beside_the_tasks_own_models(reproduce, tmp_path):
-    """From results that are there: nothing is trained or measured again."""
+def test_the_generalist_stands_beside_the_tasks_own_models(reproduce, model, tmp_path, monkeypatch):
+    """From results of these very weights: nothing is trained or measured again."""
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    from certificate import weights_digest
+
     experiment, summary = reproduce
     folder, words = tmp_path / "generalist", ["eval_lengths=[5]", "eval_num_problems=8"]
-    (model,) = experiment.load_experiment("generalist", False).runs([0], None, words)
+    (run,) = experiment.load_experiment("generalist", False).runs([0], None, words)
+    model.save_pretrained(folder / run.name)
+    content = result(0, {5: (1.0, 1.0)}) | {"weights_sha256": weights_digest(model)}
     for name in ("", "addition", "sorting"):
-        measured = folder / model.name / name / "results.json"
+        measured = folder / run.name / name / "results.json"
         measured.parent.mkdir(parents=True, exist_ok=True)
-        measured.write_text(json.dumps(result(0, {5: (1.0, 1.0)})), encoding="utf-8")
-    (folder / model.name / "run.json").write_text(json.dumps(model.identity()), encoding="utf-8")
+        measured.write_text(json.dumps(content), encoding="utf-8")
+    (folder / run.name / "run.json").write_text(json.dumps(run.identity()), encoding="utf-8")
     own = summary.summarize(experiment.load_experiment("table1", False), {"sorting": [result(0, {5: (0.5, 0.5)})]})
     (tmp_path / "table1").mkdir()
     summary.write_summary(own, tmp_path / "table1")
