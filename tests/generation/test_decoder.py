@@ -61,6 +61,7 @@ def test_logits_and_state_equal_the_models(tokenizer, specs, seed, batch, kernel
             assert relative_distance(a, b) < TOLERANCE
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_many_rows_share_the_threads_and_agree(tokenizer, specs):
     fused, plain = decoders(random_model(tokenizer, specs, hidden_size=64), 64, 3)
     assert_step_equal(fused, plain, list(range(3, 19)) * 4)

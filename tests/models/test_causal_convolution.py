@@ -53,6 +53,7 @@ def test_any_shape_and_lengths_equal_the_definition(lengths, channels, kernel, s
         assert relative_distance(a, b) < 1e-5, name
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_all_threads_give_what_the_definition_gives():
     tensors = inputs(8, 200, 2 * LANES, 4)
     assert tensors[0].numel() > PARALLEL_OUTPUTS

@@ -1,5 +1,6 @@
 """The operations that are one on a CPU give what their parts give: values, states and every gradient."""
 
+import pytest
 import torch
 from conftest import relative_distance
 from hypothesis import given, settings
@@ -31,6 +32,7 @@ def test_the_norm_equals_its_definition(rows, size, seed):
         assert relative_distance(a, b) < 1e-5
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_the_norm_on_all_threads_equals_its_definition():
     random = torch.Generator().manual_seed(0)
     x, upstream = (torch.randn(8, 300, 64, generator=random) for _ in range(2))

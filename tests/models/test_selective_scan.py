@@ -52,6 +52,7 @@ def run_with_gradients(scan, tensors, lengths):
     return y, state, torch.autograd.grad(loss, tensors)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(
     ("batch", "length", "channels", "size", "lengths"),
     [
