@@ -387,7 +387,7 @@ class Session:
         if steering is not None:
             logits = self._decoder.logits()
             choices = steering.choose(batch, logits)
-            if len(choices) != len(batch) or not all(0 <= choice < logits.shape[1] for choice in choices):
+            if len(choices) != len(batch) or not 0 <= min(choices) <= max(choices) < logits.shape[1]:
                 raise InputMismatchError(
                     f"the steering chose {choices} for {len(batch)} rows: choose one of the model's "
                     f"{logits.shape[1]} tokens for each"

@@ -41,9 +41,6 @@ _GROUP = 4
 _STOPS = -(2**62)
 """In place of a row's next token, where it stops."""
 
-_NO_TOKEN = -1
-"""In place of how many tokens a row was fed, where the next one is none of the model's."""
-
 
 class FusedStep:
     """Steps a `ToolMambaForCausalLM`, float32 on a CPU, from a copy of all weights but the embeddings."""
@@ -56,6 +53,7 @@ class FusedStep:
         self._rank = int(model.config.time_step_rank)
         self._epsilon = float(model.config.layer_norm_epsilon)
         self._parameters = model.num_parameters()
+        self._checked: FusedState | None = None
         channels, depth = model.config.intermediate_size, len(self._layers)
         self._conv = (depth, model.config.conv_kernel, channels)
         self._recurrent = (depth, model.config.state_size, channels)
@@ -87,20 +85,19 @@ class FusedStep:
             InputMismatchError: an array has another size or type, or a token that is given is none of the model's.
         """
         rows, most = ids.shape if ids.ndim == 2 else (len(given), len(ids))
-        check_arrays(
-            "FusedStep",
-            ids=(ids, (rows, most), np.int64),
-            stands=(stands, (rows, most), np.bool_),
-            given=(given, (rows,), np.int64),
-            limits=(limits, (rows,), np.int64),
-            conv=(state.conv, (rows, *self._conv), np.float32),
-            recurrent=(state.recurrent, (rows, *self._recurrent), np.float32),
-            logits=(state.logits, (rows, len(self._embeddings)), np.float32),
-            best=(state.best, (rows,), np.int64),
-        )
+        of_rows, each = (rows, most), (rows,)
+        fits = stands.shape == of_rows and given.shape == limits.shape == each and ids.flags.c_contiguous
+        types = (ids.dtype, stands.dtype, given.dtype, limits.dtype)
+        if not fits or types != _TYPES or not stands.flags.c_contiguous or ids.ndim != 2:
+            raise InputMismatchError(
+                "FusedStep takes contiguous ids (int64) and stands (bool) of one shape, given and limits (int64) of "
+                f"as many rows, and not {ids.shape}, {stands.shape}, {given.shape} and {limits.shape} of {types}"
+            )
+        if state is not self._checked or len(state.best) != rows:
+            self._check(state, rows)
         if memories is not NO_MEMORIES:
             memories.check(rows, most, len(self._embeddings))
-        fed = np.zeros(rows, np.int64)
+        fed = np.zeros(rows + 1, np.int64)  # and whether a token was none of the model's
         work = self._parameters * int(limits.sum()) if rows > 1 else 0  # the rows are what can be shared out
         group = min(_GROUP, -(-rows // torch.get_num_threads()))
         _RUN(
@@ -108,11 +105,23 @@ class FusedStep:
             *(self._embeddings, self._layers, self._head, self._rank, self._epsilon),
             *(state.conv, state.recurrent, state.logits, state.best),
         )
-        if fed.min(initial=0) < 0:
-            raise InputMismatchError(
-                f"FusedStep was given a token that is none of the model's {len(self._embeddings)}"
-            )
-        return fed
+        if fed[rows]:
+            raise InputMismatchError(f"FusedStep was given a token that is none of {len(self._embeddings)}")
+        return fed[:rows]
+
+    def _check(self, state: "FusedState", rows: int) -> None:
+        """Once for every state, because a step takes less than ten times as long as this."""
+        check_arrays(
+            "FusedStep",
+            conv=(state.conv, (rows, *self._conv), np.float32),
+            recurrent=(state.recurrent, (rows, *self._recurrent), np.float32),
+            logits=(state.logits, (rows, len(self._embeddings)), np.float32),
+            best=(state.best, (rows,), np.int64),
+        )
+        self._checked = state
+
+
+_TYPES = tuple(map(np.dtype, (np.int64, np.bool_, np.int64, np.int64)))
 
 
 @dataclass
@@ -395,8 +404,6 @@ def _run(
             lanes = 0
             for b in range(first, last):
                 # A row that stops would stop again: nothing about it has changed.
-                if fed[b] < 0:
-                    continue
                 token = _next_token(
                     b, fed[b], ids, stands, given, limits,
                     actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, best,
@@ -404,7 +411,7 @@ def _run(
                 if token == _STOPS:
                     continue
                 if token < 0 or token >= embeddings.shape[0]:
-                    fed[b] = _NO_TOKEN
+                    fed[batch] = 1
                 else:
                     rows[lanes], tokens[lanes] = b, token
                     lanes += 1
