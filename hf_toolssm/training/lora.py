@@ -1,8 +1,8 @@
 """LoRA on ToolMamba: which weights an adapter may touch, and the new token embeddings beside it.
 
-Every projection of `ToolMambaMixer` is called as a module, so adapters on all four train and merge exactly. PEFT
-merges none into a depthwise convolution, and one on the tied embedding or head would be merged into both: those are never
-targets. The rows of the tool tokens train in full, as PEFT's trainable tokens.
+Every projection of `ToolMambaMixer` is called as a module, so adapters on all four train and merge exactly.
+PEFT merges none into a depthwise convolution, and one on the tied embedding or head would be merged into both: those
+are never targets. The rows of the tool tokens train in full, as PEFT's trainable tokens.
 """
 
 import copy
