@@ -60,12 +60,15 @@ class ToolMambaMixer(MambaMixer):
         return project(self.out_proj, y.to(hidden_states.dtype))
 
     def _can_be_fused(self, halves: Tensor) -> bool:
+        parts = self._modules  # an attribute that is a module is slow to get, and every layer asks at every token
+        x_proj, dt_proj = parts["x_proj"], parts["dt_proj"]
         return (
             self._convolution_is_plain()
-            and all(is_plain(layer, nn.Linear) for layer in (self.x_proj, self.dt_proj))
-            and self.x_proj.bias is None
-            and self.dt_proj.bias is not None
-            and are_projectable(halves, self.conv1d, self.x_proj, self.dt_proj)
+            and is_plain(x_proj, nn.Linear)
+            and is_plain(dt_proj, nn.Linear)
+            and x_proj.bias is None
+            and dt_proj.bias is not None
+            and are_projectable(halves, parts["conv1d"], x_proj, dt_proj)
         )
 
     def _fused(
@@ -94,8 +97,8 @@ class ToolMambaMixer(MambaMixer):
         return y, conv_state, recurrent_state
 
     def _convolution_is_plain(self) -> bool:
-        silu = is_plain(self.act, SiLUActivation) or is_plain(self.act, nn.SiLU)
-        return silu and is_plain(self.conv1d, nn.Conv1d)
+        act, conv1d = self._modules["act"], self._modules["conv1d"]
+        return (is_plain(act, SiLUActivation) or is_plain(act, nn.SiLU)) and is_plain(conv1d, nn.Conv1d)
 
     def _convolve(self, x: Tensor, conv_state: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """What `causal_convolution` gives, by calling the modules, on any device."""

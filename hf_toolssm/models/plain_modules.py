@@ -18,8 +18,9 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the module does nothing but what the forward of that very class does on ordinary weights."""
     if type(module) is not kind or _has_any_global_hook():
         return False
-    if any(weight is not None and type(weight) is not nn.Parameter for weight in module._parameters.values()):
-        return False
+    for weight in module._parameters.values():
+        if type(weight) is not nn.Parameter and weight is not None:
+            return False
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
     own = vars(module).get("forward")

@@ -30,7 +30,7 @@ def are_projectable(x: Tensor, *layers: nn.Module) -> bool:
     # Under autocast the layers themselves compute in fewer bits.
     if torch.is_autocast_enabled("cpu"):
         return False
-    return are_readable(x, *(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
+    return are_readable(x, *(weight for layer in layers for weight in layer._parameters.values()))
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
