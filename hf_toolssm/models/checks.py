@@ -48,8 +48,9 @@ def check_tensors(place: str, lengths: Tensor | None = None, **tensors: tuple[Te
 
 def _check_lengths(place: str, lengths: Tensor, batch: int, length: int) -> None:
     if not isinstance(lengths, Tensor) or lengths.dtype not in _INTEGERS or lengths.shape != (batch,):
-        found = f"{lengths.dtype} {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else type(lengths).__name__
-        raise InputMismatchError(f"{place} takes lengths as integers of shape ({batch},), and not {found}")
+        raise InputMismatchError(
+            f"{place} takes lengths as integers of shape ({batch},), and not {_described(lengths)}"
+        )
     # Only where compiled code of ours takes them, because a GPU would have to be waited for.
     if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= length:
         raise InputMismatchError(f"{place}: lengths are numbers from 0 to {length}, and not {lengths.tolist()}")
@@ -103,13 +104,13 @@ def check_arrays(place: str, **arrays: tuple[np.ndarray, tuple[int, ...], Any]) 
 
 
 def check_model_inputs(
-    vocabulary: int, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None
+    embeddings: Tensor, input_ids: Tensor | None, inputs_embeds: Tensor | None, attention_mask: Tensor | None
 ) -> tuple[int, Tensor | None]:
     """Checks what a recurrent model is called with, and returns what it needs of it.
 
     Args:
-        vocabulary: how many embeddings there are.
-        input_ids: (b, l) integers from 0 to vocabulary - 1; or inputs_embeds (b, l, e).
+        embeddings: (v, e), the model's.
+        input_ids: (b, l) integers from 0 to v - 1; or inputs_embeds (b, l, e).
         attention_mask: (b, l), 1 for the real tokens and 0 for padding.
 
     Returns:
@@ -120,6 +121,7 @@ def check_model_inputs(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise InputMismatchError("give exactly one of input_ids and inputs_embeds")
+    vocabulary, width = embeddings.shape
     given = input_ids if input_ids is not None else inputs_embeds
     assert given is not None
     if input_ids is not None:
@@ -130,10 +132,9 @@ def check_model_inputs(
                 f"input_ids holds the id {int(input_ids.max())} or {int(input_ids.min())}, and the model knows 0 to "
                 f"{vocabulary - 1}: use its own tokenizer"
             )
-    elif given.dim() != 3 or not given.dtype.is_floating_point:
+    elif not isinstance(given, Tensor) or not given.is_floating_point() or given.shape != (*given.shape[:2], width):
         raise InputMismatchError(
-            f"inputs_embeds is {given.dtype} of shape {tuple(given.shape)}: give floating-point numbers of shape "
-            "(rows, tokens, hidden size)"
+            f"inputs_embeds is {_described(given)}: give floating-point numbers of shape (rows, tokens, {width})"
         )
     if attention_mask is None:
         return len(given), None
@@ -147,10 +148,12 @@ def check_ids(input_ids: Tensor) -> None:
     Raises:
         InputMismatchError: they are not.
     """
-    if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-        raise InputMismatchError(
-            f"input_ids is {input_ids.dtype} of shape {tuple(input_ids.shape)}: give integers of shape (rows, tokens)"
-        )
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+        raise InputMismatchError(f"input_ids is {_described(input_ids)}: give integers of shape (rows, tokens)")
+
+
+def _described(given: Any) -> str:
+    return f"{given.dtype} of shape {tuple(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
 
 
 def check_mask(shape: torch.Size, attention_mask: Tensor) -> None:
@@ -159,6 +162,8 @@ def check_mask(shape: torch.Size, attention_mask: Tensor) -> None:
     Raises:
         InputMismatchError: it has another shape, or holds something else than 0 and 1.
     """
+    if not isinstance(attention_mask, Tensor):
+        raise InputMismatchError(f"the attention mask is {_described(attention_mask)}: give a tensor of 0 and 1")
     if attention_mask.shape != shape:
         behind = (
             attention_mask.dim() == 2 and attention_mask.shape[0] == shape[0] and attention_mask.shape[1] > shape[1]

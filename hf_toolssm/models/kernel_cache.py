@@ -6,6 +6,7 @@ the kernel's module needs counts. Where nothing can be written, kernels are comp
 """
 
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,6 +60,9 @@ class _KernelCache(caching.FunctionCache):
             yield
         except OSError as error:  # a full disk, or one that is read-only since this process started
             logger.warning("compiled kernels cannot be kept in %s (%s)", self.cache_path, error)
+        except (EOFError, pickle.UnpicklingError) as error:  # files that a machine's sudden end has left half-written
+            logger.warning("compiled kernels in %s are damaged and compiled anew (%s)", self.cache_path, error)
+            self.flush()
 
 
 def keep_on_disk(dispatcher: Any) -> None:

@@ -128,7 +128,7 @@ class RmtModel(RmtPreTrainedModel):
             PaddingError: a row has padding between its tokens.
             StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
-        rows, attention_mask = check_model_inputs(len(self.embeddings.weight), input_ids, None, attention_mask)
+        rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, None, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:
@@ -194,11 +194,11 @@ class RmtModel(RmtPreTrainedModel):
 def _append(begun: Tensor, count: Tensor, new: Tensor, lengths: Tensor) -> Tensor:
     """Each row's begun segment and its new tokens behind it, padded with zeros to whole segments."""
     size = begun.shape[1]
-    longest = int((count + lengths).max())
+    longest = max((count + lengths).tolist(), default=0)
     places = torch.arange(max(1, -(-longest // size)) * size, device=new.device)[None]
     old = nn.functional.pad(begun, (0, places.shape[1] - size))
     at = places - count[:, None]
-    fresh = new.gather(1, at.clamp(0, new.shape[1] - 1))
+    fresh = nn.functional.pad(new, (0, 1)).gather(1, at.clamp(0, new.shape[1]))  # there may be no new token
     return torch.where(at < 0, old, torch.where(at < lengths[:, None], fresh, 0))
 
 

@@ -47,6 +47,8 @@ class RnnLayer(nn.Module):
     @torch.compiler.disable
     def forward(self, x: Tensor, cache: RecurrentState | None, lengths: Tensor | None) -> Tensor:
         """Args: x (b, l, e); cache, read and replaced; lengths (b,), how many tokens of each row are real."""
+        if not x.shape[1]:  # torch refuses to run over nothing, which leaves the state as it is
+            return x
         state = None if cache is None else cache.layers[self.index].recurrent_states[0]
         if state is None:
             state = x.new_zeros(x.shape[0], 1 + self._has_cell_state, x.shape[2])
@@ -154,8 +156,7 @@ class RnnModel(RnnPreTrainedModel):
             InputMismatchError: ids, embeddings or mask do not fit each other or the model.
             StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
-        vocabulary = len(self.embeddings.weight)
-        rows, attention_mask = check_model_inputs(vocabulary, input_ids, inputs_embeds, attention_mask)
+        rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, inputs_embeds, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:

@@ -157,8 +157,7 @@ class ToolMambaModel(MambaModel):
             PaddingError: a row has padding between its tokens.
             StateMismatchError: `cache_params` is no state of this model and of as many rows.
         """
-        vocabulary = len(self.embeddings.weight)
-        rows, attention_mask = check_model_inputs(vocabulary, input_ids, inputs_embeds, attention_mask)
+        rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, inputs_embeds, attention_mask)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if cache_params is None and use_cache:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PACKAGE = Path(__file__).parents[2] / "hf_toolssm"
 
 NORM = """
@@ -45,6 +47,18 @@ def test_where_nothing_can_be_written_kernels_are_compiled_in_memory_and_it_is_s
     done = run(NORM, tmp_path, **nowhere)
     assert done.stdout.split() == ["4.0"], done.stderr
     assert "set NUMBA_CACHE_DIR" in done.stderr
+
+
+@pytest.mark.parametrize("ending", ["nbi", "nbc"])
+def test_kernels_that_were_half_written_are_compiled_anew(tmp_path, ending):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert run(NORM, PACKAGE.parent, **cache).stdout.split() == ["4.0"]
+    for path in (tmp_path / "cache").rglob(f"*.{ending}"):
+        path.write_bytes(path.read_bytes()[:300])
+    done = run(NORM, PACKAGE.parent, **cache)
+    assert done.stdout.split() == ["4.0"], done.stderr
+    assert "are damaged and compiled anew" in done.stderr
+    assert run(NORM, PACKAGE.parent, **cache).stdout.split() == ["4.0", "1"]  # and kept again
 
 
 THREADS = """

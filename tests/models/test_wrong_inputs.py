@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_toolssm import MambaState, RnnConfig, RnnForCausalLM, Session
+from hf_toolssm import MambaState, RmtConfig, RmtForCausalLM, RnnConfig, RnnForCausalLM, Session
 from hf_toolssm.errors import InputMismatchError, StateMismatchError
 from hf_toolssm.generation.free_runs import FreeRuns
 
@@ -80,6 +80,36 @@ def test_a_forward_that_fails_leaves_the_state_as_it_was(model, monkeypatch):
         model(torch.tensor([[5]]), cache_params=state)
     for name, value in state.to_tensors().items():
         assert torch.equal(value, before[name])
+
+
+def recurrent_models(model):
+    yield model
+    yield RnnForCausalLM(RnnConfig(vocab_size=20, hidden_size=32, num_hidden_layers=1))
+    small = {"num_attention_heads": 2, "intermediate_size": 16, "segment_length": 3, "num_memory_tokens": 2}
+    yield RmtForCausalLM(RmtConfig(vocab_size=20, hidden_size=32, num_hidden_layers=1, **small))
+
+
+def test_what_is_no_tensor_or_of_another_width_is_refused(model):
+    ids = torch.ones(1, 2, dtype=torch.int64)
+    for each in recurrent_models(model):
+        with pytest.raises(InputMismatchError, match="input_ids is a list"):
+            each([[1, 2]])
+        with pytest.raises(InputMismatchError, match="mask is a list"):
+            each(ids, attention_mask=[[1, 1]])
+        if not isinstance(each, RmtForCausalLM):
+            with pytest.raises(InputMismatchError, match=r"\(rows, tokens, 32\)"):
+                each(inputs_embeds=torch.zeros(1, 2, 5))
+    with pytest.raises(InputMismatchError, match="input_ids is a list"):
+        model.generate([[3, 4]])
+
+
+def test_no_token_and_no_row_leave_a_state_as_it_was(model):
+    for each in recurrent_models(model):
+        state = each(torch.ones(2, 4, dtype=torch.int64), use_cache=True).cache_params
+        before = state.clone().to_tensors()
+        assert each(torch.ones(2, 0, dtype=torch.int64), cache_params=state).logits.shape[:2] == (2, 0)
+        assert all(torch.equal(value, before[name]) for name, value in state.to_tensors().items())
+        assert each(torch.ones(0, 3, dtype=torch.int64)).logits.shape[:2] == (0, 3)
 
 
 class Chooses:
