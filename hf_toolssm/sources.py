@@ -2,13 +2,15 @@
 
 import ast
 import hashlib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
+from types import MappingProxyType
 
 PACKAGE = __name__.partition(".")[0]
 
 
-def source_of(module: str) -> str:
+def _source_of(module: str) -> str:
     """The source text of a module, wherever the package is installed."""
     spec = find_spec(module)
     assert spec is not None
@@ -16,26 +18,33 @@ def source_of(module: str) -> str:
     return spec.loader.get_source(module)  # type: ignore[attr-defined]  # every loader of source files has it
 
 
-def imported_modules(source: str) -> list[str]:
+def _imported(source: str) -> list[str]:
     """The modules of this package that a source text imports from, wherever the imports stand."""
     modules = [node.module for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     return [module for module in modules if module is not None and module.split(".")[0] == PACKAGE]
 
 
-@cache
-def digest(*modules: str) -> str:
-    """A hash of the source of these modules and of all that they import from this package, directly or not.
+def needed_sources(modules: Iterable[str], given: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """The source of these modules and of all that they import from this package, directly or not, by module.
 
-    What is cached on disk of what they computed is stale once it differs.
+    Args:
+        modules: to begin with.
+        given: sources that stand in the place of modules' own.
     """
-    sources: dict[str, str] = {}
-    waiting = list(modules)
+    sources = dict(given)
+    waiting = [*modules, *(needed for source in given.values() for needed in _imported(source))]
     while waiting:
         module = waiting.pop()
         if module not in sources:
-            sources[module] = source_of(module)
-            waiting.extend(imported_modules(sources[module]))
+            sources[module] = _source_of(module)
+            waiting.extend(_imported(sources[module]))
+    return sources
+
+
+@cache
+def digest(module: str) -> str:
+    """A hash of a module's `needed_sources`: what is cached on disk of what it computed is stale once it differs."""
     hashed = hashlib.sha256()
-    for module in sorted(sources):
-        hashed.update(f"{module}\0{sources[module]}\0".encode())
+    for name, source in sorted(needed_sources([module]).items()):
+        hashed.update(f"{name}\0{source}\0".encode())
     return hashed.hexdigest()

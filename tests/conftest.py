@@ -70,6 +70,17 @@ def run_script(script, *words):
     return printed.getvalue()
 
 
+@pytest.fixture(scope="module")
+def sft():
+    """recipes/sft.py as a module."""
+    sys.path.insert(0, str(ROOT / "recipes"))
+    try:
+        import sft
+    finally:
+        sys.path.pop(0)
+    return sft
+
+
 @pytest.fixture
 def two_threads():
     """For what is shared out among threads; see the top of this file for all other tests."""

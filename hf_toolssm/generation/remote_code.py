@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_toolssm.files import write_whole
-from hf_toolssm.sources import imported_modules, source_of
+from hf_toolssm.sources import needed_sources
 from hf_toolssm.tools import class_name
 
 PREFIX = "hf_toolssm_"
@@ -59,13 +59,7 @@ def write_remote_code(folder: Path, tools: Iterable[Mapping[str, Any]]) -> list[
         The files.
     """
     names = sorted({spec["name"] for spec in tools})
-    sources = {TOOLS: _make_tool(names)}
-    waiting = [ENTRY, *imported_modules(sources[TOOLS])]
-    while waiting:
-        module = waiting.pop()
-        if module not in sources:
-            sources[module] = source_of(module)
-            waiting.extend(imported_modules(sources[module]))
+    sources = needed_sources([ENTRY], given={TOOLS: _make_tool(names)})
     written = []
     for module, source in sources.items():
         path = folder / f"{PREFIX}{module.rpartition('.')[2]}.py"

@@ -14,9 +14,6 @@ from torch import Tensor
 KERNEL_WIDTHS = (2, 3, 4)
 """The convolution widths that causal-conv1d computes."""
 
-CausalConvolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""The kernel's contract: x (b, d, l), weight (d, k), bias (d,) or None. It starts from zeros and ends with SiLU."""
-
 
 @lru_cache(maxsize=1)
 def cuda_convolution_installed() -> bool:
@@ -44,23 +41,21 @@ def causal_convolution_cuda(
     Returns:
         The output (b, l, d), and the last k real inputs (b, d, k).
     """
-    return convolve_from_state(_causal_conv1d, x, weight, bias, state, lengths)
+    return convolve_from_state(lambda window: _causal_conv1d(window, weight, bias), weight.shape[1], x, state, lengths)
 
 
 def convolve_from_state(
-    convolution: CausalConvolution,
+    convolution: Callable[[Tensor], Tensor],
+    width: int,
     x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
     state: Tensor | None,
     lengths: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """`causal_convolution_cuda` by a convolution that starts from zeros."""
+    """`causal_convolution_cuda` by a convolution of (b, d, l) that is k inputs wide and starts from zeros."""
     batch, length, channels = x.shape
-    width = weight.shape[1]
     before = x.new_zeros(batch, channels, width) if state is None else state.to(x.dtype)
     window = torch.cat([before, x.transpose(1, 2)], dim=2)  # (b, d, k + l), contiguous: any strides of x will do
-    y = convolution(window, weight, bias)[:, :, width:]
+    y = convolution(window)[:, :, width:]
     if lengths is None:
         last = window[:, :, length:].clone()  # a view would keep the whole window as long as the state lives
     else:
@@ -70,6 +65,7 @@ def convolve_from_state(
 
 
 def _causal_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Args: x (b, d, l), weight (d, k), bias (d,) or None. It starts from zeros and ends with SiLU."""
     from causal_conv1d import causal_conv1d_fn
 
     return causal_conv1d_fn(x, weight, bias, activation="silu")

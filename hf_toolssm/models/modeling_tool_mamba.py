@@ -15,6 +15,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
 
 from hf_toolssm.models.causal_convolution import causal_convolution
+from hf_toolssm.models.causal_convolution_cuda import convolve_from_state
 from hf_toolssm.models.checks import check_model_inputs
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
 from hf_toolssm.models.inner_cpu import inner_cpu
@@ -102,17 +103,11 @@ class ToolMambaMixer(MambaMixer):
 
     def _convolve(self, x: Tensor, conv_state: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """What `causal_convolution` gives, by calling the modules, on any device."""
-        batch, length, channels = x.shape
-        kernel = self.conv_kernel_size
-        before = x.new_zeros(batch, channels, kernel) if conv_state is None else conv_state.to(x.dtype)
-        window = torch.cat([before, x.transpose(1, 2)], dim=2)  # (b, d, k + l)
-        y = self.conv1d(window)[:, :, kernel : kernel + length]  # it pads; its output t has seen up to window[t]
-        if lengths is None:
-            last = window[:, :, length:].clone()  # a view would keep the whole window alive
-        else:
-            at = lengths[:, None] + torch.arange(kernel, device=x.device)  # (b, k)
-            last = window.gather(2, at[:, None].expand(-1, channels, -1))
-        return self.act(y.transpose(1, 2)), last
+        # The module pads on both sides: what stands behind the last input is cut off.
+        y, last = convolve_from_state(
+            lambda window: self.conv1d(window)[:, :, : window.shape[2]], self.conv_kernel_size, x, conv_state, lengths
+        )
+        return self.act(y), last
 
 
 class ToolMambaBlock(MambaBlock):

@@ -8,7 +8,6 @@ lengths, and writes `table.md`, `summary.json` and `accuracy.png` to `outputs/re
 missing.
 """
 
-import json
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from experiment import ROOT, Run, load_experiment
 from hf_toolssm.evaluation.report import weights_digest
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
-from run import is_finished, train
+from run import is_finished, read_json, train
 from summary import summarize, write_summary
 
 
@@ -82,7 +81,7 @@ def measured(model: Path, task: Run, weights: str) -> dict[str, Any]:
         **task.options,
     }
     lengths, number = configured["eval_lengths"], configured.get("eval_num_problems", 32)
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"by_length": []}
+    found = read_json(path) if path.exists() else {"by_length": []}
     sets = [(r["length"], r["num_problems"]) for r in found["by_length"]]
     if sets != [(length, number) for length in lengths] or found["weights_sha256"] != weights:
         command = [
@@ -99,14 +98,14 @@ def measured(model: Path, task: Run, weights: str) -> dict[str, Any]:
             done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
             raise SystemExit(f"measuring {task.row} failed, see {model}/log.txt: the same command goes on")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def beside_specialists(summary: dict[str, Any], specialists: Path) -> dict[str, Any]:
     """The summary with, behind every task's row, that of its own models where these were run, and their hardware."""
     if not specialists.exists():
         raise SystemExit(f"{specialists} is not there: run recipes/reproduce/run.py table1, and give its folder")
-    own, rows = json.loads(specialists.read_text(encoding="utf-8")), {}
+    own, rows = read_json(specialists), {}
     for task, row in summary["rows"].items():
         rows[task] = row
         if task in own["rows"]:

@@ -17,16 +17,6 @@ ROOT = Path(__file__).parents[2]
 LAYERS = 1
 
 
-@pytest.fixture(scope="module")
-def sft():
-    sys.path.insert(0, str(ROOT / "recipes"))
-    try:
-        import sft
-    finally:
-        sys.path.pop(0)
-    return sft
-
-
 @pytest.fixture
 def native(tmp_path, addition):
     """A checkpoint in mamba_ssm's format for 24 tokens, without a tokenizer; and a tokenizer's folder."""

@@ -14,16 +14,6 @@ from hf_toolssm.tools import make_tool
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def sft():
-    sys.path.insert(0, str(ROOT / "recipes"))
-    try:
-        import sft
-    finally:
-        sys.path.pop(0)
-    return sft
-
-
 @pytest.fixture
 def rows(addition, tmp_path):
     """Three rows on disk, as only such are cached."""

@@ -96,11 +96,8 @@ def test_long_problems_run_once_and_no_further_than_the_first_wrong_one(reproduc
     assert "| 1.00 / 1.00 | 0.00 / 0.00 |" in table
 
 
-def test_every_experiment_names_options_that_the_recipe_has(reproduce, monkeypatch):
+def test_every_experiment_names_options_that_the_recipe_has(reproduce, sft):
     experiment, _ = reproduce
-    monkeypatch.syspath_prepend(ROOT / "recipes")
-    import sft
-
     known = {field.name for kind in (sft.RecipeArguments, ToolSFTConfig) for field in dataclasses.fields(kind)}
     for name in experiment.names():
         described = yaml.safe_load((experiment.FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
