@@ -107,6 +107,12 @@ def load_task(name: str) -> Task:
     if name in available_tasks():
         module = import_module(f"dataset_builders.{name}")
         return getattr(module, "".join(part.title() for part in name.split("_")))()
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UnknownTaskError(
+            f"the file's name {name!r} is not readable in this locale: set PYTHONUTF8=1, or rename the file"
+        ) from error
     path = Path(name) if name.endswith(MACHINE) else _FOLDER / "machines" / f"{name}{MACHINE}"
     if not path.is_file():
         raise UnknownTaskError(

@@ -186,7 +186,8 @@ def main() -> None:
         trainer.save_model()
     if not trainer.accelerator.is_main_process:
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    # Without what accelerate adds for mixed precision: what is measured is what is saved.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if recipe.lora_rank:
         model = model.merge_and_unload()
         model.save_pretrained(output)
@@ -205,6 +206,7 @@ def main() -> None:
         "architecture": model.config.model_type if recipe.model else recipe.architecture,
         "base_model": recipe.model,
         "base_model_revision": base_model_revision,
+        "tokenizer": recipe.tokenizer,
         "lora_rank": recipe.lora_rank,
         "seed": config.seed,
         "num_parameters": model.num_parameters(),

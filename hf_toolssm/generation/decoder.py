@@ -304,8 +304,11 @@ def _is_plain(model) -> bool:
     # Anything else among the modules (an adapter, a quantized layer) computes something that the steps do not know.
     if not all(type(module) in _KNOWN and is_plain(module, type(module)) for module in model.modules()):
         return False
-    if not all(_has_known_biases(block.mixer) for block in model.backbone.layers) or model.lm_head.bias is not None:
+    layers, head = model.backbone.layers, model.lm_head
+    if not all(_has_known_biases(block.mixer) for block in layers) or head.bias is not None:
         return False
+    if len(layers) != model.config.num_hidden_layers or head.weight.shape != model.backbone.embeddings.weight.shape:
+        return False  # somebody has cut the model or changed its head
     return all(
         weight.dtype in (torch.float32, torch.bfloat16) and weight.device == model.device and weight.is_contiguous()
         for weight in model.parameters()

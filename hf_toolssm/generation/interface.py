@@ -8,7 +8,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -35,10 +35,10 @@ from hf_toolssm.errors import (
 from hf_toolssm.generation.options import check_options, named_options
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.steering import TokenBuffer, TransformersSteering
-from hf_toolssm.generation.token_protocol import check_prompts
+from hf_toolssm.generation.token_protocol import check_prompts, make_tools
 from hf_toolssm.models.checks import check_ids, check_mask
 from hf_toolssm.models.padding import tokens_first
-from hf_toolssm.tools import Tool, make_tool
+from hf_toolssm.tools import Tool
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class ToolGenerateOutput(ModelOutput):
         session: the rows after their last token, tools included. A `Session` goes on with those that were cut, by
             `session.run()`, greedily and without the processors of this call. It is no part of what is pickled:
             `session.save` writes it.
+        texts: what `answers` are decoded by.
     """
 
     sequences: Tensor | None = None
@@ -98,8 +99,7 @@ class ToolGenerateOutput(ModelOutput):
     complete: list[bool] | None = None
     errors: list[str | None] | None = None
     session: Any = None
-
-    _texts: ClassVar[Any] = None  # where `answers` come from; no field, so no part of what a ModelOutput holds
+    texts: Any = None
 
     @property
     def answers(self) -> list[str]:
@@ -108,7 +108,7 @@ class ToolGenerateOutput(ModelOutput):
         Raises:
             TokenizerNeededError: no tokenizer is known.
         """
-        tokenizer = None if self._texts is None else self._texts.tokenizer()
+        tokenizer = None if self.texts is None else self.texts.tokenizer()
         if tokenizer is None:
             raise TokenizerNeededError(
                 "answers are text and no tokenizer is known: call generate(tokenizer=...), load the model from a "
@@ -117,22 +117,16 @@ class ToolGenerateOutput(ModelOutput):
         return tokenizer.batch_decode(self.answer_ids)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _output, (self._values() | {"session": _NotPickled()}, self._texts)
+        return ToolGenerateOutput, tuple((self._values() | {"session": _NotPickled()}).values())
 
     def __copy__(self) -> "ToolGenerateOutput":
-        return _output(self._values(), self._texts)
+        return ToolGenerateOutput(**self._values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ToolGenerateOutput":
-        return _output(copy.deepcopy(self._values(), memo), self._texts)
+        return ToolGenerateOutput(**copy.deepcopy(self._values(), memo))
 
     def _values(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-def _output(values: dict[str, Any], texts: "_TokenTexts | None") -> ToolGenerateOutput:
-    output: Any = ToolGenerateOutput(**values)
-    output._texts = texts
-    return output
 
 
 class _NotPickled:
@@ -196,7 +190,7 @@ def generate_rows(
     _check_padding(model, config, input_ids, attention_mask)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     check_prompts(model, _prompts(input_ids, mask))
-    made = None if tools is None else [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in tools]
+    made = None if tools is None else make_tools(tools)
     streamer = options.get("streamer")
     loop = functools.partial(_run_tool_loop, start=start, tools=made, tokenizer=tokenizer, streamer=streamer)
     options["custom_generate"] = loop
@@ -266,18 +260,17 @@ def _run_tool_loop(
     if not generation_config.return_dict_in_generate:
         _warn_of_cut_rows(session.rows, longest)
         return tokens.padded()
-    values = {
-        "sequences": tokens.padded(),
-        "lengths": tokens.lengths(),
-        "observation_mask": tokens.observed(),
-        "answer_ids": [row.answer for row in session.rows],
-        "tool_calls": [row.tool_calls for row in session.rows],
-        "complete": [row.complete for row in session.rows],
-        "errors": [row.error for row in session.rows],
-        "session": session,
-    }
-    tool_token_ids = getattr(model.config, "tool_token_ids", None) or {}
-    return _output(values, _TokenTexts(tokenizer, model.name_or_path, tool_token_ids))
+    return ToolGenerateOutput(
+        sequences=tokens.padded(),
+        lengths=tokens.lengths(),
+        observation_mask=tokens.observed(),
+        answer_ids=[row.answer for row in session.rows],
+        tool_calls=[row.tool_calls for row in session.rows],
+        complete=[row.complete for row in session.rows],
+        errors=[row.error for row in session.rows],
+        session=session,
+        texts=_TokenTexts(tokenizer, model.name_or_path, getattr(model.config, "tool_token_ids", None) or {}),
+    )
 
 
 def _warn_of_cut_rows(rows: Sequence[Row], longest: int) -> None:

@@ -173,8 +173,8 @@ class ModelRunner:
         was_training = self.model.training
         self.model.eval()
         vocabulary = len(self.model.get_input_embeddings().weight)
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(vocabulary, (1, 12), generator=generator).to(self.device)
+        generator = torch.Generator("cpu").manual_seed(0)
+        ids = torch.randint(vocabulary, (1, 12), generator=generator, device="cpu").to(self.device)
 
         def memory(*lengths: int) -> dict[str, Tensor]:
             cache, seen, every = None, 0, []

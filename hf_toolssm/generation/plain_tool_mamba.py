@@ -82,6 +82,7 @@ class PlainRows:
                 "hf_toolssm"
             )
         protocol = make_protocol(model, tools, tokenizer, end_ids)
+        protocol.check_problems(prompts)
         return cls(model, [Row.start(prompt, protocol) for prompt in prompts], prompts)
 
     @torch.inference_mode()

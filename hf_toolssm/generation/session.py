@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -115,7 +116,7 @@ class Session:
 
         Raises:
             EmptyProblemError: a prompt has no token.
-            InvalidProblemError: a prompt holds the token for unknown symbols.
+            InvalidProblemError: a prompt holds the token for unknown symbols, a command or the answer marker.
             MissingToolTokensError: the model has no tokens for these tools.
             StateMismatchError: `state` has not one row per prompt.
             UnknownToolError: a tool's name or option does not exist.
@@ -125,13 +126,14 @@ class Session:
                 steps cannot be rounded.
         """
         prompts = check_prompts(model, prompts)
-        if not 0 <= temperature < math.inf:
-            raise UnsupportedGenerationError(f"the temperature is a number of at least 0, and not {temperature}")
+        if not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+            raise UnsupportedGenerationError(f"the temperature is a number of at least 0, and not {temperature!r}")
         if state is not None and len(state.lengths) != len(prompts):
             raise StateMismatchError(
                 f"the state has {len(state.lengths)} rows and there are {len(prompts)} prompts: use its select(rows)"
             )
         protocol = make_protocol(model, tools, tokenizer, end_ids)
+        protocol.check_problems(prompts)
         runner = ModelRunner(model)
         rows = [Row.start(prompt, protocol) for prompt in prompts]
         fed, _ = runner.feed(state, prompts)
@@ -206,8 +208,9 @@ class Session:
             How many tokens were fed, all rows together.
         """
         self._refuse_while_running()
-        if max_new_tokens is not None and max_new_tokens < 0:
-            raise UnsupportedGenerationError(f"max_new_tokens is at least 0, and not {max_new_tokens}")
+        whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
+        if max_new_tokens is not None and not (whole and max_new_tokens >= 0):
+            raise UnsupportedGenerationError(f"max_new_tokens is a whole number from 0 on, and not {max_new_tokens!r}")
         before = self.tokens
         limit = sys.maxsize if max_new_tokens is None else max_new_tokens
         left = {i: limit for i, row in enumerate(self.rows) if not row.finished}
@@ -245,12 +248,13 @@ class Session:
 
         Raises:
             StateMismatchError: not one prompt per row.
-            InvalidProblemError: a prompt holds the token for unknown symbols.
+            InvalidProblemError: see `start`.
         """
         self._refuse_while_running()
         if len(prompts) != len(self.rows):
             raise StateMismatchError(f"there are {len(self.rows)} rows and {len(prompts)} prompts: give one per row")
         prompts = [check_prompts(self.runner.model, [prompt])[0] if len(prompt) else [] for prompt in prompts]
+        self.protocol.check_problems(prompts)
         self.settle()
         for i, prompt in enumerate(prompts):
             if len(prompt):

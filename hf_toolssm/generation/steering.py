@@ -26,14 +26,14 @@ class TokenBuffer:
             self._ids[row].append(token)
             self._observed[row].append(by_tool)
         if self._streamer is not None:
-            self._streamer.put(torch.tensor(tokens))
+            self._streamer.put(torch.tensor(tokens, device="cpu"))
 
     def fed_run(self, row: int, tokens: Sequence[int], observed: Sequence[bool]) -> None:
         self._ids[row].extend(tokens)
         self._observed[row].extend(observed)
         if self._streamer is not None:
             for token in tokens:
-                self._streamer.put(torch.tensor([token]))
+                self._streamer.put(torch.tensor([token], device="cpu"))
 
     def lengths(self) -> list[int]:
         """Tokens of each row, the padding of its prompt included."""

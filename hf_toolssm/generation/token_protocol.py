@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import (
@@ -52,10 +51,37 @@ class TokenProtocol:
         self.answer = ids[ANSWER]
         self.ends = frozenset(end_ids)
 
+    def check_problems(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Finds what the model alone may write.
+
+        Raises:
+            InvalidProblemError: a prompt holds a command, or the answer marker.
+        """
+        names = {**{token: text for token, (_, text) in self.commands.items()}, self.answer: ANSWER}
+        for row, prompt in enumerate(prompts):
+            found = next((names[token] for token in prompt if token in names), None)
+            if found is not None:
+                raise InvalidProblemError(
+                    f"the prompt of row {row} holds {found}, which only the model writes: state the problem alone, "
+                    "and go on with a trajectory by its session"
+                )
+
     @property
     def allows_drafts(self) -> bool:
         """Whether every tool answers at once and touches nothing but its session, so that a clone may go ahead."""
         return all(limit is None for limit in self.limits)
+
+
+def make_tools(specs: Sequence[Mapping[str, Any] | Tool]) -> list[Tool]:
+    """Tools as they were given, and those that specs describe.
+
+    Raises:
+        UnknownToolError: they are no list, or one of them is neither a spec nor a tool.
+    """
+    if isinstance(specs, str | Mapping) or not isinstance(specs, Sequence):
+        raise UnknownToolError(f'tools is a list, as in [{{"name": "pointer_memory"}}], and not {specs!r}')
+    # A text is neither a spec nor a tool, as `make_tool` says.
+    return [make_tool(spec) if isinstance(spec, Mapping | str) else spec for spec in specs]
 
 
 def make_protocol(
@@ -67,7 +93,7 @@ def make_protocol(
     """The tools of a session and their tokens; see `Session.start` for the arguments and errors."""
     config = model.config
     specs = (getattr(config, "tools", None) or []) if tools is None else tools
-    made = [make_tool(spec) if isinstance(spec, Mapping) else spec for spec in specs]
+    made = make_tools(specs)
     outside = [spec for spec, tool in zip(specs, made) if tools is None and getattr(tool, "reaches_outside", True)]
     if outside:
         raise UnsafeToolError(
@@ -79,12 +105,12 @@ def make_protocol(
         ids = tool_token_ids(tokenizer, made)
     if end_ids is None:
         end = model.generation_config.eos_token_id
-        end_ids = [] if end is None else torch.as_tensor(end).flatten().tolist()  # one, or several
+        end_ids = [] if end is None else np.atleast_1d(end).tolist()  # one, or several
     vocabulary = len(model.get_input_embeddings().weight)  # an adapter's embedding has no num_embeddings
-    beyond = [text for text, token in (ids or {}).items() if token >= vocabulary]
+    beyond = [text for text, token in (ids or {}).items() if not 0 <= token < vocabulary]
     if beyond:
         raise MissingToolTokensError(
-            f"the id of {beyond[0]!r} is beyond the model's {vocabulary} tokens: resize its embeddings"
+            f"the id of {beyond[0]!r} is none of the model's {vocabulary} tokens: resize its embeddings"
         )
     return TokenProtocol(made, ids or {}, end_ids, ObservationReader(vocabulary, tokenizer))
 

@@ -86,5 +86,5 @@ def _state_of_rows(state: RecurrentState | None, rows: int) -> ModelState | None
     """The caller's state with one row for every sample of a prompt; it has no logits that anything would follow."""
     if state is None or state.batch_size is None:
         return None
-    copies = torch.arange(state.batch_size).repeat_interleave(rows // state.batch_size)
-    return ModelState(state.select(copies), [0] * rows, torch.empty(rows, 0))
+    copies = torch.arange(state.batch_size, device="cpu").repeat_interleave(rows // state.batch_size)
+    return ModelState(state.select(copies), [0] * rows, torch.empty(rows, 0, device="cpu"))

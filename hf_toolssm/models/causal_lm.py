@@ -7,6 +7,7 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
+from hf_toolssm.errors import UnsupportedGenerationError
 from hf_toolssm.models.state import RecurrentState
 
 
@@ -66,6 +67,10 @@ class RecurrentLM(GenerationMixin):
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         # Not the method that this overrides: it names the cache by whether the class is called a Mamba.
+        if generation_config.cache_implementation is not None:
+            raise UnsupportedGenerationError(
+                f"{type(self).__name__} has a state of its own in place of a cache: leave out cache_implementation"
+            )
         if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:
             model_kwargs["cache_params"] = self.state_class(self.config)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_toolssm.errors import InputMismatchError
+from hf_toolssm.errors import InputMismatchError, UnsupportedArchitectureError
 
 
 def check_tensors(place: str, lengths: Tensor | None = None, **tensors: tuple[Tensor | None, str]) -> dict[str, int]:
@@ -41,6 +41,9 @@ def check_tensors(place: str, lengths: Tensor | None = None, **tensors: tuple[Te
             device = tensor.device
         elif tensor.device != device:
             raise InputMismatchError(f"{place}: {name} is on {tensor.device} and what stands before it on {device}")
+    empty = [name for name in ("d", "n", "k") if sizes.get(name) == 0]
+    if empty:
+        raise InputMismatchError(f"{place} takes no tensors whose size {empty[0]} is 0")
     if lengths is not None:
         _check_lengths(place, lengths, sizes["b"], sizes["l"])
     return sizes
@@ -118,7 +121,13 @@ def check_model_inputs(
 
     Raises:
         InputMismatchError: one is of another shape or type, or holds another value.
+        UnsupportedArchitectureError: the model is traced or exported.
     """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        raise UnsupportedArchitectureError(
+            "the kernels of this model are compiled by numba, which cannot be traced or exported: export a Mamba from "
+            "the same folder by transformers' own class, MambaForCausalLM.from_pretrained"
+        )
     if (input_ids is None) == (inputs_embeds is None):
         raise InputMismatchError("give exactly one of input_ids and inputs_embeds")
     vocabulary, width = embeddings.shape
@@ -162,7 +171,7 @@ def check_mask(shape: torch.Size, attention_mask: Tensor) -> None:
     Raises:
         InputMismatchError: it has another shape, or holds something else than 0 and 1.
     """
-    if not isinstance(attention_mask, Tensor):
+    if not isinstance(attention_mask, Tensor) or attention_mask.is_complex():
         raise InputMismatchError(f"the attention mask is {_described(attention_mask)}: give a tensor of 0 and 1")
     if attention_mask.shape != shape:
         behind = (
@@ -172,5 +181,6 @@ def check_mask(shape: torch.Size, attention_mask: Tensor) -> None:
         raise InputMismatchError(
             f"the attention mask is {tuple(attention_mask.shape)} and the tokens are {tuple(shape)}{hint}"
         )
-    if not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
+    # A GPU would have to be waited for.
+    if attention_mask.device.type == "cpu" and not bool(((attention_mask == 0) | (attention_mask == 1)).all()):
         raise InputMismatchError("the attention mask holds other values than 1, a token, and 0, padding")

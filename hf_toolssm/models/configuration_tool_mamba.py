@@ -20,6 +20,12 @@ class ToolMambaConfig(ToolFields, MambaConfig):
 
     model_type = "tool_mamba"
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name in ("hidden_size", "intermediate_size", "state_size", "conv_kernel", "num_hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ArchitectureMismatchError(f"{name} is at least 1, and not {getattr(self, name)}")
+
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads a checkpoint's config; a plain Mamba's is taken over, any other architecture's is refused.

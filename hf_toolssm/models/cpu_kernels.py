@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hf_toolssm.models.kernel_cache import keep_on_disk
 from hf_toolssm.models.lanes import FAST, at_least, magnitude, times_power_of_two, truncated, where_nonnegative
+from hf_toolssm.sources import digest
 
 _OPTIONS = {"fastmath": set(FAST), "error_model": "numpy"}
 
@@ -44,10 +45,12 @@ class CpuKernel:
         self._parallel = numba.njit(nogil=True, parallel=True, **_OPTIONS)(twin)
         self._parallel_from = parallel_from
         self._kept = False
+        # The functions are those that were read just now: a change of the source from here on is not theirs.
+        digest(function.__module__)
 
     def __call__(self, work: int, *arguments: Any) -> None:
         """Runs the kernel, whose work decides how many threads take part."""
-        if not self._kept:  # not at import, which does no work on disk
+        if not self._kept:  # not at import, which writes nothing
             keep_on_disk(self._serial)
             keep_on_disk(self._parallel)
             self._kept = True
@@ -74,7 +77,7 @@ def _share_threads() -> int:
 
 def row_lengths(lengths: Tensor | None, batch: int, length: int) -> Tensor:
     """How many tokens of each row are real (b,), int64, as the kernels take them; None is all."""
-    return torch.full((batch,), length) if lengths is None else lengths.to(torch.int64).contiguous()
+    return torch.full((batch,), length, device="cpu") if lengths is None else lengths.to(torch.int64).contiguous()
 
 
 def flat_rows(tensor: Tensor) -> tuple[np.ndarray, int]:

@@ -7,6 +7,7 @@ with a pointer memory or a tape at work between them.
 """
 
 from dataclasses import dataclass
+from operator import is_not
 
 import numba
 import numpy as np
@@ -53,7 +54,7 @@ class FusedStep:
         self._rank = int(model.config.time_step_rank)
         self._epsilon = float(model.config.layer_norm_epsilon)
         self._parameters = model.num_parameters()
-        self._checked: FusedState | None = None
+        self._checked: tuple[np.ndarray, ...] = ()
         channels, depth = model.config.intermediate_size, len(self._layers)
         self._conv = (depth, model.config.conv_kernel, channels)
         self._recurrent = (depth, model.config.state_size, channels)
@@ -93,8 +94,10 @@ class FusedStep:
                 "FusedStep takes contiguous ids (int64) and stands (bool) of one shape, given and limits (int64) of "
                 f"as many rows, and not {ids.shape}, {stands.shape}, {given.shape} and {limits.shape} of {types}"
             )
-        if state is not self._checked or len(state.best) != rows:
+        arrays = (state.conv, state.recurrent, state.logits, state.best)
+        if len(state.best) != rows or len(self._checked) != len(arrays) or any(map(is_not, arrays, self._checked)):
             self._check(state, rows)
+            self._checked = arrays
         if memories is not NO_MEMORIES:
             memories.check(rows, most, len(self._embeddings))
         fed = np.zeros(rows + 1, np.int64)  # and whether a token was none of the model's
@@ -103,14 +106,14 @@ class FusedStep:
         _RUN(
             *(work, group, ids, stands, given, limits, *memories.arrays(), fed),
             *(self._embeddings, self._layers, self._head, self._rank, self._epsilon),
-            *(state.conv, state.recurrent, state.logits, state.best),
+            *arrays,
         )
         if fed[rows]:
             raise InputMismatchError(f"FusedStep was given a token that is none of {len(self._embeddings)}")
         return fed[:rows]
 
     def _check(self, state: "FusedState", rows: int) -> None:
-        """Once for every state: at every step it cost a small model a fifth of its speed."""
+        """Once for the same arrays: at every step it cost a small model a fifth of its speed."""
         check_arrays(
             "FusedStep",
             conv=(state.conv, (rows, *self._conv), np.float32),
@@ -118,7 +121,6 @@ class FusedStep:
             logits=(state.logits, (rows, len(self._embeddings)), np.float32),
             best=(state.best, (rows,), np.int64),
         )
-        self._checked = state
 
 
 _TYPES = tuple(map(np.dtype, (np.int64, np.bool_, np.int64, np.int64)))
@@ -381,6 +383,8 @@ def _next_token(
     if waiting[b] >= 0:
         ids[b, at], stands[b, at] = waiting[b], True
         waiting[b] = -1
+    elif best[b] < 0 or best[b] >= actions.shape[0]:
+        return -1
     elif carry_out(best[b], b, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls):
         ids[b, at] = best[b]
     else:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hf_toolssm.models.plain_modules import is_plain
 from hf_toolssm.protocols.render import IGNORED
 
 VOCABULARY_CHUNK = 32_768
@@ -50,13 +51,26 @@ def _score(model: PreTrainedModel, labels: Tensor, shift_labels: Tensor | None, 
     if shift_labels is None:
         hidden, shift_labels = hidden[:, :-1], labels[:, 1:]
     mask = shift_labels != IGNORED
-    weight = model.get_output_embeddings().weight
-    scores = ChunkedLogProbFunction.apply(
-        *(hidden[mask], weight, None, shift_labels[mask], 1.0, min(len(weight), VOCABULARY_CHUNK)),
-        *(None, 1.0, ("log_probs", "entropy", "is_top1")),
-    )
-    log_probs, entropy, _, _, is_top1 = (
-        None if score is None else torch.zeros_like(mask, dtype=score.dtype).masked_scatter(mask, score)
-        for score in scores
+    head = model.get_output_embeddings()
+    if _is_a_weight(head):
+        weight, bias = head.weight, getattr(head, "bias", None)
+        log_probs, entropy, _, _, is_top1 = ChunkedLogProbFunction.apply(
+            *(hidden[mask], weight, bias, shift_labels[mask], 1.0, min(len(weight), VOCABULARY_CHUNK)),
+            *(None, 1.0, ("log_probs", "entropy", "is_top1")),
+        )
+    else:
+        every = head(hidden[mask]).float().log_softmax(-1)
+        log_probs = every.gather(1, shift_labels[mask][:, None])[:, 0]
+        with torch.no_grad():
+            entropy, is_top1 = -(every.exp() * every).sum(1), every.argmax(1) == shift_labels[mask]
+    log_probs, entropy, is_top1 = (
+        torch.zeros_like(mask, dtype=score.dtype).masked_scatter(mask, score)
+        for score in (log_probs, entropy, is_top1)
     )
     return FusedCausalLMOutput(log_probs=log_probs, entropy=entropy, is_top1=is_top1, label_mask=mask)
+
+
+def _is_a_weight(head: nn.Module) -> bool:
+    """Whether the head is its weight and bias: a plain layer, or PEFT's around one of which it trains some rows."""
+    rows_are_trained = hasattr(head, "token_adapter") and not (head._forward_hooks or head._forward_pre_hooks)
+    return rows_are_trained or is_plain(head, nn.Linear)

@@ -73,6 +73,11 @@ class MemoryArrays:
             counts=(self.counts, (rows, 2), np.int64),
             calls=(self.calls, (rows,), np.int64),
         )
+        kinds, names = self.actions[:, 0], self.actions[:, 1]
+        if kinds.min(initial=0) < 0 or kinds.max(initial=0) > STOP or names.min(initial=0) < 0:
+            raise InputMismatchError("MemoryArrays takes actions that exist, of pointers and tokens counted from 0")
+        if self.sizes.min(initial=0) < 0 or (self.sizes > 0)[self.addresses == 0].any() or self.counts.any():
+            raise InputMismatchError("MemoryArrays takes memories that lie somewhere, and counts that begin at 0")
         inside = (self.pointers >= -1 - self.sizes[:, 1:]) & (self.pointers <= self.sizes[:, :1])
         if not inside.all() or self.created.min(initial=0) < 0 or self.created.max(initial=0) > most_pointers:
             raise InputMismatchError("a pointer stands outside its memory: a tool's session was changed from outside")

@@ -33,7 +33,7 @@ class ModelState:
 
     def select(self, rows: Sequence[int]) -> "ModelState":
         """The given rows in that order, as a copy; a row that is taken several times is forked."""
-        index = torch.tensor(rows, dtype=torch.int64)
+        index = torch.tensor(rows, dtype=torch.int64, device="cpu")
         lengths = [self.lengths[row] for row in rows]
         cache = map_tensors(self.cache, lambda t: t.index_select(0, index.to(t.device)))
         if has_attention(cache) and lengths:
@@ -59,5 +59,5 @@ class ModelState:
     def to_tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, ready for safetensors."""
         tensors = {f"cache.{name}": tensor for name, tensor in cache_tensors(self.cache).items()}
-        tensors |= {"logits": self.logits, "lengths": torch.tensor(self.lengths)}
+        tensors |= {"logits": self.logits, "lengths": torch.tensor(self.lengths, device="cpu")}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -215,7 +215,8 @@ class ToolMambaForCausalLM(MambaForCausalLM):
     forward = with_labelled_head(MambaForCausalLM.forward)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
-        if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:
+        ours = generation_config.use_cache is not False and generation_config.cache_implementation is None
+        if ours and model_kwargs.get("cache_params") is None:
             model_kwargs["cache_params"] = MambaState(self.config)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 

@@ -61,12 +61,14 @@ def from_native(config: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [f"ssm_cfg.{name}" for name in block if name not in _BLOCK_FIELDS]
     unknown += [name for name in config if not name.startswith("_") and name not in _KNOWN | _OF_ANY_CHECKPOINT]
     expand = block.get("expand", 2)
+    vocabulary, multiple = config.get("vocab_size", 50277), config.get("pad_vocab_size_multiple", 8)
     reasons = {
         f"its layers are {layer}": layer != "Mamba1",
         f"its layers {config.get('attn_layer_idx')} are attention": config.get("attn_layer_idx"),
         "it has MLPs between its Mamba layers (d_intermediate)": config.get("d_intermediate"),
         "it normalizes by LayerNorm (rms_norm: false)": not config.get("rms_norm", True),
         f"its inner width is no whole multiple of its width (expand: {expand})": expand != int(expand),
+        f"its vocabulary is padded to a multiple of {multiple}": multiple < 1,
         f"it has fields that are not known here ({', '.join(unknown)})": unknown,
     }
     for reason, applies in reasons.items():
@@ -75,7 +77,6 @@ def from_native(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"this is a checkpoint of mamba_ssm, and {reason}: ToolMamba computes only plain Mamba layers with "
                 "RMS norms, so choose such a checkpoint"
             )
-    vocabulary, multiple = config.get("vocab_size", 50277), config.get("pad_vocab_size_multiple", 8)
     return {
         **{name: value for name, value in config.items() if name.startswith("_") or name in ("dtype", "torch_dtype")},
         **{_BLOCK_FIELDS[name]: value for name, value in block.items()},

@@ -98,7 +98,7 @@ class RecurrentState(DynamicCache):
         Args:
             rows: row indices, or a boolean mask (b,).
         """
-        index = torch.as_tensor(rows)
+        index = rows if isinstance(rows, Tensor) else torch.tensor(rows, device="cpu")
         index = index.nonzero().squeeze(1) if index.dtype == torch.bool else index.to(torch.int64)
         return map_tensors(self, lambda t: t.index_select(0, index.to(t.device)))
 
@@ -113,7 +113,7 @@ class RecurrentState(DynamicCache):
         """
 
         def drawn(tensor: Tensor) -> Tensor:
-            noise = torch.randn(rows, *tensor.shape[1:], dtype=tensor.dtype, generator=generator)
+            noise = torch.randn(rows, *tensor.shape[1:], dtype=tensor.dtype, generator=generator, device="cpu")
             return tensor.mean(0) + tensor.std(0, correction=0) * noise.to(tensor.device)
 
         return map_tensors(self, drawn)

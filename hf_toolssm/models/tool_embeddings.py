@@ -59,5 +59,5 @@ def add_tool_tokens_to_model(
 def _fill_new_rows(weight: torch.Tensor, first: int, stop: int) -> None:
     trained = weight[:first].float()
     generator = torch.Generator(device="cpu").manual_seed(0)
-    noise = torch.randn(stop - first, weight.shape[1], dtype=torch.float32, generator=generator).to(weight.device)
-    weight[first:stop] = (trained.mean(0) + _DEVIATION * trained.std(0) * noise).to(weight.dtype)
+    noise = torch.randn(stop - first, weight.shape[1], dtype=torch.float32, generator=generator, device="cpu")
+    weight[first:stop] = (trained.mean(0) + _DEVIATION * trained.std(0) * noise.to(weight.device)).to(weight.dtype)

@@ -32,6 +32,7 @@ class Start:
         self._ids = ids
         self._state = state
         self._end: RecurrentState | None = None
+        self._is_trained = False
 
     @contextmanager
     def of(self, backbone: nn.Module) -> Iterator[None]:
@@ -47,8 +48,12 @@ class Start:
         # A loss may run the model on other tokens as well: those start from zeros, as they do without this trainer.
         if ids is None or ids.shape != self._ids.shape or not torch.equal(ids, self._ids.to(ids.device)):
             return None
-        self._end = map_tensors(self._state, lambda tensor: tensor)
-        return args, {**kwargs, "cache_params": self._end}
+        end = map_tensors(self._state, lambda tensor: tensor)
+        # A loss may also run other weights over the batch, or run it without a gradient (a reference to stay near,
+        # metrics): what goes on is the model that is trained.
+        if self._end is None or (torch.is_grad_enabled() and not self._is_trained):
+            self._end, self._is_trained = end, torch.is_grad_enabled()
+        return args, {**kwargs, "cache_params": end}
 
     @property
     def end(self) -> RecurrentState:

@@ -39,6 +39,13 @@ def complete_lora(model: ToolMambaForCausalLM, config: LoraConfig) -> LoraConfig
         UnsafeTrainingError: the model is no ToolMamba or knows no tool tokens, its head is not tied, or the
             configuration is none of a LoRA, or trains other rows than those of the tool tokens.
     """
+    if isinstance(model, str):
+        raise UnsafeTrainingError(
+            f"the tool tokens of {model!r} are known once it is loaded: pass "
+            f"ToolMambaForCausalLM.from_pretrained({model!r})"
+        )
+    if isinstance(model, PeftModel):
+        raise UnsafeTrainingError("the model has an adapter already: leave out peft_config to train that one")
     if not isinstance(model, ToolMambaForCausalLM):
         raise UnsafeTrainingError(
             f"a LoRA is put on the projections of a ToolMamba, and not of a {type(model).__name__}: train all weights"
@@ -66,5 +73,6 @@ def complete_lora(model: ToolMambaForCausalLM, config: LoraConfig) -> LoraConfig
         )
     completed = copy.deepcopy(config)
     completed.trainable_token_indices = {"embeddings": sorted({*ids, *(chosen or [])})}
+    completed.task_type = config.task_type or "CAUSAL_LM"  # by which PEFT's auto classes load the adapter
     completed.target_modules = config.target_modules or set(ADAPTER_TARGETS)
     return completed

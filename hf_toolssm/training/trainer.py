@@ -7,8 +7,8 @@ them.
 
 import json
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +73,25 @@ class ToolSFTTrainer(SFTTrainer):
         **kwargs: Any,
     ) -> None:
         _check_rows(train_dataset)
-        if isinstance(kwargs.get("eval_dataset"), Dataset):
-            _check_rows(kwargs["eval_dataset"])
-        _check_loss(args, kwargs.get("compute_loss_func"))
+        held_out = kwargs.get("eval_dataset")
+        for rows in held_out.values() if isinstance(held_out, dict) else [held_out]:
+            if isinstance(rows, Dataset):
+                _check_rows(rows)
+        if accuracy is not None and isinstance(held_out, dict):
+            raise UnsafeTrainingError(
+                "accuracy chooses by one evaluation set, and eval_dataset names several: pass one of them"
+            )
         if kwargs.get("peft_config") is not None:
             from hf_toolssm.training.lora import complete_lora  # needs the extra `peft`
 
             kwargs["peft_config"] = complete_lora(model, kwargs["peft_config"])
-        changed = [module for module in _own_models(model) if "forward" in vars(module)]
+        before = {module: vars(module).get("forward") for module in _own_models(model)}
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
         for module in _own_models(self.model):
-            if module not in changed:
-                del module.forward  # TRL's: the class's own answers the same call
+            del module.forward  # TRL's: the class's own answers the same call
+            if before.get(module) is not None:
+                module.forward = before[module]
+        self._check_loss()
         self._owner: Any = next(iter(_own_models(self.model)), None)
         _check_model(self.model, self._owner, args)
         self.states: CarriedStates | None = None
@@ -101,7 +108,9 @@ class ToolSFTTrainer(SFTTrainer):
         if self._accuracy is not None:
             model = self.accelerator.unwrap_model(self.model)
             # Of PEFT's wrapper, the model with the adapters in it, which can run free.
-            accuracy = self._accuracy(model.get_base_model() if hasattr(model, "get_base_model") else model)
+            free = model.get_base_model() if hasattr(model, "get_base_model") else model
+            with _as_saved(model):
+                accuracy = self._accuracy(free)
             # At most a thousandth, less than one problem of many is worth.
             tie_break = 1e-3 / (1 + metrics["eval_loss"])
             measured = {"eval_accuracy": accuracy, "eval_choice": accuracy + tie_break}
@@ -124,6 +133,8 @@ class ToolSFTTrainer(SFTTrainer):
         With `bptt_length`, rows longer than it are trained in pieces; see `ToolSFTConfig`.
         """
         pieces = self._pieces(inputs)
+        if len(pieces) > 1:
+            self._check_loss()  # once more: it can be set on the trainer
         if self.states is None and len(pieces) == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -140,6 +151,24 @@ class ToolSFTTrainer(SFTTrainer):
         if len(pieces) > 1:
             self._average_piece_metrics(pieces)
         return torch.stack(losses).sum()
+
+    def _check_loss(self) -> None:
+        if self.args.bptt_length is None:
+            return
+        named = [
+            name
+            for name, used in {
+                "label_smoothing_factor": self.label_smoother is not None,
+                "compute_loss_func": self.compute_loss_func is not None,
+                f"{type(self).__name__}.compute_loss": type(self).compute_loss is not SFTTrainer.compute_loss,
+            }.items()
+            if used
+        ]
+        if named:
+            raise UnsafeTrainingError(
+                f"{named[0]} with bptt_length is refused: it would shift the labels inside a piece, and so miss the "
+                "token behind every cut. Leave out one of the two."
+            )
 
     def _initial_state(self, rows: int) -> RecurrentState:
         if self.states is not None:
@@ -240,13 +269,15 @@ def _own_models(model: Any) -> list[Any]:
     return [module for module in modules if hasattr(type(module), "state_class")]
 
 
-def _check_loss(args: ToolSFTConfig, loss_function: Any) -> None:
-    if args.bptt_length is not None and (args.label_smoothing_factor or loss_function is not None):
-        named = "label_smoothing_factor" if args.label_smoothing_factor else "compute_loss_func"
-        raise UnsafeTrainingError(
-            f"{named} with bptt_length is refused: it shifts the labels inside a piece, and so misses the token "
-            "behind every cut. Leave out one of the two."
-        )
+@contextmanager
+def _as_saved(model: Any) -> Iterator[None]:
+    """Takes off what accelerate puts on a model for mixed precision, which is no part of what is saved."""
+    mixed = vars(model).pop("forward", None) if hasattr(model, "_original_forward") else None
+    try:
+        yield
+    finally:
+        if mixed is not None:
+            model.forward = mixed
 
 
 def _check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
@@ -266,11 +297,11 @@ def _check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
             f"torch.compile is refused for a {type(owner).__name__}: its kernels are compiled already, and what is "
             "left would be compiled again for every length of a batch. Leave it out."
         )
-    adapted = owner is not None and any(hasattr(module, "lora_A") for module in model.modules())
-    if adapted and not any(p.requires_grad for p in owner.get_input_embeddings().parameters()):
+    frozen = owner is not None and not any(p.requires_grad for p in owner.get_input_embeddings().parameters())
+    if frozen and owner.config.tool_token_ids:
         logger.warning(
-            "the adapter leaves the embeddings of the tool tokens as they are: if they are new, pass peft_config to "
-            "the trainer, or use hf_toolssm.training.lora.add_lora, which train them"
+            "the embeddings of the tool tokens are frozen and stay as they are: if they are new, pass a LoraConfig as "
+            "peft_config to the trainer, or use hf_toolssm.training.lora.add_lora, which train them"
         )
     for name, module in model.named_modules():
         if hasattr(module, "lora_A") and name.rpartition(".")[2] not in ADAPTER_TARGETS:

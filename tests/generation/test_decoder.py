@@ -131,7 +131,18 @@ def test_an_adapted_model_is_asked_itself(model, change):
     assert isinstance(make_decoder(ModelRunner(model)), ModelDecoder)
 
 
-@pytest.mark.parametrize("change", [grow, wrap, hook, nn.Module.half, nn.Module.train])
+def give_head_more_rows(model):
+    model.lm_head = nn.Linear(model.config.hidden_size, model.config.vocab_size + 4, bias=False)
+
+
+def cut_layers(model):
+    model.backbone.layers = model.backbone.layers[:1]
+
+
+CHANGES = [grow, wrap, hook, give_head_more_rows, cut_layers, nn.Module.half, nn.Module.train]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_model_is_asked_itself(model, change):
     change(model)
     assert isinstance(make_decoder(ModelRunner(model)), ModelDecoder)

@@ -1,19 +1,15 @@
 """What the package wrote before it was redesigned, so that the same can be asked of it now.
 
-`python tests/golden/recording.py` writes `golden.json` beside this file. Tokens are exact; logits and states stand as
-a few numbers each, because another processor rounds them differently.
+`PYTHONPATH=tests python tests/golden/recording.py` writes `golden.json` beside this file. Tokens are exact; logits and
+states stand as a few numbers each, because another processor rounds them differently.
 """
 
 import hashlib
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "generation")]
-
 from conftest import random_model
 from small_models import ARCHITECTURES, lively, small_model, start_lively
 
@@ -112,9 +108,7 @@ def task_record(task_name, variant):
     rendered = [renderer.row(row) for row in rows]
     prompts = [renderer.problem(row["problem"]) for row in rows]
     model = random_model(tokenizer, specs)
-    texts = [
-        [token for token, label in zip(row["input_ids"], row["labels"]) if label >= 0] for row in rendered
-    ]
+    texts = [[token for token, label in zip(row["input_ids"], row["labels"]) if label >= 0] for row in rendered]
     session = Session.start(model, prompts, tokenizer=tokenizer)
     heard = forced(session, texts)
     whole = [[*prompt, *(token for token, _ in row)] for prompt, row in zip(prompts, heard)]

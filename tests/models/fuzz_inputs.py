@@ -174,9 +174,17 @@ def main(seed, calls):
             expected = {name: value.clone() if hasattr(value, "clone") else value for name, value in arguments.items()}
             wrong = rng.choice(list(arguments))
             arguments[wrong] = changed(arguments[wrong], rng)
+            with_gradient = rng.random() < 0.5
+            if with_gradient:
+                for value in arguments.values():
+                    if isinstance(value, Tensor) and value.is_floating_point():
+                        value.requires_grad_()
             try:
-                with torch.no_grad():
+                with torch.set_grad_enabled(with_gradient):
                     found = call(**arguments)
+                outputs = [t for t in tensors(found) if isinstance(t, Tensor) and t.requires_grad]
+                if outputs:
+                    sum(output.float().sum() for output in outputs).backward()
                 right += 1
             except ToolSSMError:
                 refused += 1

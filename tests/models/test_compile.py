@@ -9,6 +9,7 @@ from conftest import random_model, relative_distance
 from torch import nn
 
 from hf_toolssm import RmtConfig, RmtForCausalLM, RnnConfig, RnnForCausalLM
+from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.generation import generate_with_tools
 from hf_toolssm.models.cache_tensors import cache_tensors
 from hf_toolssm.models.causal_convolution import causal_convolution
@@ -58,6 +59,14 @@ def assert_compiled_is_equal(model, backend, **mask):
 
 def test_the_first_call_may_be_a_compiled_one(tokenizer, specs):
     assert_compiled_is_equal(make("tool_mamba", tokenizer, specs), "eager")
+
+
+def test_what_cannot_be_exported_or_traced_is_said(tokenizer, specs):
+    model, ids = make("tool_mamba", tokenizer, specs), torch.ones(1, 4, dtype=torch.int64)
+    with pytest.raises(UnsupportedArchitectureError, match="cannot be traced or exported"):
+        torch.export.export(model, (ids,), strict=False)
+    with pytest.raises(UnsupportedArchitectureError, match="cannot be traced or exported"):
+        torch.jit.trace(model, ids, strict=False)
 
 
 @pytest.mark.slow  # Dynamo

@@ -61,6 +61,37 @@ def test_kernels_that_were_half_written_are_compiled_anew(tmp_path, ending):
     assert run(NORM, PACKAGE.parent, **cache).stdout.split() == ["4.0", "1"]  # and kept again
 
 
+@pytest.mark.parametrize("at", [0, 300, 4096])
+def test_kernels_with_a_block_that_was_lost_are_compiled_anew(tmp_path, at):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert run(NORM, PACKAGE.parent, **cache).stdout.split() == ["4.0"]
+    for path in (tmp_path / "cache").rglob("*.nbc"):
+        content = bytearray(path.read_bytes())
+        content[at : at + 4096] = bytes(len(content[at : at + 4096]))
+        path.write_bytes(content)
+    done = run(NORM, PACKAGE.parent, **cache)
+    assert done.stdout.split() == ["4.0"], done.stderr
+    assert "are damaged and compiled anew" in done.stderr
+
+
+CHANGED_WHILE_IT_RUNS = f"""
+import hf_toolssm.models.rms_norm
+from pathlib import Path
+path = Path(hf_toolssm.models.cpu_kernels.__file__)
+source = path.read_text(encoding="utf-8")
+path.write_text(source.replace("out[i] = values[i] * factor", "out[i] = values[i] * 2 * factor"), encoding="utf-8")
+{NORM}
+"""
+
+
+def test_what_a_process_compiles_after_its_source_was_changed_is_not_taken_for_the_new_source(tmp_path):
+    copy_package(tmp_path)
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    done = run(CHANGED_WHILE_IT_RUNS, tmp_path, **cache)
+    assert done.stdout.split() == ["4.0"], done.stderr
+    assert run(NORM, tmp_path, **cache).stdout.split() == ["8.0"]
+
+
 THREADS = """
 import threading
 import torch

@@ -9,9 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from hf_toolssm import MambaState, RmtConfig, RmtForCausalLM, RnnConfig, RnnForCausalLM, Session
-from hf_toolssm.errors import InputMismatchError, StateMismatchError
+from hf_toolssm import MambaState, RmtConfig, RmtForCausalLM, RnnConfig, RnnForCausalLM, Session, ToolMambaConfig
+from hf_toolssm.errors import (
+    ArchitectureMismatchError,
+    InputMismatchError,
+    InvalidProblemError,
+    MissingToolTokensError,
+    StateMismatchError,
+    UnknownToolError,
+    UnsupportedGenerationError,
+)
+from hf_toolssm.generation.decoder import FusedDecoder
 from hf_toolssm.generation.free_runs import FreeRuns
+from hf_toolssm.models import memory_arrays
+from hf_toolssm.models.causal_convolution import causal_convolution
+from hf_toolssm.models.fused_step import FusedState, FusedStep
+from hf_toolssm.models.memory_arrays import NO_MEMORIES
+from hf_toolssm.models.selective_scan import selective_scan
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +48,112 @@ def test_wrong_arguments_of_every_entry_point_are_refused_by_name():
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_many_more_wrong_arguments_are_refused_by_name(seed):
     fuzz(seed, calls=200)
+
+
+def backward_of_a_convolution_that_is_0_wide():
+    x = torch.rand(2, 5, 64, requires_grad=True)
+    causal_convolution(x, torch.rand(64, 0), None)[0].sum().backward()
+
+
+def scan_without_a_state():
+    rows, none = torch.rand(2, 5, 8), torch.rand(2, 5, 0)
+    selective_scan(rows, rows, torch.rand(8, 0), none, none, torch.rand(8), rows)
+
+
+def test_sizes_of_nothing_are_refused():
+    with pytest.raises(InputMismatchError, match="whose size k is 0"):
+        backward_of_a_convolution_that_is_0_wide()
+    with pytest.raises(InputMismatchError, match="whose size n is 0"):
+        scan_without_a_state()
+    with pytest.raises(ArchitectureMismatchError, match="conv_kernel is at least 1, and not 0"):
+        ToolMambaConfig(conv_kernel=0)
+
+
+@pytest.mark.parametrize("steps", [2.5, "3", -1, True])
+def test_a_session_runs_a_whole_number_of_tokens(model, tokenizer, steps):
+    session = Session.start(model, tokenizer(["7+5="])["input_ids"])
+    with pytest.raises(UnsupportedGenerationError, match="a whole number from 0 on"):
+        session.run(steps)
+    assert session.run(np.int64(1)) == session.tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("best", 10**9), ("best", -5), ("counts", 10**9), ("actions", -(10**9)), ("sizes", 10**9)],
+)
+def test_a_value_that_a_kernel_would_take_for_a_place_is_refused(model, tokenizer, name, value, monkeypatch):
+    session = Session.start(model, tokenizer(["7+5="])["input_ids"])
+    if name == "best":
+        load = FusedDecoder.load
+
+        def loaded(self, state):
+            load(self, state)
+            self._state.best[:] = value
+
+        monkeypatch.setattr(FusedDecoder, "load", loaded)
+    else:
+        make = FreeRuns._memories
+
+        def made(self, rows, shape):
+            memories = make(self, rows, shape)
+            getattr(memories, name)[:] = (memory_arrays.LEFT, value) if name == "actions" else value
+            if name == "sizes":
+                memories.addresses[:] = 0
+            return memories
+
+        monkeypatch.setattr(FreeRuns, "_memories", made)
+    with pytest.raises(InputMismatchError):
+        session.run(5)
+
+
+def test_arrays_that_were_exchanged_in_a_state_are_checked_again(model):
+    step, tokens = FusedStep(model), np.ones((2, 1), np.int64)
+    shape = (2, 2, model.config.conv_kernel, model.config.intermediate_size)
+    recurrent = np.zeros((2, 2, model.config.state_size, shape[3]), np.float32)
+    logits = np.zeros((2, model.config.vocab_size), np.float32)
+    state = FusedState(np.zeros(shape, np.float32), recurrent, logits, np.zeros(2, np.int64))
+    given = (tokens, np.ones((2, 1), np.bool_), np.ones(2, np.int64), np.ones(2, np.int64), NO_MEMORIES)
+    step(*given, state)
+    state.conv = np.zeros((1, 1, 1, 1), np.float32)
+    with pytest.raises(InputMismatchError, match="takes conv as contiguous float32"):
+        step(*given, state)
+
+
+def test_tools_that_are_none_and_temperatures_that_are_no_numbers_are_refused(model, tokenizer, specs):
+    prompts = tokenizer(["7+5="])["input_ids"]
+    for tools in ("pointer_memory", specs[0]):
+        with pytest.raises(UnknownToolError, match="tools is a list"):
+            Session.start(model, prompts, tools=tools)
+        with pytest.raises(UnknownToolError, match="tools is a list"):
+            model.generate(torch.tensor(prompts), tools=tools)
+    with pytest.raises(UnsupportedGenerationError, match="the temperature is a number"):
+        Session.start(model, prompts, temperature=None)
+    model.config.tool_token_ids = {**model.config.tool_token_ids, "<|read_1|>": -1}
+    with pytest.raises(MissingToolTokensError, match="is none of the model's"):
+        Session.start(model, prompts)
+
+
+def test_a_prompt_with_a_command_in_it_is_refused(model, tokenizer):
+    """The tokenizer reads it in whatever a user types."""
+    for text in ("1+<|read_1|>2=", "1+<|answer|>2="):
+        prompt = tokenizer([text], return_tensors="pt")
+        with pytest.raises(InvalidProblemError, match=r"which only the model writes"):
+            model.generate(**prompt)
+        session = Session.start(model, tokenizer(["7+5="])["input_ids"])
+        with pytest.raises(InvalidProblemError, match=r"which only the model writes"):
+            session.tell(prompt["input_ids"])
+
+
+def test_another_default_device_changes_nothing(model, tokenizer):
+    ids = tokenizer(["7+5="], return_tensors="pt")["input_ids"]
+    expected, tokens = model(ids).logits, model.generate(ids, max_new_tokens=5)
+    torch.set_default_device("meta")  # stands for a GPU
+    try:
+        found, again = model(ids).logits, Session.start(model, ids).run(5)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
+    assert again == tokens.shape[1] - ids.shape[1]
 
 
 def test_a_mask_of_all_tokens_behind_a_state_is_refused_with_what_to_give(model):

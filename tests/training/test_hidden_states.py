@@ -1,17 +1,19 @@
 """Every forward of a batch starts from the batch's own state, however often a loss or a backward runs it."""
 
 import copy
+import dataclasses
 import logging
 import pickle
 
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
 from small_run import make_trainer
 
+from hf_toolssm import ToolMambaForCausalLM
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.training.lora import add_lora
+from hf_toolssm.training.lora import add_lora, complete_lora
 from hf_toolssm.training.trainer import ToolSFTTrainer
 
 
@@ -93,6 +95,50 @@ def test_a_loss_that_misses_the_token_behind_every_cut_is_refused(tmp_path, opti
         ToolSFTTrainer(trainer.model, args, trainer.train_dataset, processing_class=trainer.processing_class, **own)
 
 
+class OwnLoss(ToolSFTTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return mean_loss(model(input_ids=inputs["input_ids"]), inputs["labels"])
+
+
+def test_a_loss_of_the_users_that_comes_later_is_refused_before_a_row_is_cut(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1, bptt_length=16)
+    with pytest.raises(UnsafeTrainingError, match="OwnLoss.compute_loss with bptt_length is refused"):
+        OwnLoss(trainer.model, trainer.args, trainer.train_dataset, processing_class=trainer.processing_class)
+    trainer.compute_loss_func = mean_loss
+    with pytest.raises(UnsafeTrainingError, match="compute_loss_func with bptt_length is refused"):
+        after_two_steps(trainer)
+
+
+@pytest.mark.parametrize("reference_first", [True, False])
+def test_the_state_that_goes_on_is_of_the_weights_that_are_trained(tmp_path, reference_first):
+    """A reference to stay near is the same model with other weights: PEFT's adapters switched off."""
+
+    class StaysNear(ToolSFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if reference_first:
+                self.run_reference(model, inputs)
+            loss = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
+            if not reference_first:
+                self.run_reference(model, inputs)
+            return loss
+
+        def run_reference(self, model, inputs):
+            with torch.no_grad(), model.disable_adapter():
+                model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+
+    def make(name):
+        trainer = make_trainer(tmp_path / name, 4, 1, lora_rank=4, state_passing_share=1.0)
+        random = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in (p for p in trainer.model.parameters() if p.requires_grad):
+                weight += 0.1 * torch.randn(weight.shape, generator=random)
+        return trainer
+
+    trainer = make("near")
+    trainer.__class__ = StaysNear
+    assert_same(after_two_steps(trainer)[2], after_two_steps(make("plain"))[2])
+
+
 @pytest.mark.parametrize("where", ["option", "model", "reentrant"])
 @pytest.mark.parametrize("bptt_length", [None, 16])
 def test_recomputed_activations_give_the_same_gradients_and_states(tmp_path, where, bptt_length):
@@ -126,6 +172,59 @@ def test_the_trainer_leaves_nothing_on_the_model(tmp_path):
         assert torch.equal(twin(ids).logits, model(ids).logits)
 
 
+def test_the_forward_that_stood_on_a_model_stands_there_again(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    model, calls = trainer.model, []
+
+    def watched(*args, **kwargs):
+        calls.append(kwargs)
+        return type(model).forward(model, *args, **kwargs)
+
+    model.forward = watched
+    again = ToolSFTTrainer(model, trainer.args, trainer.train_dataset, processing_class=trainer.processing_class)
+    assert model.forward is watched
+    again.train()
+    assert calls
+
+
+def test_what_is_measured_for_the_choice_of_a_checkpoint_is_the_model_that_is_saved(tmp_path):
+    ids, found = torch.arange(3, 9)[None], []
+
+    def accuracy(model):
+        found.append(model(ids).logits.detach())
+        return 1.0
+
+    first = make_trainer(tmp_path / "float32", 4, 1)
+    trainer = ToolSFTTrainer(
+        first.model,
+        dataclasses.replace(first.args, output_dir=str(tmp_path / "bf16"), bf16=True),
+        first.train_dataset,
+        processing_class=first.processing_class,
+        eval_dataset=first.train_dataset,
+        accuracy=accuracy,
+    )
+    trainer.train()
+    trainer.evaluate()
+    in_training = trainer.model(ids).logits
+    trainer.save_model()
+    saved = ToolMambaForCausalLM.from_pretrained(tmp_path / "bf16")(ids).logits
+    assert torch.equal(found[-1], saved)
+    assert not torch.equal(in_training, saved)
+
+
+def test_several_evaluation_sets_are_checked_and_choose_no_checkpoint(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    rows = trainer.train_dataset
+    labelled = rows.map(lambda row: {"labels": row["input_ids"]})
+    options = {"processing_class": trainer.processing_class}
+    with pytest.raises(UnsafeTrainingError, match="every token of row 0 carries loss"):
+        ToolSFTTrainer(trainer.model, trainer.args, rows, eval_dataset={"a": rows, "b": labelled}, **options)
+    with pytest.raises(UnsafeTrainingError, match="accuracy chooses by one evaluation set"):
+        ToolSFTTrainer(
+            trainer.model, trainer.args, rows, eval_dataset={"a": rows}, accuracy=lambda model: 1.0, **options
+        )
+
+
 def tool_rows(model):
     return model.get_input_embeddings(), sorted(model.config.tool_token_ids.values())
 
@@ -144,12 +243,29 @@ def test_a_peft_config_trains_the_rows_of_the_tool_tokens_and_every_projection(t
         make_trainer(tmp_path, 4, 1, adapter=LoraConfig(modules_to_save=["embeddings"]))
 
 
-def test_an_adapter_that_leaves_the_tool_tokens_frozen_is_said(tmp_path, caplog):
+def test_a_peft_config_for_what_cannot_take_it_is_refused_with_the_reason(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1, adapter=LoraConfig(r=4))
+    options = {"processing_class": trainer.processing_class, "peft_config": LoraConfig(r=4)}
+    with pytest.raises(UnsafeTrainingError, match="pass ToolMambaForCausalLM.from_pretrained"):
+        ToolSFTTrainer("some/folder", trainer.args, trainer.train_dataset, **options)
+    with pytest.raises(UnsafeTrainingError, match="has an adapter already"):
+        ToolSFTTrainer(trainer.model, trainer.args, trainer.train_dataset, **options)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["in_proj"]),
+        LoHaConfig(target_modules=["in_proj"]),
+        IA3Config(target_modules=["in_proj"], feedforward_modules=[]),
+    ],
+)
+def test_an_adapter_that_leaves_the_tool_tokens_frozen_is_said(tmp_path, caplog, config):
     trainer = make_trainer(tmp_path, 4, 1)
-    adapted = get_peft_model(trainer.model, LoraConfig(target_modules=["in_proj"]))
+    adapted = get_peft_model(trainer.model, config)
     with caplog.at_level(logging.WARNING):
         ToolSFTTrainer(adapted, trainer.args, trainer.train_dataset, processing_class=trainer.processing_class)
-    assert "leaves the embeddings of the tool tokens as they are" in caplog.text
+    assert "the embeddings of the tool tokens are frozen" in caplog.text
 
 
 def test_a_saved_adapter_generates_and_trains_on(tmp_path, model, tokenizer):
@@ -161,3 +277,42 @@ def test_a_saved_adapter_generates_and_trains_on(tmp_path, model, tokenizer):
     assert torch.equal(found, base.generate(**problem, max_new_tokens=20))
     trainer = make_trainer(tmp_path, 4, 1)
     ToolSFTTrainer(loaded, trainer.args, trainer.train_dataset, processing_class=trainer.processing_class).train()
+
+
+def test_an_adapter_of_a_peft_config_loads_by_itself(tmp_path, model):
+    model.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(
+        ToolMambaForCausalLM.from_pretrained(tmp_path / "base"), complete_lora(model, LoraConfig(r=4))
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(3, 9)[None]
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(loaded(ids).logits, adapted(ids).logits)
+
+
+def give_head_a_bias(model):
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-3, 3, len(model.lm_head.weight)))
+
+
+def hook_head(model):
+    model.lm_head.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def no_change(model):
+    pass
+
+
+@pytest.mark.parametrize("change", [no_change, give_head_a_bias, hook_head])
+def test_the_loss_of_the_trainer_is_that_of_the_model(tmp_path, change):
+    """Whatever its head is: TRL's call scores only the labelled tokens, past the head's own call."""
+    trainer = make_trainer(tmp_path, 4, 1, state_passing_share=0.0)
+    change(trainer.model)
+    batch = next(iter(trainer.get_train_dataloader()))
+    labelled = (batch["labels"][:, 1:] != -100).sum()
+    loss = trainer.training_step(trainer.model, dict(batch), labelled)
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.model.zero_grad()
+    expected = trainer.model(**batch).loss
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_same(gradients, {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
