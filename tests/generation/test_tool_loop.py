@@ -25,7 +25,7 @@ from hf_toolssm.errors import (
 )
 from hf_toolssm.generation.decoder import ModelDecoder
 from hf_toolssm.protocols import Renderer
-from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, read, right
+from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerSession, left, read, right
 from hf_toolssm.trajectory import ANSWER, StepKind
 
 PROBLEMS = ["7+5=", "98765+4321=", "1+1=", "500+500="]
@@ -180,14 +180,16 @@ def test_a_command_for_a_pointer_that_does_not_exist_ends_its_row_only(model, to
 
 
 @pytest.mark.parametrize("cell", [read(1), NEW_POINTER, "<|end|>", ANSWER])
-def test_an_observed_command_or_end_does_not_act(model, tokenizer, cell):
-    """Token ids may hold anything, a command too; reading it is an observation and nothing more."""
-    script = script_of(tokenizer, [cell, "+"], NEW_POINTER, read(1), "0", "5", ANSWER, "6", "<|end|>")
-    renderer = Renderer(tokenizer)
-    prompt = torch.tensor([[renderer.token(cell), renderer.token("+")]])
-    result = model.generate(
-        prompt, tokenizer=tokenizer, logits_processor=script, max_new_tokens=50, return_dict_in_generate=True
-    )
+def test_an_observed_command_or_end_does_not_act(model, tokenizer, cell, monkeypatch):
+    """A tool may show anything, a command too; reading it is an observation and nothing more."""
+    execute, token = PointerSession.execute, Renderer(tokenizer).token(cell)
+
+    def show(self, command):
+        return (token,) if command == read(1) else execute(self, command)
+
+    monkeypatch.setattr(PointerSession, "execute", show)
+    script = script_of(tokenizer, "7+", NEW_POINTER, read(1), "0", "5", ANSWER, "6", "<|end|>")
+    result = run(model, tokenizer, ["7+"], logits_processor=script, max_new_tokens=50)
     written = tokenizer.convert_ids_to_tokens(result.sequences[0, 2:].tolist())
     assert written == [NEW_POINTER, read(1), cell, "5", ANSWER, "6", "<|end|>"]
     assert (result.answers, result.tool_calls, result.complete) == (["6"], [2], [True])
