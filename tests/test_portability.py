@@ -33,7 +33,8 @@ from pathlib import Path
 real = builtins.__import__
 
 def on_windows(name, globals=None, *more, **options):
-    ours = str((globals or {}).get("__file__", "")).startswith(str(Path.cwd()))
+    path = str((globals or {}).get("__file__", ""))
+    ours = path.startswith(str(Path.cwd())) and "site-packages" not in path  # a virtual environment may lie in here
     if ours and name in sys.argv[1:]:
         raise ModuleNotFoundError(name)
     return real(name, globals, *more, **options)
