@@ -12,12 +12,13 @@ import jinja2
 import pyarrow.parquet
 from pyarrow import compute
 
-from dataset_builders.build import read_identity
-from dataset_builders.builder import TRAINING
-from dataset_builders.task import describe_tools, load_task, task_beside, task_name
-from hf_toolssm.files import write_whole
-from hf_toolssm.locality import Locality, locality
-from hf_toolssm.trajectory import StepKind, Trajectory
+from dataset_builders.catalog import load_task, task_beside, task_name
+from dataset_builders.problem_sets import TRAINING
+from dataset_builders.shards import read_identity
+from dataset_builders.task import describe_tools
+from hf_toolssm.files import write_atomically
+from hf_toolssm.protocol.locality import Locality, locality
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory
 
 LOCALITY_ROWS = 500
 """Rows of each configuration from which the card's k is computed."""
@@ -62,7 +63,7 @@ def write_card(folder: Path) -> None:
         example=_example(folder, summaries),
         locality_rows=LOCALITY_ROWS,
     )
-    write_whole(folder / "README.md", text)
+    write_atomically(folder / "README.md", text)
 
 
 def whole_identity(directory: Path) -> dict[str, Any] | None:

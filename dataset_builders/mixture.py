@@ -10,7 +10,9 @@ from typing import Any
 
 from datasets import Dataset, interleave_datasets
 
-from dataset_builders.task import Task, check_variant, load_task, task_file
+from dataset_builders.catalog import load_task, task_file
+from dataset_builders.problem_sets import TRAINING, ProblemSet
+from dataset_builders.task import Task, check_variant
 from hf_toolssm.errors import InvalidMixtureError
 
 _SHARE = re.compile(r"([a-z0-9_]+|(?:[A-Za-z]:)?[^:=]+\.tm)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=([0-9.]+)")
@@ -31,6 +33,10 @@ class Share:
     variant: str
     max_length: int
     weight: float
+
+    def training_set(self, size: int, seed: int) -> ProblemSet:
+        """Its training problems, so many of them."""
+        return ProblemSet(self.task, TRAINING, self.max_length, (("train", size),), self.variant, seed)
 
     def __str__(self) -> str:
         """As `trained_part` reads it; a table of the user's own by its file's name."""
@@ -55,6 +61,26 @@ def parse_share(text: str) -> Share:
     variant = variant or task.variants[0]
     check_variant(task, variant)
     return Share(name, variant, int(length), float(weight))
+
+
+def training_shares(task: str, variant: str | None, max_length: int, mixture: Sequence[str]) -> list[Share]:
+    """What a training is on: its own task, of weight 1, and those that are mixed in.
+
+    Args:
+        task: as `load_task` takes it.
+        variant: of its algorithms; by default the first.
+        max_length: longest training problem.
+        mixture: shares as `parse_share` reads them.
+
+    Raises:
+        InvalidMixtureError: a text is no share, or two tables have one name.
+        UnknownTaskError, InvalidProblemError: see `parse_share`.
+    """
+    shares = [Share(task, variant or load_task(task).variants[0], max_length, 1.0), *map(parse_share, mixture)]
+    tables = {share.task for share in shares}
+    if len({task_file(table) for table in tables}) < len(tables):
+        raise InvalidMixtureError(f"two tables of the mixture have the same name, of {sorted(tables)}: rename one")
+    return shares
 
 
 def trained_part(about: Mapping[str, Any], task: str) -> dict[str, Any]:
@@ -95,7 +121,9 @@ def merge_cells(tasks: Iterable[tuple[Task, str]]) -> list[str]:
 
 
 def mix(datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> Dataset:
-    """Rows of all datasets, drawn by weight until every row was drawn at least once."""
+    """Rows of all datasets, drawn by weight until every row was drawn at least once; of one, its own."""
+    if len(datasets) == 1:
+        return datasets[0]
     probabilities = [weight / sum(weights) for weight in weights]
     return interleave_datasets(list(datasets), probabilities, seed=seed, stopping_strategy="all_exhausted")
 

@@ -11,20 +11,26 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from hf_toolssm.cache.recurrent_state import MambaState
     from hf_toolssm.generation.session import Session
+    from hf_toolssm.generation.tool_loop import generate_with_tools
     from hf_toolssm.models.configuration_rmt import RmtConfig
     from hf_toolssm.models.configuration_rnn import RnnConfig
     from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
     from hf_toolssm.models.modeling_rmt import RmtForCausalLM, RmtModel
     from hf_toolssm.models.modeling_rnn import RnnForCausalLM, RnnModel
     from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM, ToolMambaModel
-    from hf_toolssm.models.state import MambaState
-    from hf_toolssm.trajectory import Step, StepKind, Trajectory
+    from hf_toolssm.protocol.render import Renderer
+    from hf_toolssm.protocol.special_tokens import add_tool_tokens
+    from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "MambaState": "hf_toolssm.models.state",
+    "Renderer": "hf_toolssm.protocol.render",
+    "add_tool_tokens": "hf_toolssm.protocol.special_tokens",
+    "generate_with_tools": "hf_toolssm.generation.tool_loop",
+    "MambaState": "hf_toolssm.cache.recurrent_state",
     "Session": "hf_toolssm.generation.session",
     "RmtConfig": "hf_toolssm.models.configuration_rmt",
     "RmtForCausalLM": "hf_toolssm.models.modeling_rmt",
@@ -32,16 +38,17 @@ _HOME_OF = {
     "RnnConfig": "hf_toolssm.models.configuration_rnn",
     "RnnForCausalLM": "hf_toolssm.models.modeling_rnn",
     "RnnModel": "hf_toolssm.models.modeling_rnn",
-    "Step": "hf_toolssm.trajectory",
-    "StepKind": "hf_toolssm.trajectory",
+    "Step": "hf_toolssm.protocol.trajectory",
+    "StepKind": "hf_toolssm.protocol.trajectory",
     "ToolMambaConfig": "hf_toolssm.models.configuration_tool_mamba",
     "ToolMambaForCausalLM": "hf_toolssm.models.modeling_tool_mamba",
     "ToolMambaModel": "hf_toolssm.models.modeling_tool_mamba",
-    "Trajectory": "hf_toolssm.trajectory",
+    "Trajectory": "hf_toolssm.protocol.trajectory",
 }
 
 __all__ = [
     "MambaState",
+    "Renderer",
     "Session",
     "RmtConfig",
     "RmtForCausalLM",
@@ -55,6 +62,8 @@ __all__ = [
     "ToolMambaForCausalLM",
     "ToolMambaModel",
     "Trajectory",
+    "add_tool_tokens",
+    "generate_with_tools",
 ]
 
 

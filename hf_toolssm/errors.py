@@ -54,19 +54,19 @@ class UnknownToolError(ToolSSMError):
 
 
 class UnsafeToolError(ToolSSMError):
-    """A config names a tool that reaches outside, which only the caller can allow."""
+    """A config names a tool with side effects, which only the caller can allow."""
 
 
 class ToolError(ToolSSMError):
-    """A command that the tool cannot carry out. In `generate` it ends the row that wrote it, and no other."""
+    """A call that the tool cannot carry out. It ends its row, or the model reads it, as the tool's `on_error` says."""
 
 
-class UnknownCommandError(ToolError):
-    """A command that none of the tools in use understands."""
+class UnknownCallError(ToolError):
+    """A call that the tool does not have."""
 
 
 class UnknownPointerError(ToolError):
-    """A command for a pointer that was never created."""
+    """A call for a pointer that was never created."""
 
 
 class TooManyPointersError(ToolError):
@@ -77,8 +77,12 @@ class TapeFullError(ToolError):
     """A tape that would become longer than it may."""
 
 
-class NoArgumentError(ToolError):
-    """A command that ends an argument, where none was begun."""
+class MalformedCallError(ToolError):
+    """A call whose argument has no end, or an end without a call."""
+
+
+class UnforkableToolError(ToolSSMError):
+    """A row that is to be copied or saved, and has a tool that cannot be."""
 
 
 class InvalidExpressionError(ToolError):
@@ -134,7 +138,7 @@ class StateMismatchError(ToolSSMError):
 
 
 class SessionRunningError(ToolSSMError):
-    """A listener or a steering that changes, copies or saves the session which is calling it."""
+    """A sink or a sampler that changes, copies or saves the session which is calling it."""
 
 
 class SnapshotError(ToolSSMError):

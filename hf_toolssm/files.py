@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path that becomes the file at the end, so that an interruption leaves the old file or the new."""
     temporary = path.with_name(f"{path.name}.incomplete")
     yield temporary
     temporary.replace(path)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Writes a text that is there whole or not at all, also where several processes write it at once."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.incomplete")
     temporary.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on every system

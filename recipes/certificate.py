@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataset_builders.task import Task, example_rng, load_task, task_beside, task_name
+from dataset_builders.catalog import load_task, task_beside, task_name
+from dataset_builders.task import Task, example_rng
 from hf_toolssm.errors import DidNotHaltError, ToolSSMError
 from hf_toolssm.evaluation.report import weights_digest
 from hf_toolssm.files import escape_unprintable

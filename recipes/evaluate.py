@@ -7,13 +7,15 @@ model's folder, or `outputs/` for a model on the Hub.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer, HfArgumentParser
 
-from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
+from dataset_builders.catalog import load_task, task_beside
 from dataset_builders.mixture import trained_part
-from dataset_builders.task import check_variant, load_task, task_beside
+from dataset_builders.problem_sets import ReferenceTrajectories, references_of
+from dataset_builders.task import check_variant
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
 from hf_toolssm.evaluation.report import table, training_facts, weights_digest, write_report
 from hf_toolssm.files import escape_unprintable
@@ -51,12 +53,8 @@ def main() -> None:
     variant = options.variant or part.get("variant", task.variants[0])
     check_variant(task, variant)
 
-    def drawn(lengths: list[int], adversarial_lengths: list[int]) -> list[ReferenceTrajectories]:
-        size = options.num_problems
-        sets = evaluation_sets(task_name, variant, lengths, adversarial_lengths, size, options.seed)
-        return [ReferenceTrajectories(problems, "test") for problems in sets]
-
     # All problems before the first run: a set that does not exist is said at once.
+    drawn = partial(references_of, task_name, variant, num_problems=options.num_problems, seed=options.seed)
     plain, adversarial = drawn(options.lengths, []), drawn([], options.adversarial_lengths)
     forced = drawn(options.teacher_forced_lengths, [])
 

@@ -16,14 +16,15 @@ from certificate import commit, digest, state_problem
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
+from dataset_builders.catalog import copy_table, load_task, task_beside, task_file, task_name
 from dataset_builders.mixture import trained_part
-from dataset_builders.task import check_variant, copy_table, load_task, task_beside, task_file, task_name
+from dataset_builders.task import check_variant
 from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
 from hf_toolssm.evaluation.report import hardware, peak_memory_mib, training_facts, weights_digest, write_json
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
-from hf_toolssm.protocols import Renderer
+from hf_toolssm.protocol.render import Renderer
 
 SLICE = 1.0
 """Seconds, about, between two looks at the clock."""

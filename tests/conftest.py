@@ -16,11 +16,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
-from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
-from dataset_builders.task import load_task
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
-from hf_toolssm.protocols import Renderer, build_task_tokenizer
+from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.tools import make_tool
 
 # The same examples on every machine; a failure is reported as found, because shrinking one takes minutes here.

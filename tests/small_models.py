@@ -14,6 +14,7 @@ from transformers import (
     GPTNeoXForCausalLM,
     JambaConfig,
     JambaForCausalLM,
+    LogitsProcessor,
     Mamba2Config,
     Mamba2ForCausalLM,
     MambaConfig,
@@ -23,8 +24,9 @@ from transformers import (
 )
 
 from hf_toolssm import RmtConfig, RmtForCausalLM, RnnConfig, RnnForCausalLM
-from hf_toolssm.generation import Session
-from hf_toolssm.generation.model_runner import Pieces
+from hf_toolssm.generation.model_runner import Prefill
+from hf_toolssm.generation.session import Session
+from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, left, read, right
 
 ATTENTION = {"intermediate_size": 64, "num_attention_heads": 4}
@@ -32,14 +34,14 @@ GROUPED = {**ATTENTION, "num_key_value_heads": 2}
 MAMBA_2 = {"mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
 
 STOCK = {
-    "mamba": (MambaForCausalLM, MambaConfig, {"state_size": 8}, Pieces.SINGLY),
+    "mamba": (MambaForCausalLM, MambaConfig, {"state_size": 8}, Prefill.TOKEN_BY_TOKEN),
     "mamba2": (
         Mamba2ForCausalLM,
         Mamba2Config,
         {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8},
-        Pieces.ALONE,
+        Prefill.PER_ROW,
     ),
-    "falcon_mamba": (FalconMambaForCausalLM, FalconMambaConfig, {"state_size": 8}, Pieces.SINGLY),
+    "falcon_mamba": (FalconMambaForCausalLM, FalconMambaConfig, {"state_size": 8}, Prefill.TOKEN_BY_TOKEN),
     "jamba": (
         JambaForCausalLM,
         JambaConfig,
@@ -48,17 +50,17 @@ STOCK = {
             **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
             **{"num_experts": 2, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False},
         },
-        Pieces.SINGLY,
+        Prefill.TOKEN_BY_TOKEN,
     ),
     "falcon_h1": (
         FalconH1ForCausalLM,
         FalconH1Config,
         {**GROUPED, **MAMBA_2, "head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4},
-        Pieces.ALONE,
+        Prefill.PER_ROW,
     ),
-    "bamba": (BambaForCausalLM, BambaConfig, {**GROUPED, **MAMBA_2, "attn_layer_indices": [1]}, Pieces.ALONE),
-    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, ATTENTION, Pieces.ALONE),
-    "mistral": (MistralForCausalLM, MistralConfig, {**GROUPED, "head_dim": 8, "sliding_window": 7}, Pieces.ALONE),
+    "bamba": (BambaForCausalLM, BambaConfig, {**GROUPED, **MAMBA_2, "attn_layer_indices": [1]}, Prefill.PER_ROW),
+    "gpt_neox": (GPTNeoXForCausalLM, GPTNeoXConfig, ATTENTION, Prefill.PER_ROW),
+    "mistral": (MistralForCausalLM, MistralConfig, {**GROUPED, "head_dim": 8, "sliding_window": 7}, Prefill.PER_ROW),
 }
 LATENT = {"kv_lora_rank": 16, "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_nope_head_dim": 8}
 LATENT |= {**ATTENTION, "num_key_value_heads": 4, "mlp_layer_types": ["dense", "sparse"]}
@@ -167,7 +169,8 @@ def small_model(name, tokenizer, specs, seed=0):
 
 def lively(model, tokenizer):
     """The same model, which hardly ever ends a row or calls a pointer other than the first: it wanders on and on."""
-    rare = ["<|end|>", NEW_POINTER, *(make(pointer) for pointer in (2, 3) for make in (read, left, right))]
+    calls = [NEW_POINTER, *(make(pointer) for pointer in (2, 3) for make in (read, left, right))]
+    rare = ["<|end|>", *map(begin_token, calls)]
     with torch.no_grad():
         model.get_output_embeddings().weight[tokenizer.convert_tokens_to_ids(rare)] = 0
     return model
@@ -177,7 +180,7 @@ def start_lively(model, tokenizer, problems, **options):
     """A session in which every row has its first pointer."""
     session = Session.start(model, tokenizer(list(problems))["input_ids"], tokenizer=tokenizer, **options)
     for row in session.rows:
-        row.sessions[0].execute(NEW_POINTER)
+        row.tools[0].call(NEW_POINTER, ())
     return session
 
 
@@ -185,8 +188,27 @@ class NotCompiled(PointerMemory):
     """The same tool, of which the compiled kernels know nothing."""
 
 
+class Script(LogitsProcessor):
+    """Makes any model write given tokens: after a row's prompt, its script, one token after the other.
+
+    Observations are in the script too, wrong on purpose: the loop must never use what the model "says" there.
+    """
+
+    def __init__(self, prompts, scripts):
+        self.by_prompt = dict(zip(map(tuple, prompts), scripts))
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        for row, ids in enumerate(input_ids.tolist()):
+            ids = [token for at, token in enumerate(ids) if token != 0 or any(ids[:at])]  # 0 is padding
+            prompt, script = next((p, s) for p, s in self.by_prompt.items() if tuple(ids[: len(p)]) == p)
+            at = len(ids) - len(prompt)
+            forced[row, script[at] if at < len(script) else 1] = 0
+        return forced
+
+
 class Heard:
-    """A listener that keeps every token."""
+    """A sink that keeps every token."""
 
     def __init__(self, rows):
         self.tokens = [[] for _ in range(rows)]
@@ -202,5 +224,5 @@ class Heard:
 def written(session, count):
     """The next tokens of every row."""
     heard = Heard(len(session.rows))
-    session.run(count, listener=heard)
+    session.run(count, sink=heard)
     return heard.tokens

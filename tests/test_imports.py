@@ -9,33 +9,23 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# room -> the rooms of this project that it may import
-ALLOWED = {
-    "hf_toolssm/errors.py": set(),
-    "hf_toolssm/files.py": set(),
-    "hf_toolssm/sources.py": set(),
-    "hf_toolssm/trajectory.py": {"errors"},
-    "hf_toolssm/locality.py": {"trajectory"},
-    "hf_toolssm/tools": {"errors", "trajectory", "tools"},
-    "hf_toolssm/protocols": {"errors", "trajectory", "tools", "protocols"},
-    "hf_toolssm/models": {"errors", "sources", "trajectory", "tools", "protocols", "models", "generation"},
-    "hf_toolssm/generation": {
-        "errors",
-        "files",
-        "sources",
-        "trajectory",
-        "tools",
-        "protocols",
-        "models",
-        "generation",
-    },
-    "hf_toolssm/training": {"errors", "trajectory", "tools", "protocols", "models", "training"},
-    "hf_toolssm/evaluation": {
-        *("errors", "files", "trajectory", "locality", "tools", "protocols", "models", "generation", "evaluation")
-    },
-    "hf_toolssm/hub": {"errors", "evaluation", "files", "hub"},
-    "dataset_builders": {"errors", "files", "trajectory", "locality", "tools", "hub", "dataset_builders"},
-}
+ROOMS = (
+    *("errors", "files", "sources", "tools", "protocol", "cache", "ops", "generation", "models", "training"),
+    *("evaluation", "hub"),
+)
+"""The rooms of hf_toolssm: each may import itself and those before it."""
+
+WITHOUT_TORCH = ("hf_toolssm/tools", "hf_toolssm/protocol/trajectory.py", "hf_toolssm/protocol/recorder.py")
+WITHOUT_TORCH += ("hf_toolssm/protocol/locality.py", "dataset_builders")
+
+
+def modules():
+    """Every module of the two packages, and those of them that it imports, wherever the imports stand."""
+    files = {}
+    for path in (p for package in ("hf_toolssm", "dataset_builders") for p in (ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: {imported for imported in imports(path) if imported in files} for name, path in files.items()}
 
 
 def imports(path):
@@ -49,31 +39,44 @@ def imports(path):
 
 
 def room_of(module):
-    parts = module.split(".")
-    if parts[0] == "hf_toolssm":
-        return parts[1] if len(parts) > 1 else "hf_toolssm"
-    return parts[0] if parts[0] in ("dataset_builders", "recipes") else None
+    return ".".join(module.split(".")[:2])
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_a_room_imports_only_what_it_may(room):
-    path = ROOT / room
-    files = [path] if path.suffix else sorted(path.glob("*.py"))
-    assert files
-    for file in files:
-        used = {room_of(module) for module in imports(file)} - {None}
-        assert used <= ALLOWED[room], f"{file} imports {used - ALLOWED[room]}"
+def test_a_room_imports_only_rooms_before_it():
+    assert {room_of(m).partition(".")[2] for m in modules() if m.startswith("hf_toolssm.")} == set(ROOMS)
+    places = {f"hf_toolssm.{room}": place for place, room in enumerate(ROOMS)}
+    for module, imported in modules().items():
+        if module == "hf_toolssm":
+            continue  # names what is public
+        for other in imported:
+            if module.startswith("dataset_builders"):
+                assert other.split(".")[0] == "dataset_builders" or room_of(other) not in _BEHIND_DATA, module
+            else:
+                assert places[room_of(other)] <= places[room_of(module)], f"{module} imports {other}"
 
 
-def test_no_room_is_left_out():
-    found = {p.name for p in (ROOT / "hf_toolssm").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    assert found == {Path(room).name for room in ALLOWED if room.startswith("hf_toolssm")} | {"__init__.py"}
+_BEHIND_DATA = {f"hf_toolssm.{room}" for room in ("ops", "cache", "generation", "models", "training", "evaluation")}
 
 
-@pytest.mark.parametrize("room", ["hf_toolssm/tools", "dataset_builders", "hf_toolssm/trajectory.py"])
-def test_rooms_without_torch_name_no_torch(room):
-    path = ROOT / room
-    for file in [path] if path.suffix else path.glob("*.py"):
+def test_no_two_files_import_each_other_not_even_by_way_of_others():
+    graph = modules()
+    seen = {}
+
+    def walk(module, path):
+        assert module not in path, " imports ".join([*path[path.index(module) :], module])
+        if module not in seen:
+            for other in graph[module]:
+                walk(other, [*path, module])
+            seen[module] = True
+
+    for module in graph:
+        walk(module, [])
+
+
+@pytest.mark.parametrize("place", WITHOUT_TORCH)
+def test_rooms_without_torch_name_no_torch(place):
+    path = ROOT / place
+    for file in [path] if path.suffix else path.rglob("*.py"):
         assert not {module.split(".")[0] for module in imports(file)} & {"torch", "transformers"}, file
 
 
@@ -95,7 +98,9 @@ def test_the_build_command_starts_without_what_it_does_not_need_at_once():
 
 
 def test_tools_and_trajectories_load_no_torch():
-    code = "import sys, hf_toolssm.tools.recorder, hf_toolssm.tools.pointer_memory; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, hf_toolssm.protocol.recorder, hf_toolssm.tools.pointer_memory; assert 'torch' not in sys.modules"
+    )
     assert run_python(code) == ""
 
 

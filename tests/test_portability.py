@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from dataset_builders.build import build_folder
-from dataset_builders.builder import evaluation_sets
 from dataset_builders.mixture import parse_share
+from dataset_builders.problem_sets import evaluation_sets
 from hf_toolssm.errors import UnknownTaskError
 from hf_toolssm.evaluation.report import peak_memory_mib
 from hf_toolssm.hub.model_card import write_model_card

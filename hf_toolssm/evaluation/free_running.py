@@ -17,10 +17,10 @@ from hf_toolssm.evaluation.exactness import (
     most_tokens,
     summarize,
 )
-from hf_toolssm.generation import generate_with_tools
-from hf_toolssm.models.plain_modules import input_device
-from hf_toolssm.protocols.render import Renderer
-from hf_toolssm.trajectory import StepKind, Trajectory
+from hf_toolssm.generation.tool_loop import generate_with_tools
+from hf_toolssm.ops.plain_modules import input_device
+from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory
 
 
 def evaluate_free_running(

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_toolssm.evaluation.exactness import LengthResult
-from hf_toolssm.files import write_whole
+from hf_toolssm.files import write_atomically
 
 REPORT_FILES = ("results.json", "training.json", "length_generalization.png")
 """What a finished training says of itself, beside the card."""
@@ -56,7 +56,7 @@ def _cpu_name() -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file that is there whole or not at all."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def training_facts(model: str) -> dict[str, Any]:

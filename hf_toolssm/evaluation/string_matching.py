@@ -9,7 +9,6 @@ trajectories these are the pairs of state and symbol.
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 from hf_toolssm.errors import ToolError
 from hf_toolssm.evaluation.exactness import (
@@ -19,9 +18,10 @@ from hf_toolssm.evaluation.exactness import (
     most_tokens,
     summarize,
 )
-from hf_toolssm.locality import END_OF_TRAJECTORY
-from hf_toolssm.tools import Tool
-from hf_toolssm.trajectory import ANSWER, StepKind, Trajectory
+from hf_toolssm.protocol.calls import Call, CallReader, CommandTokens
+from hf_toolssm.protocol.locality import END_OF_TRAJECTORY
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory
+from hf_toolssm.tools import Tool, facts_of
 
 _BEGIN = "<|begin of trajectory|>"
 
@@ -67,20 +67,22 @@ class StringMatchingLearner:
         Returns:
             All tokens behind the problem, and the answer; None where it was cut off, or ended by a tool's error.
         """
-        session, tokens, answer = tool.start(problem, marker=str), [_BEGIN], ""
-        answering, commands = False, frozenset(tool.commands)
+        facts = facts_of(tool)
+        at_work, reader = facts.start(problem, str), CallReader(CommandTokens([facts], str))
+        tokens, answer, answering = [_BEGIN], "", False
         while len(tokens) <= max_tokens:
             token = self.choose(tokens[-self.k :])
             if token == END_OF_TRAJECTORY:
                 return tokens[1:], answer if answering else None
             tokens.append(token)
-            if token in commands:
-                try:
-                    tokens.extend(cast(Sequence[str], session.execute(token)))
-                except ToolError:
-                    break
-            else:
-                session.write(token)
+            try:
+                read = reader.read(token)
+                if isinstance(read, Call):
+                    tokens.extend(at_work.call(read.name, read.argument))
+            except ToolError:
+                break
+            if read is False:
+                at_work.write(token)
                 answer += token if answering else ""
                 answering = answering or token == ANSWER
         return tokens[1:], None

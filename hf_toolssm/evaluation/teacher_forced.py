@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, summarize
-from hf_toolssm.models.plain_modules import input_device
-from hf_toolssm.protocols.render import IGNORED, Renderer
-from hf_toolssm.trajectory import StepKind, Trajectory
+from hf_toolssm.ops.plain_modules import input_device
+from hf_toolssm.protocol.render import IGNORED, Renderer
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory
 
 LOGITS_PER_PIECE = 2**27
 

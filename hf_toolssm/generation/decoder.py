@@ -5,44 +5,26 @@ A large one waits for its weights to come from memory, so they are streamed once
 float32: for a float32 model what the model computes, for a bfloat16 model the same without rounding between layers.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers.activations import SiLUActivation
+from torch import Tensor
 
+from hf_toolssm.cache.model_state import ModelState
+from hf_toolssm.cache.recurrent_state import MambaState
 from hf_toolssm.errors import UnsupportedGenerationError
 from hf_toolssm.generation.model_runner import ModelRunner
-from hf_toolssm.models.cpu_kernels import float32_array
-from hf_toolssm.models.fused_step import FusedState, FusedStep
-from hf_toolssm.models.graphed_step import GraphedStep
-from hf_toolssm.models.memory_arrays import NO_MEMORIES, MemoryArrays
-from hf_toolssm.models.model_state import ModelState
-from hf_toolssm.models.modeling_tool_mamba import (
-    ToolMambaBlock,
-    ToolMambaForCausalLM,
-    ToolMambaMixer,
-    ToolMambaModel,
-)
-from hf_toolssm.models.plain_modules import is_plain
-from hf_toolssm.models.rms_norm import ToolMambaNorm
-from hf_toolssm.models.state import MambaState
-from hf_toolssm.models.streamed_step import StreamedStep
+from hf_toolssm.ops.cpu_kernels import float32_array
+from hf_toolssm.ops.fused_step import FusedState, FusedStep
+from hf_toolssm.ops.graphed_step import GraphedStep
+from hf_toolssm.ops.memory_arrays import NO_MEMORIES, MemoryArrays
+from hf_toolssm.ops.streamed_step import StreamedStep
 
 StepWeights = Literal["int8"] | None
 """How the matrices of a decode step are stored; None is as the model stores them."""
-
-FUSED_PARAMETERS = 2_000_000
-"""The largest model whose whole step is one call: weights are read once per row, so they must stay in the cache."""
-
-
-_KNOWN = {
-    *(ToolMambaForCausalLM, ToolMambaModel, ToolMambaBlock, ToolMambaMixer),
-    *(ToolMambaNorm, nn.Embedding, nn.Linear, nn.Conv1d, nn.ModuleList, SiLUActivation),
-}
-"""The modules that the compiled steps compute."""
 
 
 class Decoder(Protocol):
@@ -51,11 +33,14 @@ class Decoder(Protocol):
     Attributes:
         piece_from: tokens of one row from which a forward over all of them is faster than a step for each.
         draft_from: tokens of a row from which checking a draft is faster than a step for each.
-        exact: whether a step gives what the model's forward gives; otherwise drafts may not be checked by one.
+        draft_rows: rows up to which drafts gain at least 1.3 times, measured side by side with steps.
+        exact: whether a step computes what the model's forward computes. Where it rounds otherwise, a forward cannot
+            verify drafts.
     """
 
     piece_from: int
     draft_from: int
+    draft_rows: int
     exact: bool
 
     def load(self, state: ModelState) -> None:
@@ -95,20 +80,22 @@ def make_decoder(runner: ModelRunner, step_weights: StepWeights = None) -> Decod
     Raises:
         UnsupportedGenerationError: there are no such weights, or no compiled step that could round them.
     """
-    model = runner.model
     if step_weights not in (None, "int8"):
         raise UnsupportedGenerationError(f"step_weights is None or 'int8', and not {step_weights!r}")
-    if _is_plain(model) and model.device.type == "cpu":
-        small = model.num_parameters() <= FUSED_PARAMETERS and step_weights is None
-        return FusedDecoder(runner) if small else StreamedDecoder(runner, step_weights)
+    model = runner.model
+    # Of the class, because a wrapper around a model (PEFT's) passes on what it is asked for.
+    compiled = getattr(type(model), "compiled_step", None)
+    step = None if compiled is None else compiled(model)
+    if step == "streamed" or (step == "fused" and step_weights is not None):
+        return StreamedDecoder(runner, step_weights)
     if step_weights is not None:
         raise UnsupportedGenerationError(
             f"step_weights={step_weights!r} needs a ToolMamba on a CPU in evaluation mode, in float32 or bfloat16, "
             "without adapters or hooks: leave it out"
         )
-    if _is_plain(model) and model.device.type == "cuda":
-        return GraphedDecoder(runner)
-    return ModelDecoder(runner)
+    if step == "fused":
+        return FusedDecoder(runner)
+    return GraphedDecoder(runner) if step == "graphed" else ModelDecoder(runner)
 
 
 def check_by_forward(
@@ -137,6 +124,7 @@ class ModelDecoder:
 
     piece_from = 8
     draft_from = 8
+    draft_rows = sys.maxsize
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
@@ -203,6 +191,7 @@ class FusedDecoder(_ArrayDecoder):
 
     piece_from = 64
     draft_from = 3
+    draft_rows = 1
     exact = True
 
     def __init__(self, runner: ModelRunner) -> None:
@@ -239,6 +228,7 @@ class StreamedDecoder(_ArrayDecoder):
 
     piece_from = 4
     draft_from = 4
+    draft_rows = sys.maxsize
 
     def __init__(self, runner: ModelRunner, step_weights: StepWeights) -> None:
         super().__init__(runner)
@@ -261,6 +251,7 @@ class GraphedDecoder:
 
     piece_from = 8
     draft_from = 8
+    draft_rows = sys.maxsize
 
     def __init__(self, runner: ModelRunner) -> None:
         self._runner = runner
@@ -295,27 +286,3 @@ class GraphedDecoder:
 
     def logits(self) -> Tensor:
         return self._logits
-
-
-def _is_plain(model) -> bool:
-    """Whether the compiled steps know all that this model computes: its layers are its own, and do nothing more."""
-    if type(model) is not ToolMambaForCausalLM or model.training or model.config.hidden_act != "silu":
-        return False
-    # Anything else among the modules (an adapter, a quantized layer) computes something that the steps do not know.
-    if not all(type(module) in _KNOWN and is_plain(module, type(module)) for module in model.modules()):
-        return False
-    layers, head = model.backbone.layers, model.lm_head
-    if not all(_has_known_biases(block.mixer) for block in layers) or head.bias is not None:
-        return False
-    if len(layers) != model.config.num_hidden_layers or head.weight.shape != model.backbone.embeddings.weight.shape:
-        return False  # somebody has cut the model or changed its head
-    return all(
-        weight.dtype in (torch.float32, torch.bfloat16) and weight.device == model.device and weight.is_contiguous()
-        for weight in model.parameters()
-    )
-
-
-def _has_known_biases(mixer) -> bool:
-    projections = (mixer.in_proj.bias is not None, mixer.out_proj.bias is not None)
-    inside = (mixer.conv1d.bias is not None, mixer.x_proj.bias is None, mixer.dt_proj.bias is not None)
-    return projections == (mixer.use_bias,) * 2 and inside == (mixer.use_conv_bias, True, True)

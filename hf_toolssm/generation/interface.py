@@ -34,16 +34,16 @@ from hf_toolssm.errors import (
 )
 from hf_toolssm.generation.options import check_options, named_options
 from hf_toolssm.generation.row import Row
-from hf_toolssm.generation.steering import TokenBuffer, TransformersSteering
+from hf_toolssm.generation.sampler import TokenBuffer, TransformersSampler
 from hf_toolssm.generation.token_protocol import check_prompts, make_tools
-from hf_toolssm.models.checks import check_ids, check_mask
-from hf_toolssm.models.padding import tokens_first
-from hf_toolssm.tools import Tool
+from hf_toolssm.ops.checks import check_ids, check_mask
+from hf_toolssm.ops.padding import tokens_first
+from hf_toolssm.tools import Tool, facts_of
 
 logger = logging.getLogger(__name__)
 
 
-class Listener(Protocol):
+class TokenSink(Protocol):
     """Hears of every token, in order for each row."""
 
     def fed(self, rows: Sequence[int], tokens: Sequence[int], observed: Sequence[bool]) -> None:
@@ -53,7 +53,7 @@ class Listener(Protocol):
         """Several tokens of one row."""
 
 
-class Steering(Protocol):
+class Sampler(Protocol):
     """Chooses tokens and ends rows."""
 
     def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
@@ -68,7 +68,7 @@ class RunningRows(Protocol):
 
     rows: list[Row]
 
-    def run(self, max_new_tokens: int, *, listener: Listener, steering: Steering | None) -> int:
+    def run(self, max_new_tokens: int, *, sink: TokenSink, sampler: Sampler | None) -> int:
         """Generates until every row has ended or has taken so many tokens; returns the number of all tokens."""
 
 
@@ -108,7 +108,7 @@ class ToolGenerateOutput(ModelOutput):
         Raises:
             TokenizerNeededError: no tokenizer is known.
         """
-        tokenizer = None if self.texts is None else self.texts.tokenizer()
+        tokenizer = None if self.texts is None else self.texts.tokenizer
         if tokenizer is None:
             raise TokenizerNeededError(
                 "answers are text and no tokenizer is known: call generate(tokenizer=...), load the model from a "
@@ -149,6 +149,7 @@ class _TokenTexts:
     checkpoint: str
     tool_token_ids: Mapping[str, int]
 
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """None where there is none, or one that does not know the model's tool tokens."""
         if self.given is not None or not self.checkpoint:
@@ -191,8 +192,9 @@ def generate_rows(
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     check_prompts(model, _prompts(input_ids, mask))
     made = None if tools is None else make_tools(tools)
+    texts = _TokenTexts(tokenizer, model.name_or_path, getattr(model.config, "tool_token_ids", None) or {})
     streamer = options.get("streamer")
-    loop = functools.partial(_run_tool_loop, start=start, tools=made, tokenizer=tokenizer, streamer=streamer)
+    loop = functools.partial(_run_tool_loop, start=start, tools=made, texts=texts, streamer=streamer)
     options["custom_generate"] = loop
     return GenerationMixin.generate(model, input_ids, attention_mask=attention_mask, **options)
 
@@ -235,7 +237,7 @@ def _run_tool_loop(
     *,
     start: Callable[..., RunningRows],
     tools: Sequence[Tool] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
+    texts: "_TokenTexts",
     streamer: BaseStreamer | None,
     **model_kwargs: Any,  # transformers would take away what the signature names
 ) -> Tensor | ToolGenerateOutput:
@@ -248,13 +250,16 @@ def _run_tool_loop(
     ends = [c.eos_token_id.flatten().tolist() for c in stopping_criteria if type(c) is EosTokenCriteria]
     longest = min(c.max_length for c in stopping_criteria if type(c) is MaxLengthCriteria)
     criteria = [c for c in stopping_criteria if type(c) not in (EosTokenCriteria, MaxLengthCriteria)]
+    running = make_tools(getattr(model.config, "tools", None) or []) if tools is None else tools
+    reads_text = any(facts_of(tool).unit == "text" for tool in running)
+    tokenizer = texts.tokenizer if reads_text else texts.given
     session = start(prompts, tools=tools, tokenizer=tokenizer, end_ids=sum(ends, []))
     pad = generation_config._pad_token_tensor
     tokens = TokenBuffer(input_ids, 0 if pad is None else int(pad), streamer)
-    steering = None
+    sampler = None
     if logits_processor or criteria or generation_config.do_sample:
-        steering = TransformersSteering(tokens, logits_processor, criteria, bool(generation_config.do_sample))
-    session.run(max(1, longest - input_ids.shape[1]), listener=tokens, steering=steering)
+        sampler = TransformersSampler(tokens, logits_processor, criteria, bool(generation_config.do_sample))
+    session.run(max(1, longest - input_ids.shape[1]), sink=tokens, sampler=sampler)
     if streamer is not None:
         streamer.end()
     if not generation_config.return_dict_in_generate:
@@ -269,7 +274,7 @@ def _run_tool_loop(
         complete=[row.complete for row in session.rows],
         errors=[row.error for row in session.rows],
         session=session,
-        texts=_TokenTexts(tokenizer, model.name_or_path, getattr(model.config, "tool_token_ids", None) or {}),
+        texts=texts,
     )
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from hf_toolssm.cache.cache_tensors import cache_tensors, check_cache, has_attention, map_tensors
+from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.errors import UnsupportedArchitectureError
-from hf_toolssm.models.cache_tensors import cache_tensors, check_cache, has_attention, map_tensors
-from hf_toolssm.models.model_state import ModelState
-from hf_toolssm.models.plain_modules import input_device
+from hf_toolssm.ops.plain_modules import input_device
 
 PIECE = 8_192
 """Tokens of one forward, all rows together: memory does not grow with what is fed. Only a model that is right in one
@@ -31,12 +31,12 @@ _COARSE_TOLERANCE = 0.1
 """Largest distance, relative to the largest value, that rounding explains. A lost state differs by its own size."""
 
 
-class Pieces(enum.Enum):
+class Prefill(enum.Enum):
     """How a model may be given several tokens behind a state."""
 
-    TOGETHER = "rows side by side, padded"
-    ALONE = "each row by itself"
-    SINGLY = "one token at a time"
+    BATCHED = "rows side by side, padded"
+    PER_ROW = "each row by itself"
+    TOKEN_BY_TOKEN = "one token at a time"
 
 
 class ModelRunner:
@@ -65,7 +65,7 @@ class ModelRunner:
         self.model = model
         self._cache_name = names[0]
         self._takes_positions = "position_ids" in parameters
-        self.pieces = Pieces.TOGETHER if getattr(model, "rows_run_side_by_side", False) else self._measure()
+        self.prefill = Prefill.BATCHED if getattr(model, "rows_run_side_by_side", False) else self._measure()
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +100,7 @@ class ModelRunner:
         Returns:
             The state after the tokens and, if wanted, per row the choice behind each of its tokens.
         """
-        if self.pieces is Pieces.TOGETHER:
+        if self.prefill is Prefill.BATCHED:
             return self._feed_together(state, runs, choices)
         fed = [
             self._feed_alone(None if state is None else state.select([row]), run, choices)
@@ -136,7 +136,7 @@ class ModelRunner:
     def _feed_alone(self, state: ModelState | None, run: Sequence[int], choices: bool) -> tuple[ModelState, list[int]]:
         ids = torch.tensor([run], device=self.device)
         cache = None if state is None else map_tensors(state.cache, Tensor.clone)
-        if self.pieces is Pieces.SINGLY:
+        if self.prefill is Prefill.TOKEN_BY_TOKEN:
             # From nothing such a model is right in one forward.
             pieces = [ids] if cache is None else list(ids.split(1, dim=1))
         else:
@@ -168,7 +168,7 @@ class ModelRunner:
         return check_cache(getattr(output, self._cache_name, None)), output.logits
 
     @torch.no_grad()
-    def _measure(self) -> Pieces:
+    def _measure(self) -> Prefill:
         """Feeds a few tokens whole, in two pieces, and one by one, and compares memory and logits."""
         was_training = self.model.training
         self.model.eval()
@@ -191,9 +191,9 @@ class ModelRunner:
         self.model.train(was_training)
         tolerance = _TOLERANCE.get(self.model.dtype, _COARSE_TOLERANCE)
         if in_pieces < min(tolerance, 2 * singly + _TOLERANCE[torch.float32]):
-            return Pieces.ALONE
+            return Prefill.PER_ROW
         if singly < tolerance:
-            return Pieces.SINGLY
+            return Prefill.TOKEN_BY_TOKEN
         raise UnsupportedArchitectureError(
             f"{type(self.model).__name__} gives other results when its tokens come one at a time (relative distance "
             f"{singly:.2g}), so it cannot work through tools exactly: use a model whose cache is exact"

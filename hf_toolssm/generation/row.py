@@ -4,11 +4,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from hf_toolssm.errors import ToolError
+from hf_toolssm.errors import MalformedCallError, ToolError
 from hf_toolssm.generation.token_protocol import TokenProtocol
 from hf_toolssm.generation.tool_calls import WaitingCall, fault
-from hf_toolssm.tools import ToolSession
+from hf_toolssm.protocol.calls import Call, CallReader, end_token
 
 
 @dataclass(slots=True)
@@ -16,18 +17,20 @@ class Row:
     """A trajectory in the making.
 
     Attributes:
-        sessions: one session per tool.
+        tools: per tool of the protocol, what is at work on this row's problem.
+        reader: of the calls that the model writes; it may stand within one.
         pending: observation tokens that are still to be fed, in order.
         answer: the output tokens so far.
-        tool_calls: how many commands were carried out.
+        tool_calls: how many calls were carried out.
         finished: nothing more is generated.
         complete: the model wrote an answer and the end token.
-        error: the command that a tool refused, and why.
-        call: a tool call that has not returned yet.
+        error: the call that ended the row, and why.
+        call: a tool call that has not returned yet, and which tool's.
     """
 
     protocol: TokenProtocol
-    sessions: list[ToolSession[int]]
+    tools: list[Any]
+    reader: CallReader[int]
     pending: deque[int] = field(default_factory=deque)
     answer: list[int] = field(default_factory=list)
     answering: bool = False
@@ -36,22 +39,34 @@ class Row:
     complete: bool = False
     error: str | None = None
     call: WaitingCall | None = None
+    _calling: int = 0
 
     @classmethod
     def start(cls, problem: Sequence[int], protocol: TokenProtocol) -> "Row":
-        return cls(protocol, [tool.start(problem, protocol.ids.__getitem__) for tool in protocol.tools])
+        marker, text = protocol.ids.__getitem__, protocol.caller.text
+        tools = [
+            facts.start(problem if facts.unit == "cells" else text(problem), marker) if facts.remembers else facts.tool
+            for facts in protocol.tools
+        ]
+        return cls(protocol, tools, CallReader(protocol.calls))
 
     def clone(self) -> "Row":
-        """An independent row in the same state; no call may be under way."""
+        """An independent row in the same state; no call may be under way.
+
+        Raises:
+            UnforkableToolError: one of its tools is not to be copied.
+        """
         clone = self.draft()
         clone.answer = self.answer.copy()
         return clone
 
     def draft(self) -> "Row":
         """A clone whose `answer` begins empty, so that it costs the same however long the answer is."""
+        marker = self.protocol.ids.__getitem__
         return Row(
             self.protocol,
-            [session.clone() for session in self.sessions],
+            [facts.copy(tool, marker) for facts, tool in zip(self.protocol.tools, self.tools)],
+            self.reader.copy(),
             self.pending.copy(),
             [],
             self.answering,
@@ -63,7 +78,12 @@ class Row:
 
     def adopt(self, draft: "Row") -> None:
         """Becomes what a draft of this row has become."""
-        self.sessions, self.pending, self.answering = draft.sessions, draft.pending, draft.answering
+        self.tools, self.reader, self.pending, self.answering = (
+            draft.tools,
+            draft.reader,
+            draft.pending,
+            draft.answering,
+        )
         self.answer.extend(draft.answer)
         self.tool_calls, self.finished, self.complete = draft.tool_calls, draft.finished, draft.complete
         self.error = draft.error
@@ -71,15 +91,21 @@ class Row:
     def advance(self, choice: int) -> tuple[int, bool]:
         """The row's next token, and whether a tool wrote it; `choice` is used only if no observation is pending.
 
-        Only a token that the model wrote is ever read as a command or as the end: an observation cannot act.
+        Only a token that the model wrote is ever read as part of a call or as the end: an observation cannot act.
         """
         if self.pending:
             return self.pending.popleft(), True
-        protocol = self.protocol
-        if choice in protocol.commands:
-            self._call(*protocol.commands[choice])
-        elif choice in protocol.ends:
-            self.finished, self.complete = True, self.answering
+        protocol, reader = self.protocol, self.reader
+        if choice in protocol.ends:
+            self._end()
+        elif reader.open is not None or choice in protocol.calls.live:
+            try:
+                read = reader.read(choice)
+            except MalformedCallError as error:
+                self._refuse_call(error)
+            else:
+                if isinstance(read, Call):
+                    self._call(read)
         else:
             self._write(choice)
             if self.answering:
@@ -87,11 +113,12 @@ class Row:
             self.answering = self.answering or choice == protocol.answer
         return choice, False
 
-    def tell(self, tokens: Sequence[int]) -> None:
+    def append(self, tokens: Sequence[int]) -> None:
         """Takes what the user adds: it enters the tools' memory as the problem did, and is fed before the model goes
         on, also in a row that had finished."""
         self.finished = self.complete = self.answering = False
         self.answer, self.error = [], None
+        self.reader.close()
         for token in tokens:
             self._write(token)
             if self.finished:  # a tool failed
@@ -111,32 +138,58 @@ class Row:
             try:
                 self._observe(call.result())
             except ToolError as error:
-                self.fail(error)
+                self._take_error(self._calling, error)
 
-    def _call(self, tool: int, command: str) -> None:
-        reader, session, limit = self.protocol.reader, self.sessions[tool], self.protocol.limits[tool]
-        if limit is not None:
-            self.call = WaitingCall(partial(reader.call, session, command), limit)
+    def fail(self, error: ToolError) -> None:
+        """Ends the row by a tool's error."""
+        self.finished, self.error = True, f"{type(error).__name__}: {error}"
+
+    def _end(self) -> None:
+        if self.reader.open is None:
+            self.finished, self.complete = True, self.answering
+        else:
+            self.fail(
+                MalformedCallError(f"the row ended in an argument that {end_token(self.reader.open)} never ends")
+            )
+
+    def _refuse_call(self, error: MalformedCallError) -> None:
+        name = self.reader.open
+        assert name is not None
+        self.reader.close()
+        self._take_error(self.protocol.calls.tool_of[name], error)
+
+    def _call(self, call: Call[int]) -> None:
+        index = self.protocol.calls.tool_of[call.name]
+        facts, caller = self.protocol.tools[index], self.protocol.caller
+        if facts.time_limit is not None:
+            self.call = WaitingCall(partial(caller.call, facts, self.tools[index], call), facts.time_limit)
+            self._calling = index
             return
         try:
-            self._observe(reader.call(session, command))
+            self._observe(caller.call(facts, self.tools[index], call))
         except ToolError as error:
-            self.fail(error)
+            self._take_error(index, error)
 
     def _observe(self, tokens: Sequence[int]) -> None:
         if tokens:
             self.pending.extend(tokens)
         self.tool_calls += 1
 
+    def _take_error(self, index: int, error: ToolError) -> None:
+        """The model reads what went wrong, or the row ends with it, as the tool says."""
+        if self.protocol.tools[index].on_error == "end":
+            self.fail(error)
+            return
+        try:
+            self.pending.extend(self.protocol.caller.encode(f"{type(error).__name__}: {error}"[:500], "an error"))
+        except ToolError:
+            self.fail(error)
+
     def _write(self, token: int) -> None:
         try:
-            for session in self.sessions:
-                session.write(token)
+            for index in self.protocol.writes:
+                self.tools[index].write(token)
         except ToolError as error:
             self.fail(error)
         except Exception as error:
             self.fail(fault("when the model wrote", error))
-
-    def fail(self, error: ToolError) -> None:
-        """Ends the row by a tool's error."""
-        self.finished, self.error = True, f"{type(error).__name__}: {error}"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.errors import (
     InputMismatchError,
     SessionRunningError,
@@ -27,14 +28,14 @@ from hf_toolssm.errors import (
     ToolFaultError,
     UnsupportedGenerationError,
 )
+from hf_toolssm.generation.compiled_loop import CompiledLoop, make_compiled_loop
 from hf_toolssm.generation.decoder import FusedDecoder, StepWeights, make_decoder
-from hf_toolssm.generation.drafting import ORDER, Draft, Drafter, extend
-from hf_toolssm.generation.free_runs import FreeRuns, make_free_runs
-from hf_toolssm.generation.interface import Listener, Steering
-from hf_toolssm.generation.model_runner import ModelRunner, Pieces
+from hf_toolssm.generation.interface import Sampler, TokenSink
+from hf_toolssm.generation.model_runner import ModelRunner, Prefill
 from hf_toolssm.generation.row import Row
+from hf_toolssm.generation.snapshot import Snapshot, read_snapshot, write_snapshot
+from hf_toolssm.generation.speculative_decoding import ORDER, Draft, NgramDrafter, extend
 from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts, make_protocol
-from hf_toolssm.models.model_state import ModelState
 from hf_toolssm.tools import Tool
 
 PIECE = 2_048
@@ -45,7 +46,7 @@ class Session:
     """Rows in the making. Use `Session.start`; `clone` is a snapshot, and going on from it is a roll back.
 
     Memory does not grow with what is generated, unless a tool's or the answer does, or the model keeps a key-value
-    cache: tokens that have been fed are not kept. Pass a listener to `run` to see them.
+    cache: tokens that have been fed are not kept. Pass a sink to `run` to see them.
 
     Attributes:
         runner: the model and how it is fed.
@@ -56,7 +57,7 @@ class Session:
         step_weights: how the weights of a decode step are stored.
         tokenizer: for `answers`, if there is one.
         tokens: tokens fed since the start, all rows together, the prompts not counted.
-        held: what a row has chosen but not yet done, because it stopped before a call.
+        held_choices: what a row has chosen but not yet done, because it stopped before a call.
     """
 
     def __init__(
@@ -77,14 +78,14 @@ class Session:
         self._running = False
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.tokens = 0
-        self.held: dict[int, int] = {}
+        self.held_choices: dict[int, int] = {}
         self.step_weights = step_weights
         self._decoder = make_decoder(runner, step_weights)
         self._batch: list[int] = []  # the rows that the decoder holds, in its order
-        self._apart = {row: state.select([row]) for row in range(len(rows))}  # the state of every other row
+        self._waiting = {row: state.select([row]) for row in range(len(rows))}  # the state of every other row
         self._contexts = [0] * len(rows)
-        self._drafter = Drafter(self._decoder.draft_from)
-        self._free_runs = make_free_runs(self._decoder, protocol)
+        self._drafter = NgramDrafter(self._decoder.draft_from)
+        self._compiled_loop = make_compiled_loop(self._decoder, protocol)
 
     @classmethod
     def start(
@@ -106,7 +107,7 @@ class Session:
             model: any causal language model with a cache.
             prompts: per row the token ids of its problem, without padding.
             tools: tools or their specs; by default those that the model's config names.
-            tokenizer: for `answers`, for tools that return text, and for a model whose config knows no tool tokens.
+            tokenizer: for `answers`, for tools that read text, and for a model whose config knows no tool tokens.
             end_ids: the tokens that end a row; by default the model's own.
             state: what the model remembers before the prompts; the tools still start on the prompts alone.
             temperature: 0 is greedy.
@@ -120,7 +121,7 @@ class Session:
             MissingToolTokensError: the model has no tokens for these tools.
             StateMismatchError: `state` has not one row per prompt.
             UnknownToolError: a tool's name or option does not exist.
-            UnsafeToolError: the config names a tool that reaches outside, and the caller did not pass it.
+            UnsafeToolError: the config names a tool with side effects, and the caller did not pass it.
             UnsupportedArchitectureError: the model cannot be fed exactly.
             UnsupportedGenerationError: the temperature is no number of at least 0, or the weights of this model's
                 steps cannot be rounded.
@@ -154,16 +155,33 @@ class Session:
         tokenizer: PreTrainedTokenizerBase | None = None,
         end_ids: Sequence[int] | None = None,
     ) -> "Session":
-        """The session that `save` wrote, on the model's device; see `generation.snapshot.load_session`."""
-        from hf_toolssm.generation.snapshot import load_session
+        """The session that `save` wrote, on the model's device.
 
-        return load_session(path, model, tools, tokenizer, end_ids)
+        Args:
+            path: of the file.
+            model: the one that it was saved with.
+            tools, tokenizer, end_ids: those that it was started with.
+
+        Raises:
+            SnapshotError, StateMismatchError: see `generation.snapshot.read_snapshot`.
+        """
+        protocol, runner = make_protocol(model, tools, tokenizer, end_ids), ModelRunner(model)
+        found = read_snapshot(path, runner, protocol)
+        session = cls(runner, protocol, found.rows, found.state, found.temperature, found.randoms, found.step_weights)
+        session.tokenizer, session.tokens, session.held_choices = tokenizer, found.tokens, found.held_choices
+        return session
 
     def save(self, path: str | Path) -> None:
-        """Writes everything into one safetensors file, whole or not at all; calls under way end first."""
-        from hf_toolssm.generation.snapshot import save_session
+        """Writes everything into one safetensors file, whole or not at all; calls under way end first.
 
-        save_session(self, path)
+        Raises:
+            SnapshotError: the file cannot be written, or a tool's state is none.
+        """
+        self.wait()
+        snapshot = Snapshot(
+            self.rows, self.state, self.temperature, self.randoms, self.step_weights, self.tokens, self.held_choices
+        )
+        write_snapshot(snapshot, self.runner.model, self.protocol, path)
 
     @property
     def finished(self) -> bool:
@@ -185,15 +203,15 @@ class Session:
     def state(self) -> ModelState:
         """What the model remembers of every row, in order, as a copy."""
         self._refuse_while_running()
-        return ModelState.concatenate([self._apart[row] for row in range(len(self.rows))])
+        return ModelState.concatenate([self._waiting[row] for row in range(len(self.rows))])
 
     def run(
         self,
         max_new_tokens: int | None = None,
         *,
         stop_before_call: bool = False,
-        listener: Listener | None = None,
-        steering: Steering | None = None,
+        sink: TokenSink | None = None,
+        sampler: Sampler | None = None,
     ) -> int:
         """Generates until every row has ended, has taken `max_new_tokens` tokens, or stands before a tool call.
 
@@ -201,8 +219,8 @@ class Session:
             max_new_tokens: of each row, observations included; None is no limit.
             stop_before_call: a row that chooses a command stops before it is carried out; the next `run` carries it
                 out.
-            listener: hears of every token.
-            steering: chooses tokens and ends rows; without it the session samples at its temperature.
+            sink: hears of every token.
+            sampler: chooses tokens and ends rows; without it the session samples at its temperature.
 
         Returns:
             How many tokens were fed, all rows together.
@@ -215,32 +233,32 @@ class Session:
         limit = sys.maxsize if max_new_tokens is None else max_new_tokens
         left = {i: limit for i, row in enumerate(self.rows) if not row.finished}
         # A row that was stopped before a call carries it out first.
-        watched = set(left) - set(self.held) if stop_before_call else None
-        stopped: set[int] = set()  # rows before a call, and rows that `steering` has ended
-        greedy = steering is None and self.temperature == 0 and not stop_before_call
-        free_runs = self._free_runs if greedy else None
-        drafting = greedy and free_runs is None
-        drafting = drafting and self._decoder.exact and self.runner.pieces is not Pieces.SINGLY
+        watched = set(left) - set(self.held_choices) if stop_before_call else None
+        stopped: set[int] = set()  # rows before a call, and rows that `sampler` has ended
+        greedy = sampler is None and self.temperature == 0 and not stop_before_call
+        compiled_loop = self._compiled_loop if greedy else None
+        drafting = greedy and compiled_loop is None
+        drafting = drafting and self._decoder.exact and self.runner.prefill is not Prefill.TOKEN_BY_TOKEN
         drafting = drafting and self.protocol.allows_drafts
         self._running = True
         try:
-            away = self._attend(left, stopped, listener)
-            while self._batch or away:
+            waiting = self._schedule(left, stopped, sink)
+            while self._batch or waiting:
                 if not self._batch:
-                    self._wait(away)
-                elif free_runs is not None and not self.held:
-                    if self._run_freely(free_runs, left, listener):
-                        self._step(left, stopped, watched, listener, steering)
-                elif not (drafting and self._drafter.may_try() and self._run_drafts(left, listener)):
-                    self._step(left, stopped, watched, listener, steering)
-                if away or len(self._batch) < len(left):
-                    away = self._attend(left, stopped, listener)
-        finally:  # what a listener raises ends the run, and the rows stand where they are
+                    self._wait_for_any(waiting)
+                elif compiled_loop is not None and not self.held_choices:
+                    if self._run_compiled(compiled_loop, left, sink):
+                        self._step(left, stopped, watched, sink, sampler)
+                elif not (drafting and self._may_draft() and self._run_drafts(left, sink)):
+                    self._step(left, stopped, watched, sink, sampler)
+                if waiting or len(self._batch) < len(left):
+                    waiting = self._schedule(left, stopped, sink)
+        finally:  # what a sink raises ends the run, and the rows stand where they are
             self._leave(range(len(self._batch)))
             self._running = False
         return self.tokens - before
 
-    def tell(self, prompts: Sequence[Sequence[int]]) -> None:
+    def append(self, prompts: Sequence[Sequence[int]]) -> None:
         """Adds what the user says to every row: it enters the tools' memory and is fed before the model goes on.
 
         Args:
@@ -255,13 +273,13 @@ class Session:
             raise StateMismatchError(f"there are {len(self.rows)} rows and {len(prompts)} prompts: give one per row")
         prompts = [check_prompts(self.runner.model, [prompt])[0] if len(prompt) else [] for prompt in prompts]
         self.protocol.check_problems(prompts)
-        self.settle()
+        self.wait()
         for i, prompt in enumerate(prompts):
             if len(prompt):
-                self.held.pop(i, None)
-                self.rows[i].tell(prompt)
+                self.held_choices.pop(i, None)
+                self.rows[i].append(prompt)
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         """Waits for the tool calls under way, because a call is no part of a value."""
         for row in self.rows:
             row.wait()
@@ -298,14 +316,16 @@ class Session:
         wrong = [row for row in chosen if not 0 <= row < len(self.rows)]
         if wrong or not chosen:
             raise StateMismatchError(f"select takes some of the rows 0 to {len(self.rows) - 1}, and not {chosen}")
-        self.settle()
+        self.wait()
         other = object.__new__(Session)
         vars(other).update(vars(self))
         other.rows = [self.rows[i].clone() for i in chosen]
         other._decoder = copy.copy(self._decoder)
         other._batch = []
-        other._apart = {new: self._apart[old].clone() for new, old in enumerate(chosen)}
-        other.held = {new: self.held[old] for new, old in enumerate(chosen) if old in self.held}
+        other._waiting = {new: self._waiting[old].clone() for new, old in enumerate(chosen)}
+        other.held_choices = {
+            new: self.held_choices[old] for new, old in enumerate(chosen) if old in self.held_choices
+        }
         other._contexts = [self._contexts[i] for i in chosen]
         other.randoms = [self._random_of_copy(old, chosen[:new].count(old)) for new, old in enumerate(chosen)]
         return other
@@ -318,16 +338,16 @@ class Session:
         if self._running:
             raise SessionRunningError(
                 "the session is in the middle of run(): look at it, copy it or save it before or after, and let the "
-                "listener only take the tokens that it is given"
+                "sink only take the tokens that it is given"
             )
 
-    def _attend(self, left: dict[int, int], stopped: set[int], listener: Listener | None) -> list[int]:
+    def _schedule(self, left: dict[int, int], stopped: set[int], sink: TokenSink | None) -> list[int]:
         """Moves the rows on that are not in the batch; returns those that still wait or read."""
         for i in [i for i in left if i in stopped or left[i] <= 0 or self.rows[i].finished]:
-            if i in self._apart:
+            if i in self._waiting:
                 del left[i]
-        away, joining = [], []
-        for i in [i for i in left if i in self._apart]:
+        waiting, joining = [], []
+        for i in [i for i in left if i in self._waiting]:
             row = self.rows[i]
             if row.call is not None and row.call.over:
                 row.receive()
@@ -335,27 +355,27 @@ class Session:
                 joining.append(i)
                 continue
             if row.call is None and not row.finished:
-                self._read_piece(i, left, listener)
-            away.append(i)
+                self._read_piece(i, left, sink)
+            waiting.append(i)
         self._join(joining)
-        return away
+        return waiting
 
     def _step(
         self,
         left: dict[int, int],
         stopped: set[int],
         watched: set[int] | None,
-        listener: Listener | None,
-        steering: Steering | None,
+        sink: TokenSink | None,
+        sampler: Sampler | None,
     ) -> None:
         """One token for every row of the batch; a watched row leaves it instead when it chooses a command."""
         rows, batch = self.rows, self._batch
-        choices = self._choose(steering)
+        choices = self._choose(sampler)
         if watched is not None:
             free = [at for at, i in enumerate(batch) if not rows[i].pending]
-            calling = [at for at in free if batch[at] in watched and choices[at] in self.protocol.commands]
+            calling = [at for at in free if batch[at] in watched and self._begins(batch[at], choices[at])]
             if calling:
-                self.held.update((batch[at], choices[at]) for at in free)
+                self.held_choices.update((batch[at], choices[at]) for at in free)
                 stopped.update(batch[at] for at in calling)
                 self._leave(calling)
                 return
@@ -374,35 +394,43 @@ class Session:
             left[i] -= 1
             if row.finished or row.call is not None or left[i] == 0 or self._is_long(row):
                 leaving.append(at)
-        chosen_by = None if steering is None else self._decoder.logits().clone()
+        chosen_by = None if sampler is None else self._decoder.logits().clone()
         self._decoder.step(tokens)
         self.tokens += len(tokens)
-        # From here on all is in order, whatever the listener does.
+        # From here on all is in order, whatever the sink does.
         self._leave(leaving)
-        if listener is not None:
-            listener.fed(batch, tokens, observed)
-        if steering is not None:
-            ending = [i for i, stop in zip(batch, steering.stop(batch, chosen_by)) if stop]
+        if sink is not None:
+            sink.fed(batch, tokens, observed)
+        if sampler is not None:
+            ending = [i for i, stop in zip(batch, sampler.stop(batch, chosen_by)) if stop]
             stopped.update(ending)
             self._leave([self._batch.index(i) for i in ending if i in self._batch])
 
-    def _choose(self, steering: Steering | None) -> list[int]:
+    def _begins(self, i: int, token: int) -> bool:
+        """Whether a token that a row would write is a call, or completes one."""
+        protocol, reader = self.protocol, self.rows[i].reader
+        if reader.open is not None:
+            return protocol.calls.ends.get(token) == reader.open
+        return token in protocol.calls.begins and not protocol.calls.begins[token][1]
+
+    def _choose(self, sampler: Sampler | None) -> list[int]:
         batch = self._batch
-        if steering is not None:
+        if sampler is not None:
             logits = self._decoder.logits()
-            choices = steering.choose(batch, logits)
+            choices = sampler.choose(batch, logits)
             if len(choices) != len(batch) or not 0 <= min(choices) <= max(choices) < logits.shape[1]:
                 raise InputMismatchError(
-                    f"the steering chose {choices} for {len(batch)} rows: choose one of the model's "
+                    f"the sampler chose {choices} for {len(batch)} rows: choose one of the model's "
                     f"{logits.shape[1]} tokens for each"
                 )
         elif self.temperature == 0:
             choices = self._decoder.greedy()
         else:
             choices = self._sample(self._decoder.logits().cpu().double())
-        if self.held:
+        if self.held_choices:
             choices = [
-                choice if self.rows[i].pending else self.held.pop(i, choice) for i, choice in zip(batch, choices)
+                choice if self.rows[i].pending else self.held_choices.pop(i, choice)
+                for i, choice in zip(batch, choices)
             ]
         return choices
 
@@ -411,29 +439,32 @@ class Session:
         shares = torch.softmax((logits - logits.amax(-1, keepdim=True)) / self.temperature, dim=-1).cumsum(-1)
         choices = []
         for i, share in zip(self._batch, shares):
-            drawn = 0.0 if self.rows[i].pending or i in self.held else self.randoms[i].random()
+            drawn = 0.0 if self.rows[i].pending or i in self.held_choices else self.randoms[i].random()
             choices.append(min(int(torch.searchsorted(share, drawn * share[-1], right=True)), len(share) - 1))
         return choices
 
-    def _run_freely(self, free_runs: FreeRuns, left: dict[int, int], listener: Listener | None) -> bool:
-        """Lets the rows of the batch write by themselves; true if one now stands before what only a step can do."""
+    def _run_compiled(self, compiled_loop: CompiledLoop, left: dict[int, int], sink: TokenSink | None) -> bool:
+        """Runs the compiled loop over the batch; true if a row now stands before what only a step can do."""
         batch, rows, decoder = self._batch, self.rows, self._decoder
         assert isinstance(decoder, FusedDecoder)
-        runs = free_runs.write(decoder, [rows[i] for i in batch], [left[i] for i in batch])
+        runs = compiled_loop.write(decoder, [rows[i] for i in batch], [left[i] for i in batch])
         for i, run in zip(batch, runs):
             self.tokens += len(run.tokens)
             left[i] -= len(run.tokens)
         self._leave([at for at, i in enumerate(batch) if left[i] == 0])
-        # From here on all is in order, whatever the listener does.
-        if listener is not None:
+        # From here on all is in order, whatever the sink does.
+        if sink is not None:
             for i, run in zip(batch, runs):
                 if len(run.tokens):
-                    listener.fed_run(i, run.tokens.tolist(), run.observed.tolist())
+                    sink.fed_run(i, run.tokens.tolist(), run.observed.tolist())
         return any(run.stopped and left[i] > 0 for i, run in zip(batch, runs))
 
-    def _run_drafts(self, left: dict[int, int], listener: Listener | None) -> bool:
+    def _may_draft(self) -> bool:
+        return len(self._batch) <= self._decoder.draft_rows and self._drafter.may_try()
+
+    def _run_drafts(self, left: dict[int, int], sink: TokenSink | None) -> bool:
         """Lets every row of the batch write a run, checked at once; false if the runs are too short to pay."""
-        if self.held:
+        if self.held_choices:
             return False
         drafter, batch, rows = self._drafter, self._batch, self.rows
         drafts = [
@@ -455,9 +486,9 @@ class Session:
                 leaving.append(at)
         drafter.judge(drafter.pays(sum(agreed), len(batch)))
         self._leave(leaving)
-        if listener is not None:  # as in `_step`, only once all rows are in order
+        if sink is not None:  # as in `_step`, only once all rows are in order
             for i, draft, count in zip(batch, drafts, agreed):
-                listener.fed_run(i, draft.tokens[:count], draft.observed[:count])
+                sink.fed_run(i, draft.tokens[:count], draft.observed[:count])
         return True
 
     def _accept(self, i: int, draft: Draft, count: int) -> None:
@@ -478,18 +509,18 @@ class Session:
 
     def _is_long(self, row: Row) -> bool:
         """Whether an observation is pending that the row should read apart, in pieces."""
-        return len(row.pending) >= self._decoder.piece_from and self.runner.pieces is not Pieces.SINGLY
+        return len(row.pending) >= self._decoder.piece_from and self.runner.prefill is not Prefill.TOKEN_BY_TOKEN
 
-    def _read_piece(self, i: int, left: dict[int, int], listener: Listener | None) -> None:
+    def _read_piece(self, i: int, left: dict[int, int], sink: TokenSink | None) -> None:
         pending = self.rows[i].pending
         size = min(PIECE, len(pending), left[i])
         piece = [pending.popleft() for _ in range(size)]
-        self._apart[i], _ = self.runner.feed(self._apart[i], [piece])
+        self._waiting[i], _ = self.runner.feed(self._waiting[i], [piece])
         self._note(i, piece)
         self.tokens += size
         left[i] -= size
-        if listener is not None:
-            listener.fed_run(i, piece, [True] * size)
+        if sink is not None:
+            sink.fed_run(i, piece, [True] * size)
 
     def _note(self, i: int, tokens: Sequence[int]) -> None:
         """Takes note of tokens that were fed, for the drafts."""
@@ -500,7 +531,7 @@ class Session:
         """Puts rows into the batch."""
         if rows:
             states = [self._decoder.state()] if self._batch else []
-            self._decoder.load(ModelState.concatenate([*states, *(self._apart.pop(i) for i in rows)]))
+            self._decoder.load(ModelState.concatenate([*states, *(self._waiting.pop(i) for i in rows)]))
             self._batch = [*self._batch, *rows]
 
     def _leave(self, places: Iterable[int]) -> None:
@@ -510,13 +541,13 @@ class Session:
             return
         state = self._decoder.state()
         for at in going:
-            self._apart[self._batch[at]] = state.select([at])
+            self._waiting[self._batch[at]] = state.select([at])
         staying = [at for at in range(len(self._batch)) if at not in going]
         self._batch = [self._batch[at] for at in staying]
         if staying:
             self._decoder.load(state.select(staying))
 
-    def _wait(self, rows: Sequence[int]) -> None:
+    def _wait_for_any(self, rows: Sequence[int]) -> None:
         """Nothing can be done before one of these rows' calls is over."""
         waiting = [self.rows[i].call for i in rows]
         calls = [call for call in waiting if call is not None]

@@ -7,7 +7,7 @@ the rest as JSON. A killed process leaves the file before or the file after.
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,32 @@ from accelerate.utils import align_module_device
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from hf_toolssm.errors import SnapshotError, StateMismatchError
-from hf_toolssm.files import whole_file
+from hf_toolssm.cache.cache_tensors import replace_tensors
+from hf_toolssm.cache.model_state import ModelState
+from hf_toolssm.cache.recurrent_state import RecurrentState
+from hf_toolssm.errors import SnapshotError, StateMismatchError, UnforkableToolError
+from hf_toolssm.files import atomic_write
 from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.generation.row import Row
-from hf_toolssm.generation.session import Session
-from hf_toolssm.generation.token_protocol import TokenProtocol, make_protocol
-from hf_toolssm.models.cache_tensors import replace_tensors
-from hf_toolssm.models.model_state import ModelState
-from hf_toolssm.models.state import RecurrentState
-from hf_toolssm.tools import Tool
+from hf_toolssm.generation.token_protocol import TokenProtocol
+from hf_toolssm.protocol.calls import CallReader
 
-FORMAT = "hf_toolssm session 1"
+FORMAT = "hf_toolssm session 2"
+
+
+@dataclass
+class Snapshot:
+    """A session as a value, which its model is no part of. `Session` says what the attributes are."""
+
+    rows: list[Row]
+    state: ModelState
+    temperature: float
+    randoms: list[random.Random]
+    step_weights: StepWeights
+    tokens: int
+    held_choices: dict[int, int]
 
 
 @dataclass
@@ -45,41 +56,44 @@ class _Facts:
     temperature: float
     step_weights: StepWeights
     tokens: int
-    held: dict[str, int]
+    held_choices: dict[str, int]
     rows: list[dict[str, Any]]
 
 
-def save_session(session: Session, path: str | Path) -> None:
+def write_snapshot(snapshot: Snapshot, model: Any, protocol: TokenProtocol, path: str | Path) -> None:
     """Writes a session; see the module's text.
 
     Args:
-        session: its calls under way end first.
+        snapshot: none of its rows waits for a call.
+        model: of the session.
+        protocol: of the session.
         path: of the file.
 
     Raises:
         SnapshotError: the file cannot be written, or a tool's state is none.
+        UnforkableToolError: a tool is not to be saved, or several rows share what it remembers.
     """
-    session.settle()
-    tensors = {f"state.{name}": tensor for name, tensor in session.state.to_tensors().items()}
+    tensors = {f"state.{name}": tensor for name, tensor in snapshot.state.to_tensors().items()}
     rows = []
-    for index, row in enumerate(session.rows):
+    _check_shared(snapshot.rows)
+    for index, row in enumerate(snapshot.rows):
         arrays, described = _describe(row)
-        version, internal, _ = session.randoms[index].getstate()
+        version, internal, _ = snapshot.randoms[index].getstate()
         arrays["random"] = np.array([version, *internal], np.int64)
         tensors |= {f"row.{index}.{name}": torch.from_numpy(array) for name, array in arrays.items()}
         rows.append(described)
     facts = _Facts(
         format=FORMAT,
-        model=fingerprint(session.runner.model),
-        protocol=_meaning(session.protocol),
-        temperature=session.temperature,
-        step_weights=session.step_weights,
-        tokens=session.tokens,
-        held={str(row): token for row, token in session.held.items()},
+        model=fingerprint(model),
+        protocol=_meaning(protocol),
+        temperature=snapshot.temperature,
+        step_weights=snapshot.step_weights,
+        tokens=snapshot.tokens,
+        held_choices={str(row): token for row, token in snapshot.held_choices.items()},
         rows=rows,
     )
     try:
-        with whole_file(Path(path)) as temporary:
+        with atomic_write(Path(path)) as temporary:
             save_file(tensors, temporary, {"session": json.dumps(vars(facts))})
     except (OSError, SafetensorError, TypeError) as error:
         raise SnapshotError(
@@ -88,42 +102,53 @@ def save_session(session: Session, path: str | Path) -> None:
         ) from error
 
 
-def load_session(
-    path: str | Path,
-    model: Any,
-    tools: Sequence[Mapping[str, Any] | Tool] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    end_ids: Sequence[int] | None,
-) -> Session:
-    """Reads a session back; `tools`, `tokenizer` and `end_ids` are those that it was started with.
+def _check_shared(rows: list[Row]) -> None:
+    seen: set[int] = set()
+    for row in rows:
+        for facts, at_work in zip(row.protocol.tools, row.tools):
+            if facts.remembers and id(at_work) in seen and facts.state(at_work):
+                raise UnforkableToolError(
+                    f"rows share the tool {next(iter(facts.calls))!r}, which a file would take apart: save the rows "
+                    "one by one, or let the tool keep nothing in state()"
+                )
+            seen.add(id(at_work))
+
+
+def read_snapshot(path: str | Path, runner: ModelRunner, protocol: TokenProtocol) -> Snapshot:
+    """Reads a session back.
+
+    Args:
+        path: of the file.
+        runner: of the model that it was saved with.
+        protocol: of the tools, tokens and ends that it was started with.
 
     Raises:
-        SnapshotError: the file is none that `save_session` wrote.
+        SnapshotError: the file is none that `write_snapshot` wrote.
         StateMismatchError: it is of another model, or of other tools.
     """
     facts, tensors = _read(Path(path))
-    if facts.model != fingerprint(model):
+    if facts.model != fingerprint(runner.model):
         raise StateMismatchError(
             f"the session in {path} was saved with other weights, another dtype or another architecture: load it with "
             "the model that it was saved with"
         )
-    protocol = make_protocol(model, tools, tokenizer, end_ids)
     if facts.protocol != _meaning(protocol):
         raise StateMismatchError(
             f"the session in {path} was saved with other tools, tokens or end_ids: pass those that it was started with"
         )
-    runner = ModelRunner(model)
     try:
         of_rows = [_below(tensors, f"row.{index}.") for index in range(len(facts.rows))]
-        rows = [_restore(row, mine, protocol) for row, mine in zip(facts.rows, of_rows)]
-        randoms = [_random_from(mine["random"].tolist()) for mine in of_rows]
-        state = _state_from_tensors(runner, _below(tensors, "state."))
+        return Snapshot(
+            rows=[_restore(row, mine, protocol) for row, mine in zip(facts.rows, of_rows)],
+            state=_state_from_tensors(runner, _below(tensors, "state.")),
+            temperature=facts.temperature,
+            randoms=[_random_from(mine["random"].tolist()) for mine in of_rows],
+            step_weights=facts.step_weights,
+            tokens=facts.tokens,
+            held_choices={int(row): token for row, token in facts.held_choices.items()},
+        )
     except KeyError as error:
         raise SnapshotError(f"{path} lacks {error}: it was not saved whole") from error
-    session = Session(runner, protocol, rows, state, facts.temperature, randoms, facts.step_weights)
-    session.tokenizer, session.tokens = tokenizer, facts.tokens
-    session.held = {int(row): token for row, token in facts.held.items()}
-    return session
 
 
 def fingerprint(model: Any) -> str:
@@ -146,9 +171,10 @@ _PASSING = ("_name_or_path", "transformers_version", "architectures", "auto_map"
 
 
 def _meaning(protocol: TokenProtocol) -> dict[str, Any]:
-    """What every token does that does something."""
-    commands = {text: token for token, (_, text) in protocol.commands.items()}
-    return {"commands": commands, "answer": protocol.answer, "ends": sorted(map(str, protocol.ends))}
+    """What every token does that does something, and the tools in order, because their states are."""
+    calls = {text: token for text, token in protocol.ids.items() if token in protocol.calls.live}
+    tools = [[*facts.calls, facts.unit, facts.fork, facts.remembers] for facts in protocol.tools]
+    return {"calls": calls, "tools": tools, "answer": protocol.answer, "ends": sorted(map(str, protocol.ends))}
 
 
 def _random_from(saved: list[int]) -> random.Random:
@@ -159,28 +185,30 @@ def _random_from(saved: list[int]) -> random.Random:
 
 def _describe(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A row as arrays and JSON."""
-    arrays = {"pending": np.array(row.pending, np.int64), "answer": np.array(row.answer, np.int64)}
+    lists = {"pending": row.pending, "answer": row.answer, "argument": row.reader.argument}
+    arrays = {name: np.array(tokens, np.int64) for name, tokens in lists.items()}
     tools = []
-    for index, session in enumerate(row.sessions):
+    for index, (facts, at_work) in enumerate(zip(row.protocol.tools, row.tools)):
         small = {}
-        for name, value in session.state().items():
+        for name, value in facts.state(at_work).items():
             if isinstance(value, np.ndarray):
                 arrays[f"tool.{index}.{name}"] = np.array(value, order="C")  # a copy: two rows may share one
             else:
                 small[name] = value
         tools.append(small)
-    facts = {name: getattr(row, name) for name in ("answering", "tool_calls", "finished", "complete", "error")}
-    return arrays, {**facts, "tools": tools}
+    described = {name: getattr(row, name) for name in ("answering", "tool_calls", "finished", "complete", "error")}
+    return arrays, {**described, "tools": tools, "call": row.reader.open}
 
 
-def _restore(facts: dict[str, Any], tensors: dict[str, Tensor], protocol: TokenProtocol) -> Row:
+def _restore(described: dict[str, Any], tensors: dict[str, Tensor], protocol: TokenProtocol) -> Row:
     marker = protocol.ids.__getitem__
-    small = facts.pop("tools")
-    sessions = []
-    for index, tool in enumerate(protocol.tools):
+    small, open_call = described.pop("tools"), described.pop("call")
+    tools = []
+    for index, facts in enumerate(protocol.tools):
         large = {name: tensor.numpy() for name, tensor in _below(tensors, f"tool.{index}.").items()}
-        sessions.append(tool.restore({**small[index], **large}, marker))
-    row = Row(protocol, sessions, **facts)
+        tools.append(facts.restore({**small[index], **large}, marker))
+    reader = CallReader(protocol.calls, open_call, tensors["argument"].tolist())
+    row = Row(protocol, tools, reader, **described)
     row.pending.extend(tensors["pending"].tolist())
     row.answer = tensors["answer"].tolist()
     return row

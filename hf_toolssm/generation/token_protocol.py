@@ -13,51 +13,56 @@ from hf_toolssm.errors import (
     UnknownToolError,
     UnsafeToolError,
 )
-from hf_toolssm.generation.tool_calls import ObservationReader, time_limit
-from hf_toolssm.protocols.special_tokens import tool_token_ids, tool_tokens
-from hf_toolssm.tools import Tool, make_tool
-from hf_toolssm.trajectory import ANSWER
+from hf_toolssm.generation.tool_calls import ToolCaller
+from hf_toolssm.protocol.calls import CommandTokens, call_tokens
+from hf_toolssm.protocol.special_tokens import tool_token_ids, tool_tokens
+from hf_toolssm.protocol.trajectory import ANSWER
+from hf_toolssm.tools import Tool, facts_of, make_tool
 
 
 class TokenProtocol:
     """The meaning of token ids for the rows of one session.
 
     Args:
-        tools: the tools in use; no two share a command.
-        ids: the token id of every command, marker and of the answer marker.
+        tools: the tools in use; no two share a call.
+        ids: the token id of every call, marker and of the answer marker.
         end_ids: the tokens that end a trajectory.
-        reader: turns what the tools return into tokens.
+        caller: carries out calls.
 
     Raises:
         MissingToolTokensError: a token of the tools has no id.
-        UnknownToolError: two tools share a command.
+        UnknownToolError: two tools share a call, or one of them is no tool.
     """
 
     def __init__(
-        self, tools: Sequence[Tool], ids: Mapping[str, int], end_ids: Sequence[int], reader: ObservationReader
+        self, tools: Sequence[Tool], ids: Mapping[str, int], end_ids: Sequence[int], caller: ToolCaller
     ) -> None:
         missing = [text for text in tool_tokens(tools) if text not in ids]
         if missing:
             raise MissingToolTokensError(
-                f"the model has no id for {missing[0]!r}: call add_tool_tokens_to_model and train it to use the tool"
+                f"the model has no id for {missing[0]!r}: call models.tool_embeddings.add_tool_tokens_to_model, and "
+                "train it to use the tool"
             )
-        self.tools = tools
+        self.tools = [facts_of(tool) for tool in tools]
         self.ids = ids
-        self.reader = reader
-        self.limits = [time_limit(tool) for tool in tools]
-        self.commands = {ids[text]: (index, text) for index, tool in enumerate(tools) for text in tool.commands}
-        if len(self.commands) < sum(len(tool.commands) for tool in tools):
-            raise UnknownToolError("two of the tools share a command: give each tool once")
+        self.caller = caller
+        self.calls = CommandTokens(self.tools, ids.__getitem__)
+        self.writes = [index for index, facts in enumerate(self.tools) if facts.unit == "cells" and facts.remembers]
         self.answer = ids[ANSWER]
         self.ends = frozenset(end_ids)
+        others = [self.answer, *self.ends, *(ids[text] for facts in self.tools for text in facts.markers)]
+        tokens = [*self.calls.begins, *self.calls.ends]
+        if len({*tokens}) < sum(len(call_tokens(facts)) for facts in self.tools) or {*tokens} & {*others}:
+            raise UnknownToolError("a tool's call is written by a token that means something else: rename the call")
 
     def check_problems(self, prompts: Sequence[Sequence[int]]) -> None:
         """Finds what the model alone may write.
 
         Raises:
-            InvalidProblemError: a prompt holds a command, or the answer marker.
+            InvalidProblemError: a prompt holds a token of a call, or the answer marker.
         """
-        names = {**{token: text for token, (_, text) in self.commands.items()}, self.answer: ANSWER}
+        live = {*self.calls.live, self.answer}
+        names = {token: text for text, token in self.ids.items() if token in live}
         for row, prompt in enumerate(prompts):
             found = next((names[token] for token in prompt if token in names), None)
             if found is not None:
@@ -69,7 +74,9 @@ class TokenProtocol:
     @property
     def allows_drafts(self) -> bool:
         """Whether every tool answers at once and touches nothing but its session, so that a clone may go ahead."""
-        return all(limit is None for limit in self.limits)
+        return all(
+            facts.time_limit is None and facts.fork == "copy" and not facts.has_side_effects for facts in self.tools
+        )
 
 
 def make_tools(specs: Sequence[Mapping[str, Any] | Tool]) -> list[Tool]:
@@ -94,10 +101,10 @@ def make_protocol(
     config = model.config
     specs = (getattr(config, "tools", None) or []) if tools is None else tools
     made = make_tools(specs)
-    outside = [spec for spec, tool in zip(specs, made) if tools is None and getattr(tool, "reaches_outside", True)]
-    if outside:
+    acting = [spec for spec, tool in zip(specs, made) if tools is None and facts_of(tool).has_side_effects]
+    if acting:
         raise UnsafeToolError(
-            f"the config names {outside[0]!r}, which reaches outside, and a config alone never switches that on: pass "
+            f"the config names {acting[0]!r}, which has side effects, and a config alone never switches that on: pass "
             "tools= yourself if you trust the model with it"
         )
     ids = getattr(config, "tool_token_ids", None)
@@ -112,7 +119,7 @@ def make_protocol(
         raise MissingToolTokensError(
             f"the id of {beyond[0]!r} is none of the model's {vocabulary} tokens: resize its embeddings"
         )
-    return TokenProtocol(made, ids or {}, end_ids, ObservationReader(vocabulary, tokenizer))
+    return TokenProtocol(made, ids or {}, end_ids, ToolCaller(vocabulary, tokenizer))
 
 
 def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -1,18 +1,19 @@
 """One tool call: carried out, limited in time, and its answer turned into tokens. Whatever goes wrong has a name.
 
-| what the tool does | what happens |
+| what the tool does | the error |
 |---|---|
-| raises `ToolError` | the row ends with that error |
-| raises anything else | the row ends with `ToolFaultError`, which says what was raised |
-| takes longer than its `time_limit` | the row ends with `ToolTimeoutError`; the call is left to itself |
-| returns None, or cells that are no tokens of the model | the row ends with `ToolFaultError` |
-| returns an empty observation | the model goes on with nothing to read |
-| returns more than `MAX_OBSERVATION` cells or characters | the row ends with `ObservationTooLongError` |
-| returns bytes that are no UTF-8 | they are read with replacement characters |
-| returns text with added tokens in it | they are read as plain text; no observation is ever carried out |
-| returns text that has no tokens but added ones or the unknown one | the row ends with `ToolFaultError` |
+| raises `ToolError` | that error |
+| raises anything else | `ToolFaultError`, which says what was raised |
+| takes longer than its `time_limit` | `ToolTimeoutError`; the call is left to itself |
+| returns None, or cells that are no tokens of the model | `ToolFaultError` |
+| returns an empty observation | none: the model goes on with nothing to read |
+| returns more than `MAX_OBSERVATION` cells or characters | `ObservationTooLongError` |
+| returns bytes that are no UTF-8 | none: they are read with replacement characters |
+| returns text with added tokens in it | none: they are read as plain text; no observation is ever carried out |
+| returns text that has no tokens but added ones or the unknown one | `ToolFaultError` |
 
-A row that ends this way keeps its state; other rows are not touched.
+What an error does is the tool's to say (`on_error`): its text becomes the observation, or the row ends with it and
+keeps its state. Other rows are not touched.
 """
 
 import threading
@@ -27,29 +28,14 @@ from hf_toolssm.errors import (
     ToolError,
     ToolFaultError,
     ToolTimeoutError,
-    UnknownToolError,
     UnspellableTextError,
 )
-from hf_toolssm.protocols.plain_text import encode_plain
-from hf_toolssm.tools import Tool, ToolSession
+from hf_toolssm.protocol.calls import Call
+from hf_toolssm.protocol.plain_text import encode_plain
+from hf_toolssm.tools import ToolFacts
 
 MAX_OBSERVATION = 1_000_000
 """Cells, or characters of text, that one observation may have: beyond it a tool has gone wrong."""
-
-TIME_LIMIT = 30.0
-"""Seconds for a call of a tool that does not say its `time_limit`."""
-
-
-def time_limit(tool: Tool) -> float | None:
-    """Seconds that a call of this tool may take; None for a tool that answers at once.
-
-    Raises:
-        UnknownToolError: the tool's `time_limit` is no such number.
-    """
-    limit = getattr(tool, "time_limit", TIME_LIMIT)
-    if limit is not None and not 0 < limit <= threading.TIMEOUT_MAX:
-        raise UnknownToolError(f"a tool's time_limit is a number of seconds above 0, or None, and not {limit!r}")
-    return limit
 
 
 def fault(what: str, error: BaseException) -> ToolFaultError:
@@ -61,62 +47,93 @@ def fault(what: str, error: BaseException) -> ToolFaultError:
     return ToolFaultError(f"the tool raised {type(error).__name__} {what}: {text}")
 
 
-class ObservationReader:
-    """What tools return, as tokens.
+class ToolCaller:
+    """Carries out calls, in tokens.
 
     Args:
         vocabulary: how many tokens the model has.
-        tokenizer: for tools that return text.
+        tokenizer: for tools that read text.
     """
 
     def __init__(self, vocabulary: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self._vocabulary = vocabulary
         self._tokenizer = tokenizer
 
-    def call(self, session: ToolSession[int], command: str) -> Sequence[int]:
-        """Carries out a command and returns the observation's tokens.
+    def call(self, facts: ToolFacts, at_work: Any, call: Call[int]) -> Sequence[int]:
+        """Carries out a call and returns the observation's tokens.
 
         Raises:
-            ToolError: the tool refused the command, or failed; see the table above.
+            ToolError: the tool refused the call, or failed; see the table above.
         """
+        argument = call.argument if facts.unit == "cells" else self.text(call.argument)
         try:
-            return self._tokens(session.execute(command), command)
+            observed = at_work.call(call.name, argument)
+            return (self._cells if facts.unit == "cells" else self._text)(observed, call.name)
         except ToolError:
             raise
         except (Exception, SystemExit) as error:
-            raise fault(f"on {command}", error) from error
+            raise fault(f"on {call.name}", error) from error
 
-    def _tokens(self, observed: Any, command: str) -> Sequence[int]:
-        if type(observed) is tuple and not observed:  # most commands show nothing
+    def text(self, tokens: Sequence[int]) -> str:
+        """What stands in tokens.
+
+        Raises:
+            ToolFaultError: no tokenizer is known.
+        """
+        if not tokens:
+            return ""
+        if self._tokenizer is None:
+            raise ToolFaultError("a tool reads text and no tokenizer is known: pass tokenizer=")
+        return self._tokenizer.decode(tokens)
+
+    def _cells(self, observed: Any, call: str) -> Sequence[int]:
+        if type(observed) is tuple and not observed:  # most calls show nothing
             return observed
-        if not isinstance(observed, (tuple, list, str, bytes)):
+        if not isinstance(observed, tuple | list):
             raise ToolFaultError(
-                f"the tool returned {type(observed).__name__} on {command}: return cells as a tuple or a list, () for "
-                "nothing, or text"
+                f"the tool returned {type(observed).__name__} on {call}: return cells as a tuple or a list, and () "
+                "for nothing"
             )
-        if len(observed) > MAX_OBSERVATION:
-            raise ObservationTooLongError(
-                f"the tool returned {len(observed):,} cells or characters on {command}, and an observation has at "
-                f"most {MAX_OBSERVATION:,}: let the tool return a part and a way to ask for more"
-            )
-        if isinstance(observed, bytes):
-            observed = observed.decode("utf-8", errors="replace")
-        if isinstance(observed, str):
-            observed = self._text(observed, command)
+        _check_length(observed, call)
         for cell in observed:
             if type(cell) is not int or not 0 <= cell < self._vocabulary:
-                raise ToolFaultError(f"the tool returned {cell!r} on {command}, which is no token of the model")
+                raise ToolFaultError(f"the tool returned {cell!r} on {call}, which is no token of the model")
         return observed
 
-    def _text(self, text: str, command: str) -> list[int]:
+    def _text(self, observed: Any, call: str) -> list[int]:
+        if not isinstance(observed, str | bytes):
+            raise ToolFaultError(
+                f"the tool returned {type(observed).__name__} on {call}: return text, and '' for nothing"
+            )
+        _check_length(observed, call)
+        return self.encode(
+            observed.decode("utf-8", errors="replace") if isinstance(observed, bytes) else observed, call
+        )
+
+    def encode(self, text: str, call: str) -> list[int]:
+        """The tokens of a text that a tool has written.
+
+        Raises:
+            ToolFaultError: no tokenizer is known, or it cannot write the text.
+        """
+        if not text:
+            return []
         if self._tokenizer is None:
             raise ToolFaultError(
-                f"the tool returned text on {command} and no tokenizer is known: pass tokenizer= to generate"
+                f"the tool returned text on {call} and no tokenizer is known: pass tokenizer= to generate"
             )
         try:
             return encode_plain(self._tokenizer, text)
         except UnspellableTextError as error:
-            raise ToolFaultError(f"the tool returned text on {command} that has no tokens: {error}") from error
+            raise ToolFaultError(f"the tool returned text on {call} that has no tokens: {error}") from error
+
+
+def _check_length(observed: Any, call: str) -> None:
+    if len(observed) > MAX_OBSERVATION:
+        raise ObservationTooLongError(
+            f"the tool returned {len(observed):,} cells or characters on {call}, and an observation has at most "
+            f"{MAX_OBSERVATION:,}: let the tool return a part and a way to ask for more"
+        )
 
 
 class WaitingCall:

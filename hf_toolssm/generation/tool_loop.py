@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hf_toolssm.cache.model_state import ModelState
+from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import StateMismatchError
 from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.interface import ToolGenerateOutput, generate_rows, one_of
 from hf_toolssm.generation.session import Session
-from hf_toolssm.models.model_state import ModelState
-from hf_toolssm.models.state import RecurrentState
 from hf_toolssm.tools import Tool
 
 
@@ -34,8 +34,8 @@ def generate_with_tools(
         model: a ToolMamba, or any causal language model of transformers with a dynamic cache.
         inputs: (b, l) prompts, padded on the left; or `input_ids`.
         tools: tools, or their specs, in place of the config's: `[{"name": "pointer_memory", "max_pointers": 3}]`.
-        tokenizer: for `answers`, for tools that return text, and for a model whose config knows no tool tokens; by
-            default, for the first of these, the one beside the checkpoint.
+        tokenizer: for `answers`, for tools that read text, and for a model whose config knows no tool tokens; by
+            default, for the first two of these, the one beside the checkpoint.
         cache_params: what a recurrent model of ours remembers before the prompts; the tools start on the prompts
             alone. It stays as it is.
         step_weights: see `Session.start`.
@@ -53,7 +53,7 @@ def generate_with_tools(
         InvalidProblemError: a prompt holds a symbol that the tokenizer does not know.
         PaddingError: a prompt is padded on the right, or on the left without an attention mask.
         StateMismatchError: `cache_params` is no state of this model, or has not one row per prompt.
-        UnsafeToolError: the config names a tool that reaches outside, and the caller did not pass it.
+        UnsafeToolError: the config names a tool with side effects, and the caller did not pass it.
         UnsupportedArchitectureError: the model's memory cannot be carried exactly.
         UnsupportedGenerationError: an option that does not hold while tools run.
         UnknownToolError: a tool's name or option does not exist.

@@ -9,7 +9,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_toolssm.errors import UnfinishedModelError
-from hf_toolssm.files import write_whole
+from hf_toolssm.files import write_atomically
 
 
 def write_model_card(folder: Path, template: Path, repo_id: str | None = None) -> Path:
@@ -27,7 +27,7 @@ def write_model_card(folder: Path, template: Path, repo_id: str | None = None) -
         UnfinishedModelError: the folder has no `results.json`, or a fact is missing there.
     """
     path = folder / "README.md"
-    write_whole(path, model_card(folder, template, repo_id))
+    write_atomically(path, model_card(folder, template, repo_id))
     return path
 
 

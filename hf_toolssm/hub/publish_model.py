@@ -5,13 +5,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
-from hf_toolssm.errors import UnfinishedModelError
+from hf_toolssm.errors import InvalidHubNameError, UnfinishedModelError, UnsafeTrainingError
 from hf_toolssm.evaluation.report import REPORT_FILES
-from hf_toolssm.files import write_whole
+from hf_toolssm.files import write_atomically
 from hf_toolssm.hub.model_card import model_card, read_json
-from hf_toolssm.hub.publish import Destination, Published, publish_files
+from hf_toolssm.hub.publish import MAIN, Destination, Published, check_destination, publish_files
 
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _CODE = "hf_toolssm_*.py"
@@ -21,6 +22,30 @@ _PUBLISHED = ("generation_config.json", *_WEIGHTS, *_TOKENIZER, *_VOCABULARY, *R
 """What a folder gives, a Turing machine's table included; its configuration, code and card are written anew."""
 
 _NEEDED = ("config.json", "generation_config.json", "model*.safetensors", "tokenizer_config.json", "results.json")
+
+
+def training_destination(config: TrainingArguments) -> Destination | None:
+    """Where a training's finished model is to go, checked before any work; the trainer itself then pushes nothing.
+
+    Args:
+        config: its `push_to_hub` is switched off, because the trainer would push checkpoints that nobody measured.
+
+    Raises:
+        UnsafeTrainingError: a push was asked for in another way than once, of the finished and measured model.
+        InvalidHubNameError, HubAccessError, HubUnavailableError: see `hub.publish.check_destination`.
+    """
+    if not config.push_to_hub:
+        return None
+    if config.hub_model_id is None:
+        raise InvalidHubNameError("--push_to_hub needs a name: add --hub_model_id org/name")
+    if config.hub_token is not None:
+        raise UnsafeTrainingError("hub_token would stand in logs and saved arguments: set HF_TOKEN, and leave it out")
+    if config.hub_strategy != HubStrategy.EVERY_SAVE:  # its default
+        raise UnsafeTrainingError("the model is pushed once, finished and measured: leave out hub_strategy")
+    destination = Destination(config.hub_model_id, "model", bool(config.hub_private_repo), config.hub_revision or MAIN)
+    check_destination(destination)
+    config.push_to_hub = False
+    return destination
 
 
 def check_finished(folder: Path) -> None:
@@ -68,7 +93,7 @@ def publish_model(folder: Path, destination: Destination, template: Path, messag
         written = Path(name)
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
         config.save_pretrained(written)
-        write_whole(written / "README.md", model_card(folder, template, destination.repo_id))
+        write_atomically(written / "README.md", model_card(folder, template, destination.repo_id))
         paths = [path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in _PUBLISHED)]
         files = {path.name: path for path in (*sorted(paths), *sorted(written.iterdir()))}
         built = f"{config.model_type} that runs its tools, with its tokenizer and measured results"
@@ -76,5 +101,5 @@ def publish_model(folder: Path, destination: Destination, template: Path, messag
 
 
 def _is_of_one_version(path: str) -> bool:
-    """Pieces of weights and of our code, of which a newer version may have fewer."""
+    """Parts of the weights and of our code, of which a newer version may have fewer."""
     return "/" not in path and any(fnmatch(path, pattern) for pattern in (*_WEIGHTS, _CODE))

@@ -7,8 +7,8 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
+from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import UnsupportedGenerationError
-from hf_toolssm.models.state import RecurrentState
 
 
 class RecurrentLM(GenerationMixin):

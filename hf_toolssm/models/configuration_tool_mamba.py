@@ -9,6 +9,7 @@ from transformers import MambaConfig
 
 from hf_toolssm.errors import ArchitectureMismatchError
 from hf_toolssm.models.native_checkpoint import from_native, is_native
+from hf_toolssm.models.remote_code import AUTO_MAP, write_remote_code
 from hf_toolssm.models.tool_config import ToolFields
 
 _LOADABLE = ("mamba", "tool_mamba")
@@ -52,8 +53,6 @@ class ToolMambaConfig(ToolFields, MambaConfig):
         """
         self.__dict__.pop("auto_map", None)  # of the folder that this was loaded from
         if self.tools is not None:
-            from hf_toolssm.generation.remote_code import AUTO_MAP, write_remote_code
-
             Path(save_directory).mkdir(parents=True, exist_ok=True)
             write_remote_code(Path(save_directory), self.tools)
             self.auto_map = dict(AUTO_MAP)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_toolssm.models.plain_modules import is_plain
-from hf_toolssm.protocols.render import IGNORED
+from hf_toolssm.ops.plain_modules import is_plain
+from hf_toolssm.protocol.render import IGNORED
 
 VOCABULARY_CHUNK = 32_768
 """Logits of one token that are held at a time."""

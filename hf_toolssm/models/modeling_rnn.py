@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
 from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
 
+from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.models.causal_lm import RecurrentLM
-from hf_toolssm.models.checks import check_model_inputs
 from hf_toolssm.models.configuration_rnn import RnnConfig
 from hf_toolssm.models.labelled_head import with_labelled_head
-from hf_toolssm.models.padding import gather_rows, tokens_first
-from hf_toolssm.models.plain_modules import is_plain
-from hf_toolssm.models.state import RecurrentState
+from hf_toolssm.ops.checks import check_model_inputs
+from hf_toolssm.ops.padding import gather_rows, tokens_first
+from hf_toolssm.ops.plain_modules import is_plain
 
 _MODULE_OF = {"lstm": nn.LSTM, "gru": nn.GRU}
 _SATURATING = 1e4

@@ -14,19 +14,21 @@ from transformers.activations import SiLUActivation
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
 
-from hf_toolssm.models.causal_convolution import causal_convolution
-from hf_toolssm.models.causal_convolution_cuda import convolve_from_state
-from hf_toolssm.models.checks import check_model_inputs
+from hf_toolssm.cache.recurrent_state import MambaState, StateInForward
+from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
-from hf_toolssm.models.inner_cpu import inner_cpu
 from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.models.native_checkpoint import NATIVE_NAMES
-from hf_toolssm.models.padding import gather_rows, tokens_first
-from hf_toolssm.models.plain_modules import is_plain
-from hf_toolssm.models.projection import are_projectable, project
-from hf_toolssm.models.rms_norm import ToolMambaNorm
-from hf_toolssm.models.selective_scan import selective_scan
-from hf_toolssm.models.state import MambaState, StateInForward
+from hf_toolssm.ops.causal_convolution import causal_convolution
+from hf_toolssm.ops.causal_convolution_cuda import convolve_from_state
+from hf_toolssm.ops.checks import check_model_inputs
+from hf_toolssm.ops.compiled_step import CompiledStep, compiled_step
+from hf_toolssm.ops.mamba_inner import mamba_inner
+from hf_toolssm.ops.padding import gather_rows, tokens_first
+from hf_toolssm.ops.plain_modules import is_plain
+from hf_toolssm.ops.projection import are_projectable, project
+from hf_toolssm.ops.rms_norm import ToolMambaNorm
+from hf_toolssm.ops.selective_scan import selective_scan
 
 ADAPTER_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
 """The layers that a LoRA can train and merge: PEFT merges none into a depthwise convolution."""
@@ -53,14 +55,14 @@ class ToolMambaMixer(MambaMixer):
         lengths = None if attention_mask is None else attention_mask.sum(1)
         conv_state, recurrent_state = (None, None) if cache_params is None else cache_params.read(self.layer_idx)
 
-        halves = project(self.in_proj, hidden_states)  # (b, l, 2 d)
-        run = self._fused if self._can_be_fused(halves) else self._composed
-        y, conv_state, recurrent_state = run(halves, conv_state, recurrent_state, lengths)
+        xz = project(self.in_proj, hidden_states)  # (b, l, 2 d)
+        run = self._fused if self._can_be_fused(xz) else self._composed
+        y, conv_state, recurrent_state = run(xz, conv_state, recurrent_state, lengths)
         if cache_params is not None:
             cache_params.write(self.layer_idx, conv_state, recurrent_state)
         return project(self.out_proj, y.to(hidden_states.dtype))
 
-    def _can_be_fused(self, halves: Tensor) -> bool:
+    def _can_be_fused(self, xz: Tensor) -> bool:
         parts = self._modules  # an attribute that is a module is slow to get, and every layer asks at every token
         x_proj, dt_proj = parts["x_proj"], parts["dt_proj"]
         return (
@@ -69,21 +71,21 @@ class ToolMambaMixer(MambaMixer):
             and is_plain(dt_proj, nn.Linear)
             and x_proj.bias is None
             and dt_proj.bias is not None
-            and are_projectable(halves, parts["conv1d"], x_proj, dt_proj)
+            and are_projectable(xz, parts["conv1d"], x_proj, dt_proj)
         )
 
     def _fused(
-        self, halves: Tensor, conv_state: Tensor | None, recurrent_state: Tensor | None, lengths: Tensor | None
+        self, xz: Tensor, conv_state: Tensor | None, recurrent_state: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         convolution = (self.conv1d.weight.squeeze(1), self.conv1d.bias)
         projections = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias)
         scan = (-torch.exp(self.A_log.float()), self.D.float())
-        return inner_cpu(halves, *convolution, *projections, *scan, conv_state, recurrent_state, lengths)
+        return mamba_inner(xz, *convolution, *projections, *scan, conv_state, recurrent_state, lengths)
 
     def _composed(
-        self, halves: Tensor, conv_state: Tensor | None, recurrent_state: Tensor | None, lengths: Tensor | None
+        self, xz: Tensor, conv_state: Tensor | None, recurrent_state: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x, gate = halves.chunk(2, dim=-1)  # (b, l, d) each
+        x, gate = xz.chunk(2, dim=-1)  # (b, l, d) each
         if self._convolution_is_plain():
             weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
             x, conv_state = causal_convolution(x, weight, bias, conv_state, lengths)
@@ -220,6 +222,10 @@ class ToolMambaForCausalLM(MambaForCausalLM):
             model_kwargs["cache_params"] = MambaState(self.config)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
+    def compiled_step(self) -> CompiledStep | None:
+        """Which compiled step decodes this model; see `ops.compiled_step`."""
+        return compiled_step(self, _KNOWN) if type(self) is ToolMambaForCausalLM else None
+
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Generates with tools executed; see `hf_toolssm.generation.tool_loop.generate_with_tools`.
 
@@ -227,10 +233,14 @@ class ToolMambaForCausalLM(MambaForCausalLM):
         """
         if self.config.tools is None and kwargs.get("tools") is None:
             return super().generate(inputs, *args, **kwargs)
-        from hf_toolssm.generation.tool_loop import generate_with_tools
-
         return generate_with_tools(self, inputs, *args, **kwargs)
 
+
+_KNOWN = {
+    *(ToolMambaForCausalLM, ToolMambaModel, ToolMambaBlock, ToolMambaMixer),
+    *(ToolMambaNorm, nn.Embedding, nn.Linear, nn.Conv1d, nn.ModuleList, SiLUActivation),
+}
+"""The modules that the compiled steps compute."""
 
 AutoConfig.register(ToolMambaConfig.model_type, ToolMambaConfig)
 AutoModelForCausalLM.register(ToolMambaConfig, ToolMambaForCausalLM)

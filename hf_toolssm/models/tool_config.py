@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_toolssm.errors import MissingToolTokensError
-from hf_toolssm.protocols.special_tokens import tool_tokens
+from hf_toolssm.protocol.special_tokens import tool_tokens
 from hf_toolssm.tools import Tool, make_tool
 
 
@@ -33,7 +33,7 @@ class ToolFields:
             if missing:
                 raise MissingToolTokensError(
                     f"the config names tools but gives no id for {missing[0]!r}: set tool_token_ids with "
-                    "hf_toolssm.protocols.tool_token_ids(tokenizer, tools)"
+                    "hf_toolssm.protocol.special_tokens.tool_token_ids(tokenizer, tools)"
                 )
 
     def make_tools(self) -> list[Tool]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_toolssm.protocols.special_tokens import tool_token_ids
+from hf_toolssm.protocol.special_tokens import tool_token_ids
 from hf_toolssm.tools import make_tool
 
 _DEVIATION = 0.5
@@ -27,7 +27,7 @@ def add_tool_tokens_to_model(
 
     Args:
         model: changed in place. Its embedding never shrinks: checkpoints often pad it beyond the tokenizer.
-        tokenizer: has the tools' tokens (see `protocols.add_tool_tokens`).
+        tokenizer: has the tools' tokens (see `add_tool_tokens`).
         tools: tool specs, for example `[{"name": "pointer_memory", "max_pointers": 3}]`.
         trained_vocabulary: how many tokens the checkpoint was trained with, the tokenizer's length before the tool
             tokens came; rows from there on are new. 0 for a model from scratch, whose rows all stay as they are.

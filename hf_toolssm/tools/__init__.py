@@ -12,11 +12,11 @@ from importlib import import_module
 from typing import Any
 
 from hf_toolssm.errors import UnknownToolError
-from hf_toolssm.tools.tool import Tool, ToolSession, with_options
+from hf_toolssm.tools.tool import Tool, ToolFacts, facts_of, with_options
 
-__all__ = ["Tool", "ToolSession", "available_tools", "class_name", "make_tool"]
+__all__ = ["Tool", "ToolFacts", "available_tools", "class_name", "facts_of", "make_tool"]
 
-_NOT_TOOLS = {"tool", "recorder"}
+_NOT_TOOLS = {"tool"}
 
 
 @cache

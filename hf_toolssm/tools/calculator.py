@@ -1,11 +1,7 @@
 """A calculator for whole numbers of any length: the single-turn tool of PAPER's ablations (task 9).
 
-A calculation is a command with an argument:
-
-    <|calculate|> 1 2 + 7 * 2 <|equals|>      shows 2 6
-
-What the model writes behind `<|calculate|>` is the expression: numbers, `+`, `-` and `*`, where `*` binds closer and a
-number may have a minus of its own. Nothing is remembered but an expression that is not finished.
+The call `calculate` has an expression as its argument, `12+7*2`, and shows its value: numbers, `+`, `-` and `*`, where
+`*` binds closer and a number may have a minus of its own. Nothing is remembered.
 """
 
 import decimal
@@ -13,12 +9,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic
 
-from hf_toolssm.errors import InvalidExpressionError, NoArgumentError, UnknownCommandError
+from hf_toolssm.errors import InvalidExpressionError, UnknownCallError
 from hf_toolssm.tools.tool import Cell
 
-CALCULATE = "<|calculate|>"
-EQUALS = "<|equals|>"
-_SYMBOLS = "0123456789+-*"
+CALCULATE = "calculate"
+
 _EXPRESSION = re.compile(r"-?[0-9]+([-+*]-?[0-9]+)*")
 _TERM = re.compile(r"([-+]?)(-?[0-9]+(?:\*-?[0-9]+)*)")
 
@@ -31,59 +26,39 @@ _EXACT = decimal.Context(
 class Calculator:
     """The calculator tool. A product of very long numbers takes its time, so calls have a limit."""
 
-    time_limit = 30.0
-    reaches_outside = False
-    commands = (CALCULATE, EQUALS)
-    markers = tuple(_SYMBOLS)
+    unit = "cells"
+    has_side_effects = False
+    calls: Mapping[str, bool] = {CALCULATE: True}
+    markers = tuple("0123456789+-*")
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "CalculatorSession[Cell]":
-        return CalculatorSession({symbol: marker(symbol) for symbol in _SYMBOLS}, None)
+        return CalculatorSession({symbol: marker(symbol) for symbol in self.markers})
 
     def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> "CalculatorSession[Cell]":
-        session = self.start((), marker)
-        session.expression = None if state["expression"] is None else list(state["expression"])
-        return session
+        return self.start((), marker)
 
 
 class CalculatorSession(Generic[Cell]):
-    """One expression in the making.
+    """Knows which cell is which symbol, and remembers nothing."""
 
-    Attributes:
-        expression: what was written since `<|calculate|>`; None when no expression is open.
-    """
-
-    def __init__(self, cell_of: Mapping[str, Cell], expression: list[Cell] | None) -> None:
+    def __init__(self, cell_of: Mapping[str, Cell]) -> None:
         self._cell_of = cell_of
         self._symbol_of = {cell: symbol for symbol, cell in cell_of.items()}
-        self.expression = expression
 
     def write(self, cell: Cell) -> None:
-        if self.expression is not None:
-            self.expression.append(cell)
+        pass  # what the model thinks is no part of an expression
 
-    def execute(self, command: str) -> tuple[Cell, ...]:
-        if command == CALCULATE:
-            self.expression = []
-            return ()
-        if command != EQUALS:
-            raise UnknownCommandError(f"calculator has no command {command!r}")
-        if self.expression is None:
-            raise NoArgumentError(
-                f"{EQUALS} ends an expression, and none is open: write {CALCULATE} and the expression first"
-            )
-        expression, self.expression = self.expression, None  # before the work: a call that is given up changes nothing
-        try:
-            value = evaluate("".join(self._symbol_of.get(cell, "?") for cell in expression))
-        except InvalidExpressionError:
-            self.expression = expression
-            raise
+    def call(self, name: str, argument: Sequence[Cell]) -> tuple[Cell, ...]:
+        if name != CALCULATE:
+            raise UnknownCallError(f"calculator has no call {name!r}")
+        value = evaluate("".join(self._symbol_of.get(cell, "?") for cell in argument))
         return tuple(self._cell_of[symbol] for symbol in value)
 
     def clone(self) -> "CalculatorSession[Cell]":
-        return CalculatorSession(self._cell_of, None if self.expression is None else self.expression.copy())
+        return self
 
     def state(self) -> Mapping[str, Any]:
-        return {"expression": None if self.expression is None else list(self.expression)}
+        return {}
 
 
 def evaluate(expression: str) -> str:

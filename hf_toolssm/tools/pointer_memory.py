@@ -1,6 +1,6 @@
 """Pointers over the model's own text (PAPER section 2.1, "pointer memory").
 
-Memory is the problem followed by every thought and output; commands and observations never enter it. Pointers are
+Memory is the problem followed by every thought and output; calls and observations never enter it. Pointers are
 created one at a time and start at the first cell of the problem:
 
     index     -1         0   1   2   3   4   5
@@ -16,38 +16,39 @@ from typing import Any, Generic
 
 import numpy as np
 
-from hf_toolssm.errors import TooManyPointersError, UnknownCommandError, UnknownPointerError, UnknownToolError
+from hf_toolssm.errors import TooManyPointersError, UnknownCallError, UnknownPointerError, UnknownToolError
 from hf_toolssm.tools.tool import Cell
 
-NEW_POINTER = "<|new_pointer|>"
+NEW_POINTER = "new_pointer"
 MEMORY_BEGIN = "<|memory_begin|>"
 MEMORY_END = "<|memory_end|>"
 
 
 def read(pointer: int) -> str:
-    """The command that shows the cell under a pointer; pointers count from 1 in the order of their creation."""
-    return f"<|read_{pointer}|>"
+    """The call that shows the cell under a pointer; pointers count from 1 in the order of their creation."""
+    return f"read_{pointer}"
 
 
 def left(pointer: int) -> str:
-    """The command that moves a pointer one cell to the left."""
-    return f"<|left_{pointer}|>"
+    """The call that moves a pointer one cell to the left."""
+    return f"left_{pointer}"
 
 
 def right(pointer: int) -> str:
-    """The command that moves a pointer one cell to the right."""
-    return f"<|right_{pointer}|>"
+    """The call that moves a pointer one cell to the right."""
+    return f"right_{pointer}"
 
 
 class PointerMemory:
     """The pointer memory tool.
 
     Args:
-        max_pointers: how many pointers one session may create; each has three command tokens.
+        max_pointers: how many pointers one session may create; each has three calls.
     """
 
+    unit = "cells"
     time_limit = None
-    reaches_outside = False
+    has_side_effects = False
 
     def __init__(self, max_pointers: int = 2) -> None:
         if not isinstance(max_pointers, int) or max_pointers < 1:
@@ -57,7 +58,7 @@ class PointerMemory:
         self.max_pointers = max_pointers
         pointers = range(1, max_pointers + 1)
         self.actions = {make(p): (make, p - 1) for p in pointers for make in (read, left, right)}
-        self.commands = (NEW_POINTER, *self.actions)
+        self.calls = dict.fromkeys((NEW_POINTER, *self.actions), False)
         self.markers = (MEMORY_BEGIN, MEMORY_END)
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "PointerSession[Cell]":
@@ -77,7 +78,7 @@ class PointerMemory:
 
 
 class PointerSession(Generic[Cell]):
-    """Memory and pointers of one problem. Every command takes constant time, and so does a clone.
+    """Memory and pointers of one problem. Every call takes constant time, and so does a clone.
 
     Memory only grows, so clones share one column of cells and each knows how many of them are its own. The first of
     them to write appends in place; one that finds foreign cells behind its own takes a copy of its part first.
@@ -117,14 +118,14 @@ class PointerSession(Generic[Cell]):
         assert isinstance(self._cells, array)
         return (self._cells.buffer_info()[0], self._size), (0, 0)
 
-    def execute(self, command: str) -> tuple[Cell, ...]:
-        action = self.tool.actions.get(command)
+    def call(self, name: str, argument: Sequence[Cell]) -> tuple[Cell, ...]:
+        action = self.tool.actions.get(name)
         if action is None:
-            return self._new_pointer(command)
+            return self._new_pointer(name)
         move, index = action
         if index >= len(self.pointers):
             raise UnknownPointerError(
-                f"{command} names pointer {index + 1}, but {len(self.pointers)} exist: write {NEW_POINTER} first"
+                f"{name} names pointer {index + 1}, but {len(self.pointers)} exist: call {NEW_POINTER} first"
             )
         at = self.pointers[index]
         if move is read:
@@ -137,9 +138,9 @@ class PointerSession(Generic[Cell]):
             self.pointers[index] = max(at - 1, -1)
         return ()
 
-    def _new_pointer(self, command: str) -> tuple[()]:
-        if command != NEW_POINTER:
-            raise UnknownCommandError(f"pointer_memory has no command {command!r}")
+    def _new_pointer(self, name: str) -> tuple[()]:
+        if name != NEW_POINTER:
+            raise UnknownCallError(f"pointer_memory has no call {name!r}")
         if len(self.pointers) == self.tool.max_pointers:
             raise TooManyPointersError(
                 f"all {self.tool.max_pointers} pointers exist: raise max_pointers of the tool pointer_memory"

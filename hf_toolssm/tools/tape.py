@@ -6,7 +6,7 @@ written lies a marker, one on each side, and writing onto a marker makes the tap
     cell      begin      1   0   1   end      for the problem 101
     head at              ^
 
-Thoughts and outputs leave the tape as it is; only a write command changes it.
+Thoughts and outputs leave the tape as it is; only a write call changes it.
 """
 
 from array import array
@@ -15,22 +15,22 @@ from typing import Any, Generic
 
 import numpy as np
 
-from hf_toolssm.errors import TapeFullError, UnknownCommandError, UnknownToolError
+from hf_toolssm.errors import TapeFullError, UnknownCallError, UnknownToolError
 from hf_toolssm.tools.tool import Cell
 
 MAX_CELLS = 10_000_000
 """How long a tape may become where nobody says another number."""
 
-TAPE_READ = "<|tape_read|>"
-TAPE_LEFT = "<|tape_left|>"
-TAPE_RIGHT = "<|tape_right|>"
+TAPE_READ = "tape_read"
+TAPE_LEFT = "tape_left"
+TAPE_RIGHT = "tape_right"
 TAPE_BEGIN = "<|tape_begin|>"
 TAPE_END = "<|tape_end|>"
 
 
 def tape_write(symbol: str) -> str:
-    """The command that writes a symbol into the cell under the head."""
-    return f"<|tape_write_{symbol}|>"
+    """The call that writes a symbol into the cell under the head."""
+    return f"tape_write_{symbol}"
 
 
 class Tape:
@@ -41,8 +41,9 @@ class Tape:
         max_cells: how long the tape may become; a cell takes 8 bytes.
     """
 
+    unit = "cells"
     time_limit = None
-    reaches_outside = False
+    has_side_effects = False
 
     def __init__(self, symbols: str = "01", max_cells: int = MAX_CELLS) -> None:
         printable = isinstance(symbols, str) and symbols.isascii() and symbols.isprintable() and " " not in symbols
@@ -53,7 +54,7 @@ class Tape:
             raise UnknownToolError(f"tape: max_cells must be a whole number of at least 1, not {max_cells!r}")
         self.max_cells = max_cells
         self.symbols = {tape_write(symbol): symbol for symbol in symbols}
-        self.commands = (TAPE_READ, TAPE_LEFT, TAPE_RIGHT, *self.symbols)
+        self.calls = dict.fromkeys((TAPE_READ, TAPE_LEFT, TAPE_RIGHT, *self.symbols), False)
         self.markers = (TAPE_BEGIN, TAPE_END, *symbols)
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "TapeSession[Cell]":
@@ -67,7 +68,7 @@ class Tape:
         self, cells: Sequence[Any], before: Sequence[Any], head: int, marker: Callable[[str], Cell]
     ) -> "TapeSession[Cell]":
         begin, end = marker(TAPE_BEGIN), marker(TAPE_END)
-        written = {command: marker(symbol) for command, symbol in self.symbols.items()}
+        written = {name: marker(symbol) for name, symbol in self.symbols.items()}
         # Token ids take 8 bytes each, side by side, where compiled code can read and write them.
         column: Callable[[Sequence[Any]], MutableSequence[Any]]
         column = (lambda values: array("q", values)) if isinstance(begin, int) else list
@@ -75,7 +76,7 @@ class Tape:
 
 
 class TapeSession(Generic[Cell]):
-    """The tape and the head of one problem. Every command takes constant time.
+    """The tape and the head of one problem. Every call takes constant time.
 
     Clones share their cells, and the first that writes takes a copy: a millisecond for a million.
 
@@ -121,22 +122,22 @@ class TapeSession(Generic[Cell]):
         assert isinstance(self._before, array)
         return self._cells.buffer_info(), self._before.buffer_info()
 
-    def execute(self, command: str) -> tuple[Cell, ...]:
+    def call(self, name: str, argument: Sequence[Cell]) -> tuple[Cell, ...]:
         head, first, last = self.head, -len(self._before), len(self._cells) - 1
-        if command == TAPE_READ:
+        if name == TAPE_READ:
             if head < first:
                 return (self.begin,)
             if head > last:
                 return (self.end,)
             return (self._cells[head] if head >= 0 else self._before[-1 - head],)
-        if command == TAPE_LEFT:
+        if name == TAPE_LEFT:
             self.head = max(head - 1, first - 1)
-        elif command == TAPE_RIGHT:
+        elif name == TAPE_RIGHT:
             self.head = min(head + 1, last + 1)
-        elif command in self._written:
-            self._put(self._written[command])
+        elif name in self._written:
+            self._put(self._written[name])
         else:
-            raise UnknownCommandError(f"the tape has no command {command!r}")
+            raise UnknownCallError(f"the tape has no call {name!r}")
         return ()
 
     def _own(self) -> None:

@@ -1,83 +1,226 @@
-"""What a tool is: a fixed set of commands, and one session per problem that carries them out."""
+"""What a tool is: calls by name, and what carries them out for one problem.
 
+A tool never learns how a call was written. It gets the call's name and its argument, and gives back an observation:
+
+| it reads | argument | observation |
+|---|---|---|
+| text, the default | str | str, or bytes that are read as UTF-8 |
+| cells | a tuple of cells, () where the call takes none | a tuple or list of cells, () for nothing |
+
+One that reads cells is also told, by `write`, what the model thinks and outputs.
+
+The smallest is an object with a name:
+
+    class Clock:
+        name = "clock"
+
+        def call(self, name: str, argument: str) -> str:
+            return datetime.now(UTC).isoformat()
+
+One that remembers has `start`, which gives what works on one problem (it has `call`, and `state` where it can be
+saved), and `restore`, which gives that back from its state. Without `start` one object serves all rows.
+"""
+
+import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
 
-from hf_toolssm.errors import UnknownToolError
+from hf_toolssm.errors import UnforkableToolError, UnknownToolError
 
 Cell = TypeVar("Cell")
 """A memory cell. The dataset builders use its text; `generate` uses its token id, so that what a tool stores and gives
 back is never decoded and encoded again (token in, token out)."""
 
+TIME_LIMIT = 30.0
+"""Seconds for a call of a tool that does not say its `time_limit`."""
 
-class ToolSession(Protocol[Cell]):
-    """One tool at work on one problem."""
 
-    def write(self, cell: Cell) -> None:
-        """Takes what the model has just written: a thought, an output, or a cell of a command's argument.
+class AtWork(Protocol[Cell]):
+    """A tool at work on one problem. `write`, `clone` and `state` are only of tools that remember."""
 
-        Only the tool knows which commands take an argument, so it tells the two apart.
-        """
+    def call(self, name: str, argument: Any) -> Any:
+        """Carries out a call and returns its observation; see the table above.
 
-    def execute(self, command: str) -> tuple[Cell, ...] | list[Cell] | str | bytes:
-        """Carries out a command and returns its observation, empty for a command that shows nothing.
-
-        An observation is cells, or text for tools that reach outside; bytes are read as UTF-8, and what is not valid
-        becomes the replacement character. Text is written as tokens without its special tokens: what looks like a
-        command in it stays plain text. Nothing that is observed is ever carried out or ends a row.
+        Nothing that is observed is ever a call, a marker or an end: text has no special tokens in it.
 
         Raises:
-            ToolError: the command cannot be carried out. The session is unchanged.
+            ToolError: it cannot be carried out, and nothing has changed.
         """
 
-    def clone(self) -> "ToolSession[Cell]":
-        """An independent session in the same state."""
+    def write(self, cell: Cell) -> None:
+        """Takes a thought or an output that the model has just written. Only of tools that read cells."""
+
+    def clone(self) -> "AtWork[Cell]":
+        """The same, independent of this one. Without it a fork is `restore(state())`."""
 
     def state(self) -> Mapping[str, Any]:
-        """All that the session remembers: numpy arrays for what is large, JSON values for the rest."""
+        """All that is remembered: numpy arrays for what is large, JSON values for the rest. It may be the tool's own,
+        since it is copied before it is changed."""
 
 
 class Tool(Protocol):
-    """A tool's commands and markers, shared by all its sessions. Both become special tokens.
+    """What all problems share. Only `name`, or `calls`, is needed; `call` or `start` is.
 
     Attributes:
-        commands: every command that the model can write, each one token.
-        markers: cells that only the tool writes, such as the begin of memory.
-        time_limit: seconds that a call may take; beyond it the row that called ends, and the others go on. None is a
-            promise that a call takes no more than a few milliseconds, that a clone is cheap at any length, and that
-            neither touches anything but the session: such calls run at once, may run on a clone to draft ahead, and
-            have no limit. Calls with a limit run on threads of their own, those of several rows side by side; one that
-            is given up must not change its session afterwards.
-        reaches_outside: whether it touches anything but its session, as a shell or a network does. A config may name
-            such a tool, but it runs only where the caller passes it; making it must touch nothing yet.
+        name: of the one call that it has, with an argument, unless `calls` says others.
+        calls: the name of every call, and whether it takes an argument.
+        markers: cells that only the tool writes, such as the begin of memory. They become special tokens.
+        unit: "text" or "cells", what it reads and writes.
+        time_limit: seconds that a call may take, 30 if it does not say. None is a promise that a call takes no more
+            than a few milliseconds, that a clone is cheap at any length, and that neither touches anything else: such
+            calls run at once, may run on a clone to draft ahead, and have no limit. Calls with a limit run on threads
+            of their own, those of several rows side by side; one that is given up must not change anything afterwards.
+        has_side_effects: whether it touches anything but what it remembers, as a shell or a network does; true if it
+            does not say, and then it never runs on a clone. A config may name such a tool, but it runs only where the
+            caller passes it; making it must touch nothing yet.
+        on_error: "observe": the error's text is the observation, for text if it does not say; "end": the row ends with
+            the error, for cells if it does not say.
+        fork: what becomes of it in a copy of a row: "copy", "shared" (both rows have it) or "never" (a row that has it
+            is neither copied nor saved).
     """
 
-    commands: tuple[str, ...]
-    markers: tuple[str, ...]
-    time_limit: float | None
-    reaches_outside: bool
-
-    def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> ToolSession[Cell]:
-        """A new session whose memory is the problem.
+    def start(self, problem: Any, marker: Callable[[str], Cell]) -> AtWork[Cell]:
+        """What works on a new problem. One that reads text is started with the problem's text alone.
 
         Args:
-            problem: the cells of the problem.
+            problem: its cells, the initial memory.
             marker: the cell for a marker's text (its token id in `generate`, the text itself in a builder).
         """
 
-    def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> ToolSession[Cell]:
-        """The session whose `state` that is."""
+    def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> AtWork[Cell]:
+        """What has that state; one that reads text gets the state alone."""
 
 
-def with_options(tool_class: Callable[..., Tool], spec: Mapping[str, Any]) -> Tool:
+@dataclass(frozen=True)
+class ToolFacts:
+    """What a tool says of itself, and what holds where it does not say; see `Tool`."""
+
+    tool: Any
+    calls: Mapping[str, bool]
+    markers: tuple[str, ...]
+    unit: Literal["text", "cells"]
+    time_limit: float | None
+    has_side_effects: bool
+    on_error: Literal["observe", "end"]
+    fork: Literal["copy", "shared", "never"]
+
+    @property
+    def remembers(self) -> bool:
+        """Whether every problem has one of its own at work."""
+        return hasattr(self.tool, "start")
+
+    def start(self, problem: Any, marker: Callable[[str], Any]) -> Any:
+        """What works on a problem, given as cells, or as text for a tool that reads text."""
+        if not self.remembers:
+            return self.tool
+        return self.tool.start(problem, marker) if self.unit == "cells" else self.tool.start(problem)
+
+    def restore(self, state: Mapping[str, Any], marker: Callable[[str], Any]) -> Any:
+        """What has that state."""
+        if not self.remembers:
+            return self.tool
+        if not hasattr(self.tool, "restore"):
+            raise UnforkableToolError(f"{self.tool!r} has no restore(state): write it, or set fork = 'never'")
+        return self.tool.restore(state, marker) if self.unit == "cells" else self.tool.restore(state)
+
+    def state(self, at_work: Any) -> Mapping[str, Any]:
+        """What is to be saved of it.
+
+        Raises:
+            UnforkableToolError: it is not to be saved.
+        """
+        self._check_fork("saved")
+        return self._state_of(at_work) if self.remembers else {}
+
+    def copy(self, at_work: Any, marker: Callable[[str], Any]) -> Any:
+        """What a copy of its row has.
+
+        Raises:
+            UnforkableToolError: it is not to be copied.
+        """
+        self._check_fork("copied")
+        if self.fork == "shared" or not self.remembers:
+            return at_work
+        if hasattr(at_work, "clone"):
+            return at_work.clone()
+        return self.restore(copy.deepcopy(self._state_of(at_work)), marker)
+
+    def _state_of(self, at_work: Any) -> Mapping[str, Any]:
+        state = at_work.state() if hasattr(at_work, "state") else None
+        if not isinstance(state, Mapping) or not hasattr(self.tool, "restore"):
+            raise UnforkableToolError(
+                f"{type(at_work).__name__} cannot be copied or saved: give it state(), which returns a mapping, and "
+                "its tool restore(state); or set fork = 'never'"
+            )
+        return state
+
+    def _check_fork(self, done: str) -> None:
+        if self.fork == "never":
+            raise UnforkableToolError(
+                f"a row with the tool {next(iter(self.calls))!r} is not {done}, as its `fork` says: end the row "
+                "first, or let it say another"
+            )
+
+
+def facts_of(tool: Any) -> ToolFacts:
+    """What holds of a tool.
+
+    Raises:
+        UnknownToolError: it is no tool, or says something of itself that there is not.
+    """
+    calls = getattr(tool, "calls", None) or ({tool.name: True} if hasattr(tool, "name") else None)
+    works = callable(getattr(tool, "call", None)) or callable(getattr(tool, "start", None))
+    if not calls or not works or isinstance(tool, type):
+        raise UnknownToolError(
+            f"{tool!r} is no tool: give a spec, as in {{'name': 'pointer_memory'}}, or an object with a name (or "
+            "calls) and a method call(name, argument), or start(problem)"
+        )
+    if not isinstance(calls, Mapping) or not all(
+        isinstance(name, str) and _NAME.fullmatch(name) and isinstance(has, bool) for name, has in calls.items()
+    ):
+        raise UnknownToolError(
+            "a tool's calls are a mapping from names, of ASCII characters without space and not beginning with /, to "
+            f"whether they take an argument, and not {calls!r}"
+        )
+    unit: Any = getattr(tool, "unit", "text")
+    facts = ToolFacts(
+        tool=tool,
+        calls=calls,
+        markers=tuple(getattr(tool, "markers", ())),
+        unit=unit,
+        time_limit=getattr(tool, "time_limit", TIME_LIMIT),
+        has_side_effects=getattr(tool, "has_side_effects", True),
+        on_error=getattr(tool, "on_error", "observe" if unit == "text" else "end"),
+        fork=getattr(tool, "fork", "copy"),
+    )
+    limit = facts.time_limit
+    if limit is not None and not (isinstance(limit, int | float) and 0 < limit <= LONGEST_LIMIT):
+        raise UnknownToolError(f"a tool's time_limit is a number of seconds above 0, or None, and not {limit!r}")
+    for what, allowed in _ALLOWED.items():
+        if getattr(facts, what) not in allowed:
+            raise UnknownToolError(f"a tool's {what} is one of {', '.join(allowed)}, and not {getattr(facts, what)!r}")
+    return facts
+
+
+_NAME = re.compile("(?!/)[!-~]+")
+
+LONGEST_LIMIT = 1e6
+"""Seconds; threads cannot wait for much more."""
+
+_ALLOWED = {"unit": ("text", "cells"), "on_error": ("observe", "end"), "fork": ("copy", "shared", "never")}
+
+
+def with_options(tool_class: Callable[..., Any], spec: Mapping[str, Any]) -> Any:
     """A tool with the options of a spec, which are all its keys but `name`.
 
     Raises:
         UnknownToolError: the tool does not take one of them.
     """
     options = {key: value for key, value in spec.items() if key != "name"}
-    parameters = inspect.signature(tool_class).parameters
+    parameters: Sequence[str] = list(inspect.signature(tool_class).parameters)
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise UnknownToolError(

@@ -4,6 +4,9 @@ import random
 
 from datasets import Dataset
 
+from hf_toolssm.errors import UnsafeTrainingError
+from hf_toolssm.training.sft_config import ToolSFTConfig
+
 
 def short_rows_first(rows: Dataset, total: int, seed: int) -> Dataset:
     """As many rows as a training sees, in the order in which it is to see them.
@@ -27,3 +30,20 @@ def short_rows_first(rows: Dataset, total: int, seed: int) -> Dataset:
 
     first, second = draw(total // 2), draw(total - total // 2)
     return rows.select([*sorted(first, key=lengths.__getitem__), *second])
+
+
+def in_curriculum(rows: Dataset, config: ToolSFTConfig) -> Dataset:
+    """The rows of a whole training in the order of a curriculum, which the config then keeps.
+
+    Raises:
+        UnsafeTrainingError: the training has no fixed number of steps, or orders its rows in another way.
+    """
+    if config.max_steps < 1:
+        raise UnsafeTrainingError("a curriculum is planned over the whole training: set max_steps")
+    if config.train_sampling_strategy != "random":
+        raise UnsafeTrainingError(
+            f"a curriculum orders the rows itself: leave out train_sampling_strategy: {config.train_sampling_strategy}"
+        )
+    config.train_sampling_strategy = "sequential"
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    return short_rows_first(rows, config.max_steps * per_step, config.seed)

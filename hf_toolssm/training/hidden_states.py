@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hf_toolssm.cache.cache_tensors import map_tensors
+from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.models.cache_tensors import map_tensors
-from hf_toolssm.models.state import RecurrentState
 
 
 class Start:

@@ -22,10 +22,10 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
+from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
 from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS
-from hf_toolssm.models.state import RecurrentState
-from hf_toolssm.protocols.render import IGNORED
+from hf_toolssm.protocol.render import IGNORED
 from hf_toolssm.training.freed_memory import keep_freed_memory
 from hf_toolssm.training.hidden_states import CarriedStates, Start
 from hf_toolssm.training.sft_config import ToolSFTConfig
@@ -39,7 +39,7 @@ class ToolSFTTrainer(SFTTrainer):
     A model with a `state_class` (ToolMamba, LSTM, GRU, RMT) can have its state passed on; any other trains as it is.
 
     Row i of a batch goes on from row i of the batch before: rows are drawn at random, so the pairing is too, and it is
-    the same for any number of processes. Where batches differ in size, it is the last row i that there was, and a
+    the same for any number of processes. Where batches differ in size, it is the latest batch that had a row i, and a
     batch of more rows than any before takes them again from the first. Which batches go on is decided by the seed and
     the count of batches. The carried states are saved with every checkpoint.
 
@@ -49,9 +49,9 @@ class ToolSFTTrainer(SFTTrainer):
 
     Args:
         accuracy: measures the model, for example free-running on problems longer than those of the training: a share
-            from 0 to 1. Every evaluation then reports it as `eval_accuracy`, and `eval_choice`, which orders models by
-            it and those of equal accuracy by their loss on `eval_dataset`: `load_best_model_at_end` with
-            `metric_for_best_model="choice"` keeps the best.
+            from 0 to 1. Every evaluation then reports it as `eval_accuracy`, and `eval_selection`, which orders models
+            by it and those of equal accuracy by their loss on `eval_dataset`: `load_best_model_at_end` with
+            `metric_for_best_model="selection"` keeps the best.
 
     Attributes:
         states: what is passed on, see `CarriedStates`; None where nothing is.
@@ -113,7 +113,7 @@ class ToolSFTTrainer(SFTTrainer):
                 accuracy = self._accuracy(free)
             # At most a thousandth, less than one problem of many is worth.
             tie_break = 1e-3 / (1 + metrics["eval_loss"])
-            measured = {"eval_accuracy": accuracy, "eval_choice": accuracy + tie_break}
+            measured = {"eval_accuracy": accuracy, "eval_selection": accuracy + tie_break}
             self.log(measured)
             metrics |= measured
         return metrics
@@ -319,7 +319,7 @@ def _check_rows(dataset: Dataset) -> None:
     if missing:
         raise UnsafeTrainingError(
             f"the training rows have no {' and '.join(sorted(missing))}: render them with "
-            "hf_toolssm.protocols.Renderer, which leaves problem and observations without loss"
+            "hf_toolssm.Renderer, which leaves problem and observations without loss"
         )
     for index in range(min(len(dataset), 100)):
         row = dataset[index]
@@ -333,5 +333,5 @@ def _check_rows(dataset: Dataset) -> None:
         if not bool((labels == IGNORED).any()):
             raise UnsafeTrainingError(
                 f"every token of row {index} carries loss, the problem and the observations included: "
-                "render the rows with hf_toolssm.protocols.Renderer"
+                "render the rows with hf_toolssm.Renderer"
             )

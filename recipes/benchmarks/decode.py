@@ -4,14 +4,16 @@ Stock executes no tool: its steps do less work than ours.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_toolssm import ToolMambaForCausalLM
-from hf_toolssm.generation import Session
 from hf_toolssm.generation.decoder import StepWeights
-from hf_toolssm.generation.interface import Steering
+from hf_toolssm.generation.interface import Sampler
+from hf_toolssm.generation.session import Session
+from hf_toolssm.tools.pointer_memory import PointerMemory
 from measure import Contender, MemoryRead, interleave
 from models import Scale, Solved, addition_model, random_model, solved_additions, stepwise_difference, stock_model
 from results import Bound, Result
@@ -24,8 +26,12 @@ LARGE_DIGITS = 5
 """Of the addition that the large model writes: a step costs the same behind any prompt, and stock reads one slowly."""
 
 
+class InPython(PointerMemory):
+    """The tool itself, of which the compiled loop knows nothing."""
+
+
 class Greedy:
-    """Chooses what a session would choose by itself. In a steered session every token is a step of its own."""
+    """Chooses what a session would choose by itself. In a session with a sampler every token is a step of its own."""
 
     def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
         return logits.argmax(-1).tolist()
@@ -79,6 +85,46 @@ def large_model(scale: Scale, path: str | None) -> Iterator[Result]:
         yield result
 
 
+def speculative(scale: Scale, path: str | None) -> Iterator[Result]:
+    """Drafts that are verified by the model against a step for each token, where the compiled loop does not apply."""
+    for forward in (False, True):
+        model, tokenizer = addition_model(path)
+        if forward:  # what hears of a layer's calls keeps every compiled step away
+            model.backbone.layers[0].register_forward_hook(lambda *_: None)
+        for rows in (1, 8):
+            yield _speculative(model, tokenizer, scale, rows, "the model's forward" if forward else "tool in Python")
+
+
+def _speculative(model: ToolMambaForCausalLM, tokenizer: Any, scale: Scale, rows: int, name: str) -> Result:
+    prompts = [solved.prompt for solved in solved_additions(tokenizer, scale.digits[1], rows)]
+    fed: dict[str, tuple[int, list]] = {}
+
+    def contender(kind: str) -> Contender:
+        def prepare() -> Session:
+            session = Session.start(model, prompts, tools=[InPython(max_pointers=3)])
+            if kind == "steps":
+                session._may_draft = lambda: False
+            return session
+
+        def run(session: Session) -> None:
+            session.run(scale.observation)
+            fed[kind] = (session.tokens, [(row.answer, row.tool_calls) for row in session.rows])
+
+        return Contender(run, scale.repetitions, prepare=prepare)
+
+    timings = interleave({kind: contender(kind) for kind in ("drafts", "steps")})
+    assert fed["drafts"] == fed["steps"], "drafts change no token"
+    tokens = fed["steps"][0]
+    return Result(
+        f"decode, drafts, {rows} x {scale.digits[1]} digits, {name}",
+        "tokens/s",
+        tokens / timings["drafts"].seconds,
+        stock=tokens / timings["steps"].seconds,
+        repetitions={"ours": timings["drafts"].repetitions, "stock": timings["steps"].repetitions},
+        details={"compared with": "the same session, a step for each token"},
+    )
+
+
 def _additions(scale: Scale, path: str | None, digits: int, rows: int, target: float) -> Iterator[Result]:
     """A trained model runs free; a random one writes the solutions."""
     model, tokenizer = addition_model(path)
@@ -87,25 +133,25 @@ def _additions(scale: Scale, path: str | None, digits: int, rows: int, target: f
     prompts, solutions = [problem.prompt for problem in solved], [problem.solution for problem in solved]
     tokens = sum(map(len, solutions))
     difference = stepwise_difference(model, stock, solutions[0][:DIFFERENCE_TOKENS])
-    steerings: dict[str, Callable[[], Steering | None]] = {"steered": lambda: Scripted(solutions)}
+    samplers: dict[str, Callable[[], Sampler | None]] = {"with a sampler": lambda: Scripted(solutions)}
     if path is not None:
-        steerings = {"free": lambda: None, "steered": Greedy}
+        samplers = {"free": lambda: None, "with a sampler": Greedy}
     ran: dict[str, Session] = {}
 
-    def contender(name: str, make_steering: Callable[[], Steering | None]) -> Contender:
+    def contender(name: str, make_sampler: Callable[[], Sampler | None]) -> Contender:
         def run(session: Session) -> None:
-            session.run(steering=make_steering())
+            session.run(sampler=make_sampler())
             ran[name] = session
 
         return Contender(run, scale.repetitions, prepare=lambda: Session.start(model, prompts))
 
     timings = interleave(
         {
-            **{name: contender(name, make) for name, make in steerings.items()},
+            **{name: contender(name, make) for name, make in samplers.items()},
             "stock": _stock(stock, prompts, scale.stock_steps, scale.repetitions),
         }
     )
-    for name in steerings:
+    for name in samplers:
         timing = timings[name]
         answered = [row.answer == problem.answer for row, problem in zip(ran[name].rows, solved)]
         result = Result(
@@ -144,7 +190,7 @@ def _large(
     timings = interleave(
         {
             "ours": Contender(
-                lambda session: session.run(steps, steering=Scripted([solved.solution])),
+                lambda session: session.run(steps, sampler=Scripted([solved.solution])),
                 scale.repetitions,
                 prepare=lambda: Session.start(model, [solved.prompt], step_weights=step_weights),
             ),

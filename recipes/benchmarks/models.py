@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM, PreTrainedTokenizerBase
 
-from dataset_builders.builder import TEST, TRAINING, ProblemSet, ReferenceTrajectories
-from dataset_builders.task import load_task
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import TEST, TRAINING, ProblemSet, ReferenceTrajectories
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.generation.decoder import StepWeights, make_decoder
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
-from hf_toolssm.protocols import Renderer, build_task_tokenizer
-from hf_toolssm.protocols.render import IGNORED
+from hf_toolssm.protocol.render import IGNORED, Renderer
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.tools import make_tool
 from measure import relative_difference
 

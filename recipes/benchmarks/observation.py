@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
+from hf_toolssm.cache.cache_tensors import cache_tensors
 from hf_toolssm.generation.model_runner import ModelRunner
-from hf_toolssm.models.cache_tensors import cache_tensors
 from measure import Contender, interleave, relative_difference
 from models import Scale, addition_model, solved_additions, stock_model
 from results import Result

@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Scale, str | None], Iterator[Result]]] = {
     "decode_one_stream": decode.one_stream,
     "decode_batch": decode.batch,
     "decode_130m": decode.large_model,
+    "speculative": decode.speculative,
     "observation": observation,
     "session": long_session,
 }
@@ -50,7 +51,7 @@ class BenchmarkArguments:
         default=None,
         metadata={
             "help": "A model trained on addition, which then runs free. Without one, random weights of the same shape "
-            "write known solutions token by token: the same work, but never in free runs."
+            "write known solutions token by token: the same work, but never in the compiled loop."
         },
     )
     output: Path = field(default=Path("outputs/benchmarks.json"), metadata={"help": "The JSON file."})

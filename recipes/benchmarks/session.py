@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 from decode import Scripted
-from hf_toolssm.generation import Session
+from hf_toolssm.generation.session import Session
 from measure import in_new_process, reset_peak, resident_mib
 from models import Scale, addition_model, solved_additions
 from results import Result, Target
@@ -53,18 +53,18 @@ def _run(tokens: int, path: str | None) -> tuple[list[tuple[int, float, float]],
         (solved,) = solved_additions(tokenizer, digits, 1)
         return Session.start(model, [solved.prompt]), Scripted([solved.solution]) if path is None else None
 
-    warm_up, steering = start(WARM_UP_DIGITS)
-    warm_up.run(tokens, steering=steering)
-    session, steering = start(tokens // TOKENS_PER_DIGIT)
+    warm_up, sampler = start(WARM_UP_DIGITS)
+    warm_up.run(tokens, sampler=sampler)
+    session, sampler = start(tokens // TOKENS_PER_DIGIT)
     reset_peak()
     points = [(0, 0.0, resident_mib())]
     for _ in range(10):
         begin = time.perf_counter()
-        fed = session.run(tokens // 10, steering=steering)
+        fed = session.run(tokens // 10, sampler=sampler)
         points.append((fed, time.perf_counter() - begin, resident_mib()))
     (row,) = session.rows
     if row.finished:
         raise RuntimeError(
             f"the session ended early ({row.error or 'complete'}): give a --model that solves additions"
         )
-    return points, len(row.sessions[0].memory)
+    return points, len(row.tools[0].memory)

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.utils.import_utils import is_mambapy_available
 
 from hf_toolssm import ToolMambaForCausalLM
-from hf_toolssm.protocols.render import IGNORED
+from hf_toolssm.protocol.render import IGNORED
 from hf_toolssm.training.freed_memory import keep_freed_memory
 from measure import Contender, MatrixProduct, in_new_process, interleave, peak_mib, relative_difference, reset_peak
 from models import ADDITION_SHAPE, Scale, addition_model, random_model, stock_model, training_batch

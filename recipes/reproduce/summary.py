@@ -6,7 +6,7 @@ from typing import Any
 
 from experiment import Experiment
 from hf_toolssm.evaluation.report import markdown_table, write_json
-from hf_toolssm.files import write_whole
+from hf_toolssm.files import write_atomically
 
 
 def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def write_summary(summary: dict[str, Any], folder: Path) -> str:
     """Writes `summary.json`, `table.md` and `accuracy.png`, and returns the table."""
     write_json(folder / "summary.json", summary)
     text = _table(summary)
-    write_whole(folder / "table.md", text)
+    write_atomically(folder / "table.md", text)
     _draw(summary, folder / "accuracy.png")
     return text
 

@@ -19,15 +19,15 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
-from dataset_builders.builder import TEST, ProblemSet, problem_at
-from dataset_builders.task import load_task
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import TEST, ProblemSet, problem_at
 from hf_toolssm import Session
+from hf_toolssm.cache.cache_tensors import cache_tensors
+from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.evaluation.report import hardware, markdown_table, write_json
-from hf_toolssm.files import escape_unprintable, write_whole
+from hf_toolssm.files import escape_unprintable, write_atomically
 from hf_toolssm.models.architectures import load_model
-from hf_toolssm.models.cache_tensors import cache_tensors
-from hf_toolssm.models.model_state import ModelState
-from hf_toolssm.protocols import Renderer
+from hf_toolssm.protocol.render import Renderer
 
 REGIMES = {
     "no_cot": "no chain of thought",
@@ -68,7 +68,7 @@ def main() -> None:
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", result)
-    write_whole(folder / "table.md", table(rows, options.num_problems))
+    write_atomically(folder / "table.md", table(rows, options.num_problems))
     draw(rows, folder / "answers.png")
     print(table(rows, options.num_problems))
     print(f"table.md, results.json and answers.png are in {folder}")

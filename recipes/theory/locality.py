@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
 from dataset_builders.card import read_rows, whole_identity
-from dataset_builders.task import load_task
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from hf_toolssm.errors import DatasetMismatchError
 from hf_toolssm.files import escape_unprintable
-from hf_toolssm.locality import locality, open_contexts
-from hf_toolssm.trajectory import Trajectory
+from hf_toolssm.protocol.locality import locality, open_contexts
+from hf_toolssm.protocol.trajectory import Trajectory
 
 
 def main() -> None:

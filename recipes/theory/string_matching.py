@@ -19,18 +19,20 @@ from typing import Any
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
-from dataset_builders.builder import TEST, TRAINING, ProblemSet, ReferenceTrajectories
-from dataset_builders.task import load_task, task_name, task_tool
-from dataset_builders.turing_machine import TuringMachine
+from dataset_builders.algorithms.turing_machine import TuringMachine
+from dataset_builders.catalog import load_task, task_name
+from dataset_builders.problem_sets import TEST, TRAINING, ProblemSet, ReferenceTrajectories
+from dataset_builders.task import task_tool
 from hf_toolssm.evaluation.report import markdown_table, write_json
 from hf_toolssm.evaluation.string_matching import StringMatchingLearner, evaluate_string_matching
-from hf_toolssm.files import escape_unprintable, write_whole
+from hf_toolssm.files import escape_unprintable, write_atomically
+from hf_toolssm.protocol.calls import begin_token
+from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools.tape import TAPE_READ
-from hf_toolssm.trajectory import Trajectory
 
 VARIANT = "tape"
 K = 5
-"""Tokens that determine the next one of any machine; see `dataset_builders/turing_machine.py`."""
+"""Tokens that determine the next one of any machine; see `dataset_builders/algorithms/turing_machine.py`."""
 
 Pair = tuple[str, str]
 
@@ -97,7 +99,7 @@ def main() -> None:
     folder = Path(options.output) / f"string_matching_{task_name(options.task)}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", result)
-    write_whole(folder / "table.md", table(result))
+    write_atomically(folder / "table.md", table(result))
     draw(result, folder / "coverage.png")
     print(table(result))
     print(f"table.md, results.json and coverage.png are in {folder}")
@@ -105,10 +107,10 @@ def main() -> None:
 
 def pairs(trajectories: Iterable[Trajectory]) -> set[Pair]:
     """What was read in which state; the walk over the tape for the answer counts as a state."""
-    found = set()
+    found, read = set(), begin_token(TAPE_READ)
     for trajectory in trajectories:
         texts = [step.text for step in trajectory.steps]
-        found |= {(texts[at - 1], texts[at + 1]) for at, text in enumerate(texts) if text == TAPE_READ}
+        found |= {(texts[at - 1], texts[at + 1]) for at, text in enumerate(texts) if text == read}
     return found
 
 

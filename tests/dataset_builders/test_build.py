@@ -13,19 +13,18 @@ import pyarrow.parquet
 import pytest
 from datasets import load_dataset
 
-from dataset_builders import build
-from dataset_builders.addition import Addition
-from dataset_builders.builder import (
+from dataset_builders import build, shards
+from dataset_builders.problem_sets import (
     TRAINING,
     ProblemSet,
     ReferenceTrajectories,
     evaluation_sets,
     generate_rows,
 )
-from dataset_builders.datasets_builder import TrajectoryBuilder
+from dataset_builders.tasks.addition import Addition
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError, TooFewProblemsError
-from hf_toolssm.locality import locality
-from hf_toolssm.trajectory import Trajectory
+from hf_toolssm.protocol.locality import locality
+from hf_toolssm.protocol.trajectory import Trajectory
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +35,7 @@ def training_set(train=90, validation=10, seed=0):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(build, "ROWS_PER_SHARD", 25)
+    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 25)
 
 
 def all_files(folder):
@@ -85,20 +84,6 @@ def test_the_commands_on_the_card_build_the_folder_again(tmp_path):
     for command in commands:
         build.main(command.replace("FOLDER", str(tmp_path / "second")).split()[3:])
     assert_same_bytes(tmp_path / "first", tmp_path / "second")
-
-
-def test_the_datasets_builder_gives_the_same_rows(tmp_path):
-    problems = training_set(train=30)
-    builder = TrajectoryBuilder(problems=problems, cache_dir=str(tmp_path))
-    builder.download_and_prepare(num_proc=2)
-    loaded = builder.as_dataset()
-    assert list(loaded["train"]) == list(generate_rows(problems, "train", 0, 30))
-    assert loaded["validation"].num_rows == 10
-
-
-def test_two_problem_sets_never_share_a_cache(tmp_path):
-    one, other = (TrajectoryBuilder(problems=training_set(seed=s), cache_dir=str(tmp_path)) for s in (0, 1))
-    assert one.cache_dir != other.cache_dir
 
 
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path):
@@ -198,7 +183,7 @@ def test_a_second_call_adds_configurations_and_rebuilds_none(tmp_path):
 def test_the_file_says_what_it_is(tmp_path):
     folder = build.build_folder([training_set()], tmp_path / "data")
     path = folder / "max_length_3" / "validation-00000-of-00001.parquet"
-    identity = build.read_identity(path)
+    identity = shards.read_identity(path)
     assert identity["sizes"] == {"train": 90, "validation": 10}
     assert (identity["task"], identity["split"], identity["seed"]) == ("addition", "validation", 0)
     assert pyarrow.parquet.read_metadata(path).num_rows == 10

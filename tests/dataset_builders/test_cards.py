@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dataset_builders.build import main as build
-from dataset_builders.task import available_machines, available_tasks
+from dataset_builders.catalog import available_machines, available_tasks
 
 CARDS = Path(__file__).parents[2] / "dataset_builders" / "cards"
 

@@ -5,12 +5,11 @@ import shutil
 import pytest
 from datasets import load_dataset
 
-from dataset_builders.addition import Addition
 from dataset_builders.build import build_folder
-from dataset_builders.builder import TRAINING, ProblemSet, evaluation_sets
-from dataset_builders.datasets_builder import TrajectoryBuilder
+from dataset_builders.problem_sets import TRAINING, ProblemSet, evaluation_sets
+from dataset_builders.tasks.addition import Addition
 from hf_toolssm.errors import DatasetMismatchError, TooFewProblemsError
-from hf_toolssm.trajectory import ANSWER, StepKind, Trajectory, step
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory, step
 
 
 def training_set(seed=0, train=20):
@@ -85,10 +84,3 @@ def test_shards_of_other_code_are_not_taken_for_whole_ones(tmp_path, changed_cod
     changed_code()
     with pytest.raises(DatasetMismatchError, match="another version"):
         build_folder([training_set()], folder)
-
-
-def test_the_datasets_builder_has_another_cache_when_the_code_changed(tmp_path, changed_code):
-    before = TrajectoryBuilder(problems=training_set(), cache_dir=str(tmp_path)).cache_dir
-    assert TrajectoryBuilder(problems=training_set(), cache_dir=str(tmp_path)).cache_dir == before
-    changed_code()
-    assert TrajectoryBuilder(problems=training_set(), cache_dir=str(tmp_path)).cache_dir != before

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.logical_graph import MOST_NODES, values_of
-from dataset_builders.task import example_rng, load_task
+from dataset_builders.catalog import load_task
+from dataset_builders.task import example_rng
+from dataset_builders.tasks.logical_graph import MOST_NODES, values_of
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
-from hf_toolssm.trajectory import StepKind
+from hf_toolssm.protocol.trajectory import StepKind
 
 PROBLEM = "1:abc\n0:def\n1:xyz\ndef-&=ghi\nabc+/ghi\nghi-==jkl\n>jkl\n"
 

@@ -5,11 +5,12 @@ from itertools import permutations
 import pytest
 from datasets import Dataset
 
-from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
+from dataset_builders.catalog import available_tasks, load_task
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share, trained_part
-from dataset_builders.task import available_tasks, example_rng, load_task
+from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
+from dataset_builders.task import example_rng
 from hf_toolssm.errors import InvalidMixtureError, InvalidProblemError, UnknownTaskError
-from hf_toolssm.locality import locality
+from hf_toolssm.protocol.locality import locality
 
 LONG = {"hanoi_iterative": 8, "hanoi_recursive": 8, "multiplication_nxn": 25}
 """Lengths far above training that a test can solve; 60 of all other tasks."""

@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
-from dataset_builders.multiplication import COLUMN_CELLS, LEAD
-from dataset_builders.task import example_rng, load_task
+from dataset_builders.algorithms.multiplication import COLUMN_CELLS, LEAD
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
+from dataset_builders.task import example_rng
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
-from hf_toolssm.locality import locality
-from hf_toolssm.trajectory import ANSWER, StepKind
+from hf_toolssm.protocol.locality import locality
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind
 
 TASKS = ("multiplication_nx1", "multiplication_nx2", "multiplication_nxn")
 every_task = pytest.mark.parametrize("name", TASKS)

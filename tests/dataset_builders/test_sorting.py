@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.builder import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
-from dataset_builders.task import example_rng, load_task
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
+from dataset_builders.task import example_rng
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
-from hf_toolssm.locality import locality
-from hf_toolssm.trajectory import ANSWER, StepKind, Trajectory
+from hf_toolssm.protocol.locality import locality
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory
 
 KEYS = st.lists(st.integers(0, 999).map("{:03}".format), min_size=1, max_size=12)
 

@@ -1,4 +1,4 @@
-"""The contract that every task keeps; a new file in dataset_builders/ is tested by being there."""
+"""The contract that every task keeps; a new file in dataset_builders/tasks/ is tested by being there."""
 
 import random
 import sys
@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.builder import TEST, TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets, problem_at
-from dataset_builders.task import available_tasks, example_rng, load_task, split_of, task_tool
+from dataset_builders.catalog import available_tasks, load_task
+from dataset_builders.problem_sets import (
+    TEST,
+    TRAINING,
+    ProblemSet,
+    ReferenceTrajectories,
+    evaluation_sets,
+    problem_at,
+)
+from dataset_builders.task import example_rng, split_of, task_tool
 from hf_toolssm.errors import (
     EmptyProblemError,
     InvalidProblemError,
@@ -16,8 +24,10 @@ from hf_toolssm.errors import (
     UnknownTaskError,
 )
 from hf_toolssm.evaluation.exactness import exactness
-from hf_toolssm.locality import locality
-from hf_toolssm.trajectory import StepKind
+from hf_toolssm.protocol.calls import Call, CallReader, CommandTokens
+from hf_toolssm.protocol.locality import locality
+from hf_toolssm.protocol.trajectory import StepKind
+from hf_toolssm.tools import facts_of
 
 LARGEST_K = 22
 FAR = {"hanoi_iterative": 9, "hanoi_recursive": 9}
@@ -105,20 +115,22 @@ def test_replaying_the_commands_gives_back_the_observations(name, variant):
         if not task.tools(variant):  # a regime that thinks alone
             assert not any(s.kind in (StepKind.COMMAND, StepKind.OBSERVATION) for s in trajectory.steps)
             continue
-        tool = task_tool(task, variant)
-        session = tool.start(trajectory.problem, marker=str)
+        facts = facts_of(task_tool(task, variant))
+        at_work, reader = facts.start(trajectory.problem, str), CallReader(CommandTokens([facts], str))
         pending = []
         for step in trajectory.steps:
             if step.kind is StepKind.OBSERVATION:
                 assert pending.pop(0) == step.text
                 continue
             assert not pending
-            if step.text in tool.commands:
-                assert step.kind is StepKind.COMMAND
-                pending = list(session.execute(step.text))
-            else:  # a cell of memory, or of a command's argument
-                session.write(step.text)
+            read = reader.read(step.text)
+            assert (step.kind is StepKind.COMMAND) == bool(read)
+            if isinstance(read, Call):
+                pending = list(at_work.call(read.name, read.argument))
+            elif not read:
+                at_work.write(step.text)
         assert not pending
+        assert reader.open is None
 
 
 @trained
@@ -194,7 +206,7 @@ def test_every_regime_of_addition_has_the_same_problems(addition):
 def test_a_regime_without_interaction_calls_no_tool_or_one_once(addition):
     def calls(variant):
         steps = addition.solve("95+17=", variant).steps
-        return sum(s.text == "<|equals|>" for s in steps), sum(s.kind is StepKind.OBSERVATION for s in steps)
+        return sum(s.text == "<|/calculate|>" for s in steps), sum(s.kind is StepKind.OBSERVATION for s in steps)
 
     assert calls("calculator") == (1, len("112"))
     assert calls("no_cot") == calls("reversed_answer") == calls("plain_cot") == (0, 0)

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataset_builders.algorithms.machine import parse_machine
+from dataset_builders.algorithms.machine_inputs import parse_inputs
+from dataset_builders.algorithms.turing_machine import TuringMachine
 from dataset_builders.build import main as build
-from dataset_builders.builder import (
+from dataset_builders.card import write_card
+from dataset_builders.catalog import available_machines, load_task
+from dataset_builders.mixture import merge_tools
+from dataset_builders.problem_sets import (
     TEST,
     TRAINING,
     ProblemSet,
@@ -17,12 +23,7 @@ from dataset_builders.builder import (
     generate_rows,
     problem_at,
 )
-from dataset_builders.card import write_card
-from dataset_builders.machine import parse_machine
-from dataset_builders.machine_inputs import parse_inputs
-from dataset_builders.mixture import merge_tools
-from dataset_builders.task import available_machines, load_task, split_of, task_tool
-from dataset_builders.turing_machine import TuringMachine
+from dataset_builders.task import split_of, task_tool
 from hf_toolssm.errors import (
     DatasetMismatchError,
     DidNotHaltError,
@@ -33,8 +34,8 @@ from hf_toolssm.errors import (
     TooFewProblemsError,
     UnknownTaskError,
 )
-from hf_toolssm.locality import locality
-from hf_toolssm.trajectory import StepKind
+from hf_toolssm.protocol.locality import locality
+from hf_toolssm.protocol.trajectory import StepKind
 
 INCREMENT = """# Adds one.
 symbols: 01_
@@ -100,7 +101,7 @@ def test_replaying_the_commands_gives_back_the_observations(name):
             if step.kind is StepKind.OBSERVATION:
                 assert shown.pop() == step.text
             elif step.kind is StepKind.COMMAND:
-                shown += session.execute(step.text)
+                shown += session.call(step.text.removeprefix("<|").removesuffix("|>"), ())
         assert not shown
 
 
@@ -354,7 +355,7 @@ def test_inputs_of_which_there_are_many_fall_into_every_split_at_every_length(pa
 
 
 def test_a_machine_that_runs_off_ends_on_as_many_cells_as_the_tape_tool_has(monkeypatch):
-    from dataset_builders import machine
+    from dataset_builders.algorithms import machine
 
     monkeypatch.setattr(machine, "MAX_CELLS", 500)
     endless = INCREMENT.replace("right _  -> carry L", "right _  -> right R\nright x -> carry L").replace(

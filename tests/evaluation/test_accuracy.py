@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.builder import ReferenceTrajectories, evaluation_sets
+from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.evaluation import evaluate_free_running, evaluate_teacher_forced, free_running
 from hf_toolssm.evaluation.exactness import (

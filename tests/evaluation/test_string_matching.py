@@ -2,8 +2,9 @@
 
 import pytest
 
-from dataset_builders.builder import TEST, TRAINING, ProblemSet, ReferenceTrajectories
-from dataset_builders.task import load_task, task_tool
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import TEST, TRAINING, ProblemSet, ReferenceTrajectories
+from dataset_builders.task import task_tool
 from hf_toolssm.evaluation.string_matching import StringMatchingLearner, evaluate_string_matching
 
 

@@ -10,11 +10,11 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from hf_toolssm.cache.cache_tensors import cache_tensors
+from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.errors import UnsupportedArchitectureError
-from hf_toolssm.generation import generate_with_tools
-from hf_toolssm.generation.model_runner import ModelRunner, Pieces
-from hf_toolssm.models.cache_tensors import cache_tensors
-from hf_toolssm.models.model_state import ModelState
+from hf_toolssm.generation.model_runner import ModelRunner, Prefill
+from hf_toolssm.generation.tool_loop import generate_with_tools
 
 TOLERANCE = 2e-4
 MANY = [pytest.param(name, marks=pytest.mark.slow) for name in HYBRIDS]
@@ -38,8 +38,8 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("name", [*STOCK, *MANY])
 def test_how_a_model_takes_pieces_is_measured(tokenizer, specs, name):
-    expected = STOCK[name][3] if name in STOCK else Pieces.SINGLY if name == "zamba" else Pieces.ALONE
-    assert ModelRunner(small_model(name, tokenizer, specs)).pieces is expected
+    expected = STOCK[name][3] if name in STOCK else Prefill.TOKEN_BY_TOKEN if name == "zamba" else Prefill.PER_ROW
+    assert ModelRunner(small_model(name, tokenizer, specs)).prefill is expected
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, *MANY])
@@ -144,18 +144,18 @@ def test_a_state_that_is_soon_forgotten_is_still_missed(tokenizer, specs, name):
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("dt_proj.bias"):
                 parameter.fill_(2)
-    assert ModelRunner(model).pieces is Pieces.SINGLY
+    assert ModelRunner(model).prefill is Prefill.TOKEN_BY_TOKEN
 
 
 def test_jamba_in_bfloat16_is_fed_singly_too(tokenizer, specs):
-    assert ModelRunner(small_model("jamba", tokenizer, specs).bfloat16()).pieces is Pieces.SINGLY
+    assert ModelRunner(small_model("jamba", tokenizer, specs).bfloat16()).prefill is Prefill.TOKEN_BY_TOKEN
 
 
 def test_a_peft_wrapper_is_refused_with_what_to_pass(tokenizer, specs):
     wrapped = get_peft_model(small_model("tool_mamba", tokenizer, specs), LoraConfig(target_modules=["in_proj"]))
     with pytest.raises(UnsupportedArchitectureError, match="get_base_model"):
         ModelRunner(wrapped)
-    assert ModelRunner(wrapped.get_base_model()).pieces is Pieces.TOGETHER
+    assert ModelRunner(wrapped.get_base_model()).prefill is Prefill.BATCHED
 
 
 def test_a_model_that_is_wrong_one_token_at_a_time_is_refused(tokenizer, specs):
@@ -188,7 +188,7 @@ def test_learned_positions_are_exact_too(tokenizer):
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     runner = ModelRunner(model)
-    assert runner.pieces is Pieces.ALONE
+    assert runner.prefill is Prefill.PER_ROW
     prompts = runs(0, 11, 2)
     together, _ = runner.feed(None, prompts)
     runner.step(together, [5, 6])

@@ -2,13 +2,17 @@
 
 import pytest
 
-from dataset_builders.task import load_task, task_tool
+from dataset_builders.catalog import load_task
+from dataset_builders.task import task_tool
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
-from hf_toolssm.generation.tool_calls import ObservationReader
-from hf_toolssm.protocols import Renderer, build_task_tokenizer, tool_token_ids
-from hf_toolssm.tools.search_memory import SEARCH
-from hf_toolssm.trajectory import StepKind
+from hf_toolssm.generation.tool_calls import ToolCaller
+from hf_toolssm.protocol.calls import end_token
+from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.special_tokens import tool_token_ids
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
+from hf_toolssm.protocol.trajectory import StepKind
+from hf_toolssm.tools.search_memory import FIND
 
 PROBLEM = "1:abc\n0:def\n1:xyz\ndef-&=ghi\nabc+/ghi\nghi-==jkl\n>jkl\n"
 
@@ -20,8 +24,8 @@ def rendered():
     tool = task_tool(task, "depth_first")
     tokenizer = build_task_tokenizer(task.cells("depth_first"), [tool])
     renderer = Renderer(tokenizer)
-    reader = ObservationReader(len(tokenizer), tokenizer)
-    protocol = TokenProtocol([tool], tool_token_ids(tokenizer, [tool]), [tokenizer.eos_token_id], reader)
+    caller = ToolCaller(len(tokenizer), tokenizer)
+    protocol = TokenProtocol([tool], tool_token_ids(tokenizer, [tool]), [tokenizer.eos_token_id], caller)
     trajectory = task.solve(PROBLEM, "depth_first")
     return trajectory, renderer.render(trajectory)["input_ids"], renderer.problem(PROBLEM), protocol
 
@@ -35,17 +39,17 @@ def test_a_row_that_makes_the_right_choices_repeats_the_recorded_trajectory(rend
         assert written == token
     assert row.complete
     assert row.error is None
-    assert row.answer == [protocol.reader._tokenizer.convert_tokens_to_ids(trajectory.answer)]
+    assert row.answer == [protocol.caller._tokenizer.convert_tokens_to_ids(trajectory.answer)]
     memory = [
         *trajectory.problem,
         *(s.text for s in trajectory.steps if s.kind in (StepKind.THOUGHT, StepKind.OUTPUT)),
     ]
-    assert protocol.reader._tokenizer.convert_ids_to_tokens(row.sessions[0].memory) == memory
+    assert protocol.caller._tokenizer.convert_ids_to_tokens(row.tools[0].memory) == memory
 
 
 def test_what_a_search_refuses_ends_the_row_by_name(rendered):
     _, _, problem, protocol = rendered
     row = Row.start(problem, protocol)
-    row.advance(protocol.ids[SEARCH])
+    row.advance(protocol.ids[end_token(FIND)])
     assert row.finished
-    assert row.error.startswith("NoArgumentError")
+    assert row.error.startswith("MalformedCallError")

@@ -69,13 +69,13 @@ def test_many_rows_share_the_threads_and_agree(tokenizer, specs):
 
 def test_a_model_of_any_size_on_a_cpu_is_compiled(model, monkeypatch):
     assert make_decoder(ModelRunner(model)).piece_from == 64
-    monkeypatch.setattr("hf_toolssm.generation.decoder.FUSED_PARAMETERS", 0)
+    monkeypatch.setattr("hf_toolssm.ops.compiled_step.FUSED_PARAMETERS", 0)
     assert make_decoder(ModelRunner(model)).piece_from == 4
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_bfloat16_is_stepped_in_float32_on_the_rounded_weights(model, fused, monkeypatch):
-    monkeypatch.setattr("hf_toolssm.generation.decoder.FUSED_PARAMETERS", 10**9 * fused)
+    monkeypatch.setattr("hf_toolssm.ops.compiled_step.FUSED_PARAMETERS", 10**9 * fused)
     rounded = model.bfloat16()
     exact = copy.deepcopy(rounded).float()
     decoder, plain = make_decoder(ModelRunner(rounded)), ModelDecoder(ModelRunner(exact))

@@ -21,7 +21,8 @@ from transformers import (
 
 from hf_toolssm.errors import PaddingError, UnsupportedGenerationError
 from hf_toolssm.generation.options import ARGUMENTS, OBEYED
-from hf_toolssm.generation.plain_tool_mamba import PlainToolMambaForCausalLM
+from hf_toolssm.models.plain_tool_mamba import PlainToolMambaForCausalLM
+from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.tools.pointer_memory import PointerMemory, right
 
 PROBLEMS = ["12+34=", "9+1=", "555+5="]
@@ -287,8 +288,8 @@ class WordySession:
     def __init__(self, session):
         self.write, self.session = session.write, session
 
-    def execute(self, command):
-        return [3] * 100 if command == right(1) else self.session.execute(command)
+    def call(self, name, argument):
+        return [3] * 100 if name == right(1) else self.session.call(name, argument)
 
     def clone(self):
         return WordySession(self.session.clone())
@@ -297,7 +298,7 @@ class WordySession:
 def test_an_option_that_counts_counts_the_tokens_of_each_row(models, tokenizer):
     """While one row is a hundred tokens ahead, the other must still write its own fifty before it may end."""
     inputs = tokenizer(["12+3=", "1+5="], padding=True, return_tensors="pt")
-    call, end, seven = tokenizer.convert_tokens_to_ids([right(1), "<|end|>", "7"])
+    call, end, seven = tokenizer.convert_tokens_to_ids([begin_token(right(1)), "<|end|>", "7"])
     wishes = [(0, call, 3_000), *((row, end, 2_000) for row in (0, 1)), *((row, seven, 1_000) for row in (0, 1))]
     for model in models:
         result = model.generate(

@@ -13,9 +13,10 @@ from small_models import small_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
-from hf_toolssm.generation import Session, generate_with_tools
 from hf_toolssm.generation.decoder import FusedDecoder, ModelDecoder, make_decoder
 from hf_toolssm.generation.model_runner import ModelRunner
+from hf_toolssm.generation.session import Session
+from hf_toolssm.generation.tool_loop import generate_with_tools
 
 TOLERANCE = 1e-5
 
@@ -34,7 +35,7 @@ MODULES = [
 
 @pytest.fixture(autouse=True)
 def every_product_is_worth_it(monkeypatch):
-    monkeypatch.setattr("hf_toolssm.models.projection.FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr("hf_toolssm.ops.projection.FEWEST_PRODUCTS", 0)
 
 
 def results(model):
@@ -248,7 +249,7 @@ def test_autocast_reaches_products_of_any_size(model, training, monkeypatch):
     model.train(training)
     found = []
     for fewest in (0, 20_000, 10**9):
-        monkeypatch.setattr("hf_toolssm.models.projection.FEWEST_PRODUCTS", fewest)
+        monkeypatch.setattr("hf_toolssm.ops.projection.FEWEST_PRODUCTS", fewest)
         with torch.autocast("cpu", torch.bfloat16):
             found.append(results(model))
         found[-1].square().sum().backward()

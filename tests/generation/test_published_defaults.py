@@ -11,8 +11,8 @@ from small_models import written
 from transformers import AutoTokenizer, GenerationConfig, pipeline
 
 from hf_toolssm import ToolMambaForCausalLM
-from hf_toolssm.generation import Session
-from hf_toolssm.generation.plain_tool_mamba import PlainToolMambaForCausalLM
+from hf_toolssm.generation.session import Session
+from hf_toolssm.models.plain_tool_mamba import PlainToolMambaForCausalLM
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 
 PROBLEMS = [f"{left}+{right}=" for left in (7, 98, 12345) for right in (1, 60, 555, 9999)]

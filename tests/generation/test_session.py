@@ -24,8 +24,8 @@ from hf_toolssm.errors import (
     TokenizerNeededError,
     UnsupportedGenerationError,
 )
-from hf_toolssm.generation import Session
 from hf_toolssm.generation.decoder import FusedDecoder
+from hf_toolssm.generation.session import Session
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.pointer_memory import PointerMemory, PointerSession
 
@@ -79,8 +79,8 @@ def test_rows_are_forked_and_reordered_with_their_tools(tokenizer, specs, name):
 def test_forks_do_not_see_each_others_memory(model, tokenizer):
     session = start(model, tokenizer, ["7+5="])
     fork = session.select([0, 0])
-    fork.rows[0].sessions[0].write(4)
-    assert list(fork.rows[1].sessions[0].memory) == list(session.rows[0].sessions[0].memory)
+    fork.rows[0].tools[0].write(4)
+    assert list(fork.rows[1].tools[0].memory) == list(session.rows[0].tools[0].memory)
 
 
 def test_a_session_stops_before_a_call_and_can_be_rolled_back(model, tokenizer):
@@ -90,8 +90,8 @@ def test_a_session_stops_before_a_call_and_can_be_rolled_back(model, tokenizer):
         row = session.rows[0]
         if row.finished:
             break
-        command = session.held[0]
-        assert command in session.protocol.commands
+        command = session.held_choices[0]
+        assert command in session.protocol.calls.begins
         before = session.clone()
         calls = row.tool_calls
         after = written(session, 5)
@@ -105,12 +105,12 @@ def test_a_session_stops_before_a_call_and_can_be_rolled_back(model, tokenizer):
 def test_every_run_that_stops_before_calls_carries_out_one_and_stops_before_the_next(model, tokenizer):
     expected = start(model, tokenizer, ["7+5="])
     heard = Heard(1)
-    expected.run(400, listener=heard)
+    expected.run(400, sink=heard)
     session = start(model, tokenizer, ["7+5="])
     session.run(400, stop_before_call=True)
     for calls in range(10):
         assert session.rows[0].tool_calls == calls
-        assert session.held[0] in session.protocol.commands
+        assert session.held_choices[0] in session.protocol.calls.begins
         session.run(400, stop_before_call=True)
     assert session.tokens < 400
     assert expected.rows[0].tool_calls > 10
@@ -120,7 +120,7 @@ def test_stopping_before_calls_changes_no_token(model, tokenizer):
     whole = written(start(model, tokenizer), 40)
     session, heard = start(model, tokenizer), Heard(3)
     while any(len(heard.tokens[i]) < 40 and not row.finished for i, row in enumerate(session.rows)):
-        session.run(1, stop_before_call=True, listener=heard)
+        session.run(1, stop_before_call=True, sink=heard)
     assert [tokens[: len(expected)] for tokens, expected in zip(heard.tokens, whole)] == whole
 
 
@@ -144,7 +144,7 @@ def test_a_sampled_session_is_saved_with_its_randomness_and_its_held_choice(mode
     session = start(model, tokenizer, temperature=0.7, seed=5)
     session.run(30, stop_before_call=True)
     session.save(tmp_path / "s")
-    assert session.held
+    assert session.held_choices
     expected = written(session, 30)
     assert written(Session.load(tmp_path / "s", model, tokenizer=tokenizer), 30) == expected
 
@@ -200,8 +200,8 @@ def test_the_user_can_go_on_in_the_same_session(model, tokenizer):
     """What is told enters the state and the tools' memory, as a longer problem would."""
     session = start(model, tokenizer, ["7+", "1+"])
     more = tokenizer("5=")["input_ids"]
-    session.tell([more, []])
-    assert tokenizer.decode(session.rows[0].sessions[0].memory) == "7+5="
+    session.append([more, []])
+    assert tokenizer.decode(session.rows[0].tools[0].memory) == "7+5="
     expected = start(model, tokenizer, ["7+5="])
     tokens = written(session, 32)
     assert len(tokens[0]) == 32
@@ -209,7 +209,7 @@ def test_the_user_can_go_on_in_the_same_session(model, tokenizer):
     assert tokens[0][2:] == written(expected, 30)[0]
     assert tokens[1] == written(start(model, tokenizer, ["1+"]), 32)[0]
     with pytest.raises(StateMismatchError, match="one per row"):
-        session.tell([more])
+        session.append([more])
 
 
 def test_forks_sample_differently_and_the_first_copy_as_the_row(model, tokenizer):
@@ -252,19 +252,19 @@ class Meddler(Heard):
 
 
 @pytest.mark.parametrize("tool", [PointerMemory, NotCompiled])
-@pytest.mark.parametrize("what", ["state", "clone", "save", "tell", "run"])
+@pytest.mark.parametrize("what", ["state", "clone", "save", "append", "run"])
 def test_a_listener_cannot_meddle_with_the_session_that_calls_it(model, tokenizer, tmp_path, what, tool):
     session, expected = (start(model, tokenizer, tools=[tool(max_pointers=3)]) for _ in range(2))
     actions = {
         "state": lambda: session.state,
         "clone": session.clone,
         "save": lambda: session.save(tmp_path / "s"),
-        "tell": lambda: session.tell([[3], [], []]),
+        "append": lambda: session.append([[3], [], []]),
         "run": lambda: session.run(3),
     }
     heard = Meddler(3, actions[what])
     with pytest.raises(SessionRunningError, match=r"in the middle of run\(\)"):
-        session.run(40, listener=heard)
+        session.run(40, sink=heard)
     # What was heard has happened, and nothing else: the session goes on from there.
     fed = [len(tokens) for tokens in heard.tokens]
     after = written(session, 30)
@@ -317,7 +317,7 @@ def test_a_session_that_cannot_be_saved_says_why(model, tokenizer, tmp_path):
         def state(self):
             return {"cells": {1, 2}}
 
-    session.rows[0].sessions[0] = Odd(PointerMemory(), [], 0, [], 0, 0)
+    session.rows[0].tools[0] = Odd(PointerMemory(), [], 0, [], 0, 0)
     with pytest.raises(SnapshotError, match="numpy arrays and JSON"):
         session.save(tmp_path / "s")
     assert not (tmp_path / "s").exists()
@@ -330,8 +330,8 @@ def test_a_told_token_that_the_tool_refuses_ends_the_row(model, tokenizer):
         def write(self, cell):
             raise MemoryError("full")
 
-    session.rows[1].sessions.append(Full())
-    session.tell([[], [3, 4], []])
+    session.rows[1].tools[0] = Full()
+    session.append([[], [3, 4], []])
     assert "MemoryError" in session.rows[1].error
     assert session.rows[1].finished
 
@@ -341,7 +341,7 @@ def test_ids_that_are_no_tokens_are_named(model, tokenizer, token):
     with pytest.raises(InvalidProblemError, match="row 0 holds an id"):
         Session.start(model, [[token]])
     with pytest.raises(InvalidProblemError, match="holds an id"):
-        start(model, tokenizer).tell([[], [token], []])
+        start(model, tokenizer).append([[], [token], []])
 
 
 def test_prompts_may_be_tensors(model, tokenizer):
@@ -367,7 +367,7 @@ def test_a_session_starts_from_a_state(model, tokenizer):
     session = start(model, tokenizer, ["5=", "="], state=before.state)
     whole = start(model, tokenizer, ["7+5=", "1+1="])
     assert (session.state.logits - whole.state.logits).abs().max() < 1e-4
-    assert tokenizer.decode(session.rows[0].sessions[0].memory) == "5="
+    assert tokenizer.decode(session.rows[0].tools[0].memory) == "5="
 
 
 def test_memory_does_not_grow_with_the_length(model, tokenizer):
@@ -375,11 +375,11 @@ def test_memory_does_not_grow_with_the_length(model, tokenizer):
     assert isinstance(session._decoder, FusedDecoder)
     process = psutil.Process()
     session.run(20_000)
-    cells = len(session.rows[0].sessions[0].memory)
+    cells = len(session.rows[0].tools[0].memory)
     before = process.memory_info().rss
     session.run(100_000)
     grown = process.memory_info().rss - before
-    own = 8 * (len(session.rows[0].sessions[0].memory) - cells)
+    own = 8 * (len(session.rows[0].tools[0].memory) - cells)
     assert session.tokens == 120_000
     assert grown - 2 * own < 4 * 2**20  # a column may hold up to twice what it needs
 

@@ -1,23 +1,20 @@
 """Whatever a tool does wrong has a defined outcome, and it is nobody's problem but the row's that called it."""
 
-import copy
 import re
-import string
 import threading
 import time
 
 import pytest
-from conftest import random_model
 from small_models import Heard, NotCompiled, lively, start_lively, written
-from tokenizers import AddedToken
 
 from hf_toolssm.errors import ToolError, UnknownToolError
-from hf_toolssm.generation import Session, tool_calls
-from hf_toolssm.protocols import build_task_tokenizer
-from hf_toolssm.tools import make_tool
-from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerMemory, right
+from hf_toolssm.generation.session import Session
+from hf_toolssm.protocol.calls import begin_token
+from hf_toolssm.tools import facts_of
+from hf_toolssm.tools.pointer_memory import PointerMemory, right
+from hf_toolssm.tools.tool import TIME_LIMIT
 
-TRIGGER = right(1)
+TRIGGER = begin_token(right(1))
 PROBLEMS = ["7+5=", "98765+4321=", "1+1=", "500+500="]
 
 
@@ -28,7 +25,7 @@ class Misbehaving(PointerMemory):
         super().__init__(max_pointers=3)
         self.time_limit = limit
         self.row, self.act, self.started = row, act, 0
-        self.calls = []
+        self.made = []
 
     def start(self, problem, marker):
         session = super().start(problem, marker)
@@ -44,11 +41,11 @@ class MisbehavingSession:
     def write(self, cell):
         self.session.write(cell)
 
-    def execute(self, command):
-        if self.guilty and command == TRIGGER:
-            self.tool.calls.append(command)
+    def call(self, name, argument):
+        if self.guilty and name == right(1):
+            self.tool.made.append(name)
             return self.tool.act()
-        return self.session.execute(command)
+        return self.session.call(name, argument)
 
     def clone(self):
         return MisbehavingSession(self.tool, self.session.clone(), self.guilty)
@@ -82,7 +79,7 @@ class Provoke:
         chosen = logits.argmax(-1).tolist()
         if self.tool.row in rows:
             self.choices += 1
-            if self.choices > 5 and not self.tool.calls:
+            if self.choices > 5 and not self.tool.made:
                 chosen[rows.index(self.tool.row)] = self.trigger
         return chosen
 
@@ -95,9 +92,9 @@ def run_beside_others(model, tokenizer, act, limit=None, count=60):
     tool = Misbehaving(1, act, limit)
     session = start_lively(model, tokenizer, PROBLEMS, tools=[tool])
     heard = Heard(4)
-    session.run(count, listener=heard, steering=Provoke(tokenizer, tool))
+    session.run(count, sink=heard, sampler=Provoke(tokenizer, tool))
     expected = written(start_lively(model, tokenizer, PROBLEMS), count)
-    assert len(tool.calls) >= 1
+    assert len(tool.made) >= 1
     for row in (0, 2, 3):
         assert heard.tokens[row] == expected[row]
         assert len(expected[row]) == count
@@ -113,14 +110,12 @@ def run_beside_others(model, tokenizer, act, limit=None, count=60):
         (raise_it(ToolError("not now")), "ToolError: not now"),
         (raise_it(SystemExit("bye")), "the tool raised SystemExit .*bye"),
         (raise_it(Unspeakable()), "Unspeakable .*cannot be shown"),
-        (lambda: "5\udcff", "ToolFaultError: the tool raised "),
         (lambda: None, "ToolFaultError: the tool returned NoneType"),
         (lambda: 5, "returned int"),
         (lambda: ("5",), "returned '5' .*no token of the model"),
         (lambda: (3, 10_000), "returned 10000"),
         (lambda: (-1,), "returned -1"),
-        (lambda: "5" * 10_000_000, "ObservationTooLongError: the tool returned 10,000,000"),
-        (lambda: b"\xff" * 10_000_000, "ObservationTooLongError"),
+        (lambda: "5", "returned str"),
         (lambda: [3] * 2_000_000, "ObservationTooLongError"),
     ],
 )
@@ -159,7 +154,7 @@ def test_a_slow_tool_lets_the_others_finish_first(model, tokenizer):
     tool = Misbehaving(1, lambda: () if others_are_done.wait(20) else None, limit=30.0)
     session = start_lively(model, tokenizer, PROBLEMS, tools=[tool])
     heard = Watch(4)
-    session.run(60, listener=heard, steering=Provoke(tokenizer, tool))
+    session.run(60, sink=heard, sampler=Provoke(tokenizer, tool))
     assert session.rows[1].error is None
     assert [len(tokens) for tokens in heard.tokens] == [60] * 4
 
@@ -168,30 +163,6 @@ def test_an_empty_observation_is_fine(model, tokenizer):
     session, tokens, _ = run_beside_others(model, tokenizer, lambda: ())
     assert session.rows[1].error is None
     assert len(tokens) == 60
-
-
-@pytest.mark.parametrize("limit", [None, 5.0])
-@pytest.mark.parametrize("text", ["12", "<|end|>5", "<|read_1|><|answer|>=", "<call>", b"7\xff8"])
-def test_text_is_read_as_text_and_never_acts(addition, specs, text, limit):
-    cells = dict.fromkeys([*addition.cells("local"), *string.printable, "\N{REPLACEMENT CHARACTER}"])
-    tokenizer = build_task_tokenizer(list(cells), [make_tool(spec) for spec in specs])
-    tokenizer.add_tokens([AddedToken("<call>", special=False)])
-    model = lively(random_model(tokenizer, specs), tokenizer)
-    session, tokens, _ = run_beside_others(model, tokenizer, lambda: text, limit, count=200)
-    assert session.rows[1].error is None
-    at = tokens.index(tokenizer.convert_tokens_to_ids(TRIGGER))
-    plain = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
-    observed = tokens[at + 1 : at + 1 + len(plain)]
-    assert tokenizer.convert_ids_to_tokens(observed) == list(plain)  # character by character
-    assert len(tokens) == 200  # the end token in the text did not end the row
-
-
-def test_text_without_a_tokenizer_is_named(model, tokenizer):
-    tool = Misbehaving(0, lambda: "12")
-    session = Session.start(model, tokenizer(["7+5="])["input_ids"], tools=[tool])
-    session.rows[0].sessions[0].execute(NEW_POINTER)
-    session.run(100, steering=Provoke(tokenizer, tool))
-    assert "no tokenizer is known" in session.rows[0].error
 
 
 def test_a_tool_that_fails_when_the_model_writes_ends_its_row(model, tokenizer):
@@ -204,36 +175,26 @@ def test_a_tool_that_fails_when_the_model_writes_ends_its_row(model, tokenizer):
         def clone(self):
             return self
 
-    session.rows[2].sessions.append(Full())
+    session.rows[2].tools[0] = Full()
     session.run(100)
     assert "MemoryError when the model wrote: full" in session.rows[2].error
     assert [row.error for at, row in enumerate(session.rows) if at != 2] == [None] * 3
 
 
-def test_a_tool_that_says_no_limit_has_one(model, tokenizer, monkeypatch):
+def test_a_tool_that_says_no_limit_has_one():
     class Silent:
-        commands, markers = ("<|read_1|>",), ()
+        name = "silent"
 
-    assert tool_calls.time_limit(Silent()) == tool_calls.TIME_LIMIT
+        def call(self, name, argument):
+            return ""
+
+    assert facts_of(Silent()).time_limit == TIME_LIMIT
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("inf"), float("nan"), 1e10])
 def test_an_impossible_time_limit_is_named_at_the_start(model, tokenizer, limit):
     with pytest.raises(UnknownToolError, match="number of seconds above 0"):
         start_lively(model, tokenizer, ["7+5="], tools=[Misbehaving(0, lambda: (), limit)])
-
-
-@pytest.mark.parametrize("text", ["§", "7§", "x"])
-def test_text_that_has_no_token_but_an_added_or_the_unknown_one_is_a_fault(model, tokenizer, text):
-    grown = copy.deepcopy(tokenizer)
-    grown.add_tokens(["§"])
-    tool = Misbehaving(1, lambda: text)
-    prompts = tokenizer(PROBLEMS)["input_ids"]
-    session = Session.start(model, prompts, tools=[tool], tokenizer=grown)
-    for row in session.rows:
-        row.sessions[0].execute(NEW_POINTER)
-    session.run(60, steering=Provoke(tokenizer, tool))
-    assert session.rows[1].error.startswith("ToolFaultError: the tool returned text on <|right_1|> that has no tokens")
 
 
 @pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 500, 2_500])

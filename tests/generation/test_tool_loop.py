@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from small_models import Script
 from transformers import (
     DynamicCache,
-    LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -24,30 +24,26 @@ from hf_toolssm.errors import (
     UnsupportedGenerationError,
 )
 from hf_toolssm.generation.decoder import ModelDecoder
-from hf_toolssm.protocols import Renderer
-from hf_toolssm.tools.pointer_memory import NEW_POINTER, PointerSession, left, read, right
-from hf_toolssm.trajectory import ANSWER, StepKind
+from hf_toolssm.protocol.calls import begin_token
+from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind
+from hf_toolssm.tools import pointer_memory
+from hf_toolssm.tools.pointer_memory import PointerSession
 
+NEW_POINTER = begin_token(pointer_memory.NEW_POINTER)
 PROBLEMS = ["7+5=", "98765+4321=", "1+1=", "500+500="]
 
 
-class Script(LogitsProcessor):
-    """Makes any model write given tokens: after a row's prompt, its script, one token after the other.
+def read(pointer):
+    return begin_token(pointer_memory.read(pointer))
 
-    Observations are in the script too, wrong on purpose: the loop must never use what the model "says" there.
-    """
 
-    def __init__(self, prompts, scripts):
-        self.by_prompt = dict(zip(map(tuple, prompts), scripts))
+def left(pointer):
+    return begin_token(pointer_memory.left(pointer))
 
-    def __call__(self, input_ids, scores):
-        forced = torch.full_like(scores, -torch.inf)
-        for row, ids in enumerate(input_ids.tolist()):
-            ids = [token for at, token in enumerate(ids) if token != 0 or any(ids[:at])]  # 0 is padding
-            prompt, script = next((p, s) for p, s in self.by_prompt.items() if tuple(ids[: len(p)]) == p)
-            at = len(ids) - len(prompt)
-            forced[row, script[at] if at < len(script) else 1] = 0
-        return forced
+
+def right(pointer):
+    return begin_token(pointer_memory.right(pointer))
 
 
 def scripted(tokenizer, addition, problems):
@@ -101,7 +97,7 @@ def test_tools_answer_and_the_trajectory_is_the_datasets(model, tokenizer, addit
 def test_a_batch_equals_its_rows_alone_token_for_token(model, tokenizer, addition, decoder, monkeypatch):
     """Unscripted: random weights wander through commands, thoughts and errors; each row as it would alone."""
     if decoder == "streamed":
-        monkeypatch.setattr("hf_toolssm.generation.decoder.FUSED_PARAMETERS", 0)
+        monkeypatch.setattr("hf_toolssm.ops.compiled_step.FUSED_PARAMETERS", 0)
     elif decoder == "model":
         monkeypatch.setattr("hf_toolssm.generation.session.make_decoder", lambda runner, _: ModelDecoder(runner))
     problems = [*PROBLEMS, "31+4=", "2+99999="]
@@ -182,12 +178,12 @@ def test_a_command_for_a_pointer_that_does_not_exist_ends_its_row_only(model, to
 @pytest.mark.parametrize("cell", [read(1), NEW_POINTER, "<|end|>", ANSWER])
 def test_an_observed_command_or_end_does_not_act(model, tokenizer, cell, monkeypatch):
     """A tool may show anything, a command too; reading it is an observation and nothing more."""
-    execute, token = PointerSession.execute, Renderer(tokenizer).token(cell)
+    call, token = PointerSession.call, Renderer(tokenizer).token(cell)
 
-    def show(self, command):
-        return (token,) if command == read(1) else execute(self, command)
+    def show(self, name, argument):
+        return (token,) if name == pointer_memory.read(1) else call(self, name, argument)
 
-    monkeypatch.setattr(PointerSession, "execute", show)
+    monkeypatch.setattr(PointerSession, "call", show)
     script = script_of(tokenizer, "7+", NEW_POINTER, read(1), "0", "5", ANSWER, "6", "<|end|>")
     result = run(model, tokenizer, ["7+"], logits_processor=script, max_new_tokens=50)
     written = tokenizer.convert_ids_to_tokens(result.sequences[0, 2:].tolist())

@@ -10,18 +10,18 @@ import torch
 from small_models import RECURRENT, lively, small_model, written
 from transformers import GenerationConfig
 
-from dataset_builders.task import load_task
+from dataset_builders.catalog import load_task
 from hf_toolssm import ToolMambaForCausalLM
+from hf_toolssm.cache.cache_tensors import cache_tensors
 from hf_toolssm.errors import SnapshotError, TokenizerNeededError
 from hf_toolssm.evaluation import evaluate_free_running
-from hf_toolssm.generation import Session
 from hf_toolssm.generation.interface import ToolGenerateOutput
 from hf_toolssm.generation.model_runner import ModelRunner
-from hf_toolssm.generation.plain_tool_mamba import PlainToolMambaForCausalLM
-from hf_toolssm.locality import Locality
-from hf_toolssm.models.cache_tensors import cache_tensors
-from hf_toolssm.protocols import Renderer
-from hf_toolssm.tools import available_tools, make_tool
+from hf_toolssm.generation.session import Session
+from hf_toolssm.models.plain_tool_mamba import PlainToolMambaForCausalLM
+from hf_toolssm.protocol.locality import Locality
+from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.tools import available_tools, facts_of, make_tool
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, read, right
 
 PROBLEMS = ["12+34=", "9+1="]
@@ -110,7 +110,7 @@ def test_an_output_that_someone_made_has_no_tokenizer():
 def session(model, tokenizer):
     session = Session.start(lively(model, tokenizer), tokenizer(PROBLEMS)["input_ids"], tokenizer=tokenizer)
     for row in session.rows:
-        row.sessions[0].execute(NEW_POINTER)
+        row.tools[0].call(NEW_POINTER, ())
     session.run(20)
     return session
 
@@ -123,11 +123,11 @@ def test_a_session_is_saved_and_not_pickled(session, way):
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, Session.clone])
 def test_a_copy_of_a_session_goes_on_by_itself(session, way):
-    state, rows = session.state, [list(row.sessions[0].memory) for row in session.rows]
+    state, rows = session.state, [list(row.tools[0].memory) for row in session.rows]
     copied = way(session)
     expected = written(copied, 20)
     assert torch.equal(session.state.logits, state.logits)
-    assert [list(row.sessions[0].memory) for row in session.rows] == rows
+    assert [list(row.tools[0].memory) for row in session.rows] == rows
     assert written(session, 20) == expected
     assert copied.runner.model is session.runner.model
 
@@ -156,20 +156,20 @@ def test_a_state_with_a_history_is_copied_as_well(model, way):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", available_tools())
-def test_a_tools_session_goes_on_as_before(name, way):
-    tool = make_tool({"name": name})
-    texts = [*tool.commands, *tool.markers, "a", "b"]
-    session = tool.start([texts.index(text) for text in ("a", "b", "a")], texts.index)
-    for command in (NEW_POINTER, read(1), right(1)):
-        if command in tool.commands:
-            session.execute(command)
-    session.clone()  # which may share what it remembers
-    copied = way(session)
-    for one in (copied, session):
-        one.write(texts.index("b"))
-    assert str(copied.state()) == str(session.state())
-    assert str(way(copied).clone().state()) == str(session.state())
-    assert way(tool).commands == tool.commands
+def test_a_tool_at_work_goes_on_as_before(name, way):
+    facts = facts_of(make_tool({"name": name}))
+    texts = [*facts.markers, "a", "b"]
+    at_work = facts.start([texts.index(text) for text in ("a", "b", "a")], texts.index)
+    for call in [name for name in (NEW_POINTER, read(1), right(1)) if name in facts.calls]:
+        at_work.call(call, ())
+    facts.copy(at_work, texts.index)  # which may share what it remembers
+    copied = way(at_work)
+    for one in (copied, at_work):
+        if facts.unit == "cells":
+            one.write(texts.index("b"))
+    assert str(facts.state(copied)) == str(facts.state(at_work))
+    assert str(facts.state(facts.copy(way(copied), texts.index))) == str(facts.state(at_work))
+    assert facts_of(way(facts.tool)).calls == facts.calls
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -13,12 +13,13 @@ import torch
 from conftest import random_model
 from small_models import ARCHITECTURES, lively, small_model, start_lively
 
-from dataset_builders.builder import TEST, ProblemSet, generate_rows
-from dataset_builders.task import available_machines, available_tasks, load_task
+from dataset_builders.catalog import available_machines, available_tasks, load_task
+from dataset_builders.problem_sets import TEST, ProblemSet, generate_rows
 from hf_toolssm import Session
+from hf_toolssm.cache.cache_tensors import cache_tensors
 from hf_toolssm.errors import TooFewProblemsError
-from hf_toolssm.models.cache_tensors import cache_tensors
-from hf_toolssm.protocols import Renderer, build_task_tokenizer
+from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.tools import make_tool
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -41,8 +42,8 @@ def numbers(tensor):
 def tool_states(row):
     """What the tools of a row remember, as JSON."""
     return [
-        {name: value.tolist() if hasattr(value, "tolist") else value for name, value in session.state().items()}
-        for session in row.sessions
+        {name: value.tolist() if hasattr(value, "tolist") else value for name, value in facts.state(tool).items()}
+        for facts, tool in zip(row.protocol.tools, row.tools)
     ]
 
 
@@ -50,7 +51,7 @@ def results(session):
     """All that a user sees of the rows, and what the model remembers of them."""
     state = session.state
     return {
-        "rows": [[row.answer, row.tool_calls, row.complete, row.error] for row in session.rows],
+        "rows": [[row.answer, row.tool_calls, row.complete, (row.error or "").split(":")[0]] for row in session.rows],
         "tools": digest([tool_states(row) for row in session.rows]),
         "tokens": session.tokens,
         "logits": numbers(state.logits),
@@ -76,7 +77,7 @@ def forced(session, texts):
     """Feeds every row the model's tokens of a reference; a tool's are the session's own."""
     left = [iter(text) for text in texts]
 
-    class Steering:
+    class Sampler:
         def choose(self, rows, logits):
             return [0 if session.rows[row].pending else next(left[row]) for row in rows]
 
@@ -84,7 +85,7 @@ def forced(session, texts):
             return [False] * len(rows)
 
     sink = Sink(len(texts))
-    session.run(steering=Steering(), listener=sink)
+    session.run(sampler=Sampler(), sink=sink)
     return sink.heard
 
 
@@ -134,11 +135,11 @@ def architecture_record(name):
     for temperature in (0.0, 0.7):
         session = start_lively(model, tokenizer, PROBLEMS, temperature=temperature, seed=4, **options)
         sink = Sink(3)
-        session.run(25, listener=sink)
+        session.run(25, sink=sink)
         with tempfile.TemporaryDirectory() as folder:
             session.save(f"{folder}/session")
             session = Session.load(f"{folder}/session", model, tokenizer=tokenizer, **options)
-        session.run(35, listener=sink)
+        session.run(35, sink=sink)
         record[str(temperature)] = {"heard": sink.heard, **results(session)}
     if name == "tool_mamba":
         torch.manual_seed(3)

@@ -68,7 +68,11 @@ def test_a_model_is_published_with_its_code_and_card_and_without_what_training_l
     assert push(private=True).changed
     held = visible(hub)
     assert {"config.json", "model.safetensors", "tokenizer.json", "results.json", "README.md"} <= held
-    assert {"hf_toolssm_plain_tool_mamba.py", "hf_toolssm_pointer_memory.py", "length_generalization.png"} <= held
+    assert {
+        "hf_toolssm_plain_tool_mamba.py",
+        "hf_toolssm_pointer_memory.py",
+        "length_generalization.png",
+    } <= held
     assert not {path for path in held if "/" in path}
     assert not {"training_args.bin", "notes.md", "tools.py", "credentials.json"} & held
     assert hub.repository("sums").private

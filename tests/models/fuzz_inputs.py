@@ -21,14 +21,14 @@ from hf_toolssm import (
     ToolMambaForCausalLM,
 )
 from hf_toolssm.errors import ToolSSMError
-from hf_toolssm.models.causal_convolution import causal_convolution
-from hf_toolssm.models.fused_step import FusedState, FusedStep
-from hf_toolssm.models.inner_cpu import inner_cpu
-from hf_toolssm.models.memory_arrays import NO_MEMORIES
-from hf_toolssm.models.rms_norm import rms_norm
-from hf_toolssm.models.selective_scan import selective_scan
-from hf_toolssm.models.selective_scan_cpu import selective_scan_cpu
-from hf_toolssm.models.streamed_step import StreamedStep
+from hf_toolssm.ops.causal_convolution import causal_convolution
+from hf_toolssm.ops.fused_step import FusedState, FusedStep
+from hf_toolssm.ops.mamba_inner import mamba_inner
+from hf_toolssm.ops.memory_arrays import NO_MEMORIES
+from hf_toolssm.ops.rms_norm import rms_norm
+from hf_toolssm.ops.selective_scan import selective_scan
+from hf_toolssm.ops.selective_scan_cpu import selective_scan_cpu
+from hf_toolssm.ops.streamed_step import StreamedStep
 
 B, L, D, N, K, R, E, V = 2, 5, 32, 4, 3, 2, 16, 11
 SHAPE = {"vocab_size": V, "hidden_size": E, "num_hidden_layers": 2}
@@ -67,7 +67,7 @@ def inner():
     weights = {"conv_weight": torch.rand(D, K), "conv_bias": torch.rand(D), "x_weight": torch.rand(R + 2 * N, D)}
     weights |= {"dt_weight": torch.rand(D, R), "dt_bias": torch.rand(D), "A": -torch.rand(D, N), "D": torch.rand(D)}
     states = {"conv_state": torch.rand(B, D, K), "recurrent_state": torch.rand(B, D, N), "lengths": lengths()}
-    return {"halves": torch.rand(B, L, 2 * D)} | weights | states
+    return {"xz": torch.rand(B, L, 2 * D)} | weights | states
 
 
 def tokens(model):
@@ -98,7 +98,7 @@ def entry_points():
     yield selective_scan, scan
     yield selective_scan_cpu, scan
     yield causal_convolution, convolution
-    yield inner_cpu, inner
+    yield mamba_inner, inner
     yield rms_norm, lambda: {"x": torch.rand(B, L, E), "weight": torch.rand(E), "epsilon": 1e-5}
     for model in (mamba, lstm, rmt):
         yield model, lambda model=model: tokens(model)

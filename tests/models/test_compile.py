@@ -9,13 +9,13 @@ from conftest import random_model, relative_distance
 from torch import nn
 
 from hf_toolssm import RmtConfig, RmtForCausalLM, RnnConfig, RnnForCausalLM
+from hf_toolssm.cache.cache_tensors import cache_tensors
 from hf_toolssm.errors import UnsupportedArchitectureError
-from hf_toolssm.generation import generate_with_tools
-from hf_toolssm.models.cache_tensors import cache_tensors
-from hf_toolssm.models.causal_convolution import causal_convolution
-from hf_toolssm.models.rms_norm import ToolMambaNorm
-from hf_toolssm.models.selective_scan import selective_scan
+from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
+from hf_toolssm.ops.causal_convolution import causal_convolution
+from hf_toolssm.ops.rms_norm import ToolMambaNorm
+from hf_toolssm.ops.selective_scan import selective_scan
 
 TOLERANCE = 1e-5
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("c++") is None, reason="inductor writes C++")

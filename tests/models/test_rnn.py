@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_toolssm.errors import MissingToolTokensError, PaddingError
 from hf_toolssm.models.configuration_rnn import CELLS, RnnConfig
 from hf_toolssm.models.modeling_rnn import RnnForCausalLM, RnnState
-from hf_toolssm.protocols import tool_token_ids
+from hf_toolssm.protocol.special_tokens import tool_token_ids
 from hf_toolssm.tools import make_tool
 
 TOLERANCE = 1e-5

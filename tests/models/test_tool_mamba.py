@@ -16,7 +16,8 @@ from hf_toolssm.errors import (
     UnknownToolError,
 )
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
-from hf_toolssm.protocols import add_tool_tokens, build_task_tokenizer
+from hf_toolssm.protocol.special_tokens import add_tool_tokens
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.tools import make_tool
 
 TOLERANCE = 1e-4

@@ -19,13 +19,13 @@ from hf_toolssm.errors import (
     UnknownToolError,
     UnsupportedGenerationError,
 )
+from hf_toolssm.generation.compiled_loop import CompiledLoop
 from hf_toolssm.generation.decoder import FusedDecoder
-from hf_toolssm.generation.free_runs import FreeRuns
-from hf_toolssm.models import memory_arrays
-from hf_toolssm.models.causal_convolution import causal_convolution
-from hf_toolssm.models.fused_step import FusedState, FusedStep
-from hf_toolssm.models.memory_arrays import NO_MEMORIES
-from hf_toolssm.models.selective_scan import selective_scan
+from hf_toolssm.ops import memory_arrays
+from hf_toolssm.ops.causal_convolution import causal_convolution
+from hf_toolssm.ops.fused_step import FusedState, FusedStep
+from hf_toolssm.ops.memory_arrays import NO_MEMORIES
+from hf_toolssm.ops.selective_scan import selective_scan
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,7 +92,7 @@ def test_a_value_that_a_kernel_would_take_for_a_place_is_refused(model, tokenize
 
         monkeypatch.setattr(FusedDecoder, "load", loaded)
     else:
-        make = FreeRuns._memories
+        make = CompiledLoop._memories
 
         def made(self, rows, shape):
             memories = make(self, rows, shape)
@@ -101,7 +101,7 @@ def test_a_value_that_a_kernel_would_take_for_a_place_is_refused(model, tokenize
                 memories.addresses[:] = 0
             return memories
 
-        monkeypatch.setattr(FreeRuns, "_memories", made)
+        monkeypatch.setattr(CompiledLoop, "_memories", made)
     with pytest.raises(InputMismatchError):
         session.run(5)
 
@@ -141,7 +141,7 @@ def test_a_prompt_with_a_command_in_it_is_refused(model, tokenizer):
             model.generate(**prompt)
         session = Session.start(model, tokenizer(["7+5="])["input_ids"])
         with pytest.raises(InvalidProblemError, match=r"which only the model writes"):
-            session.tell(prompt["input_ids"])
+            session.append(prompt["input_ids"])
 
 
 def test_another_default_device_changes_nothing(model, tokenizer):
@@ -246,14 +246,14 @@ class Chooses:
 @pytest.mark.parametrize("token", [10**6, -1])
 def test_a_steering_that_chooses_no_token_of_the_model_is_refused(model, tokenizer, token):
     session = Session.start(model, tokenizer(["1+2="])["input_ids"])
-    with pytest.raises(InputMismatchError, match="the steering chose"):
-        session.run(2, steering=Chooses(token))
+    with pytest.raises(InputMismatchError, match="the sampler chose"):
+        session.run(2, sampler=Chooses(token))
 
 
 def test_a_pointer_that_was_put_outside_its_memory_is_refused(model, tokenizer):
     session = Session.start(model, tokenizer(["1+2="])["input_ids"])
-    assert isinstance(session._free_runs, FreeRuns)
-    session.rows[0].sessions[0].pointers = [10**9]
+    assert isinstance(session._compiled_loop, CompiledLoop)
+    session.rows[0].tools[0].pointers = [10**9]
     with pytest.raises(InputMismatchError, match="outside its memory"):
         session.run(5)
 
@@ -284,7 +284,7 @@ def test_another_default_dtype_changes_nothing(model, tokenizer, dtype):
 
 
 def test_arrays_that_do_not_lie_as_a_kernel_reads_them_are_refused(model):
-    from hf_toolssm.models.streamed_step import StreamedStep
+    from hf_toolssm.ops.streamed_step import StreamedStep
 
     config = model.config
     shape = (1, config.num_hidden_layers, config.conv_kernel, config.intermediate_size)

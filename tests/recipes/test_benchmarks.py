@@ -9,12 +9,20 @@ from conftest import ROOT
 
 RUN = [sys.executable, "recipes/benchmarks/run.py", "--scale", "small"]
 IN_NEW_PROCESSES = ["training_by_length", "session"]
-REST = ["training_addition", "training_130m", "decode_one_stream", "decode_batch", "decode_130m", "observation"]
+REST = [
+    "training_addition",
+    "training_130m",
+    "decode_one_stream",
+    "decode_batch",
+    "decode_130m",
+    "speculative",
+    "observation",
+]
 COMPARED = [
     "training, addition, 4 x 24",
     "training, 130M, 1 x 32",
-    "decode, addition, 1 x 5 digits, steered",
-    "decode, addition, 32 x 3 digits, steered",
+    "decode, addition, 1 x 5 digits, with a sampler",
+    "decode, addition, 32 x 3 digits, with a sampler",
     "decode, 130M, 1 stream, float32",
     "observation of 200 tokens",
 ]

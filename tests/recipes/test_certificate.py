@@ -7,9 +7,9 @@ from hashlib import sha256
 import pytest
 from conftest import ROOT, random_model, run_script
 
-from dataset_builders.task import load_task
+from dataset_builders.catalog import load_task
 from hf_toolssm.errors import NoRuleError
-from hf_toolssm.protocols import build_task_tokenizer
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.tools import make_tool
 
 

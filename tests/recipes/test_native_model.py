@@ -9,12 +9,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from dataset_builders.mixture import Share
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.errors import TokenizerNeededError, UnsafeTrainingError
-from hf_toolssm.protocols import build_task_tokenizer
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 1
+ADDITION = [Share("addition", "local", 5, 1.0)]
 
 
 @pytest.fixture
@@ -43,20 +45,20 @@ def test_without_a_tokenizer_it_says_at_once_how_to_name_one(sft, native, monkey
 def test_a_tokenizer_is_a_checkpoints_own(sft, native, addition):
     model, tokenizer = native
     with pytest.raises(UnsafeTrainingError, match="leave out --tokenizer, or add --model"):
-        sft.checkpoint_tokenizer(sft.RecipeArguments(tokenizer=tokenizer))
+        sft.tokenizer_of(sft.RecipeArguments(tokenizer=tokenizer))
     recipe = sft.RecipeArguments(model=model, tokenizer=tokenizer)
-    larger = sft.checkpoint_tokenizer(recipe)
+    larger = sft.tokenizer_of(recipe)
     larger.add_tokens([f"more {index}" for index in range(20)])
     with pytest.raises(
         UnsafeTrainingError, match=f"the tokenizer has {len(larger)} tokens and the checkpoint only 24"
     ):
-        sft.model_and_tokenizer(recipe, [(addition, "local")], larger)
+        sft.model_and_tokenizer(recipe, ADDITION, larger)
 
 
 def test_the_model_is_the_checkpoint_with_tool_tokens(sft, native, addition):
     model, tokenizer = native
     recipe = sft.RecipeArguments(model=model, tokenizer=tokenizer)
-    loaded, known = sft.model_and_tokenizer(recipe, [(addition, "local")], sft.checkpoint_tokenizer(recipe))
+    loaded, known = sft.model_and_tokenizer(recipe, ADDITION, sft.tokenizer_of(recipe))
     trained = len(AutoTokenizer.from_pretrained(tokenizer))
     stored = torch.load(Path(model) / "pytorch_model.bin")["backbone.embedding.weight"]
     assert torch.equal(loaded.get_input_embeddings().weight[:trained], stored[:trained])

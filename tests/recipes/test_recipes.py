@@ -15,7 +15,9 @@ from conftest import ROOT, run_script
 from datasets import load_dataset
 
 from dataset_builders.build import main as build
-from dataset_builders.task import load_task
+from dataset_builders.catalog import load_task
+from dataset_builders.mixture import Share
+from dataset_builders.training_rows import training_rows
 from hf_toolssm.errors import TooFewProblemsError, UnsafeTrainingError
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -137,14 +139,14 @@ def test_a_mixture_trains_one_model_that_is_measured_on_each_of_its_tasks(tmp_pa
 
 def test_a_curriculum_and_an_early_choice_run_from_the_recipe(tmp_path):
     chosen = tmp_path / "chosen"
-    train_here("--config", CONFIG, "--curriculum", "true", "--choice_length", "6", "--output_dir", chosen)
+    train_here("--config", CONFIG, "--curriculum", "true", "--selection_length", "6", "--output_dir", chosen)
     results = json.loads((chosen / "results.json").read_text(encoding="utf-8"))
     assert results["curriculum"] is True
-    assert results["chosen_step"] in (2, 4)
+    assert results["selected_step"] in (2, 4)
     state = json.loads((chosen / "checkpoint-4" / "trainer_state.json").read_text(encoding="utf-8"))
     assert sum("eval_accuracy" in entry for entry in state["log_history"]) == 2
-    with pytest.raises(UnsafeTrainingError, match="choice_length 5 is no longer than the training's 5"):
-        train_here("--config", CONFIG, "--choice_length", "5", "--output_dir", tmp_path / "no")
+    with pytest.raises(UnsafeTrainingError, match="selection_length 5 is no longer than the training's 5"):
+        train_here("--config", CONFIG, "--selection_length", "5", "--output_dir", tmp_path / "no")
 
 
 def test_the_python_example_runs(trained, capsys):
@@ -256,19 +258,11 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
 
 def test_rows_come_from_the_folder_that_was_built_whatever_another_folder_of_that_name_holds(tmp_path):
     """`datasets` caches a folder by its last name and configurations, and would answer with another task's rows."""
-    sys.path.insert(0, str(ROOT / "recipes"))
-    try:
-        import sft
-    finally:
-        sys.path.pop(0)
     for task in ("multiplication_nx1", "multiplication_nx2", "multiplication_nx1"):
-        recipe = sft.RecipeArguments(
-            task=task, train_max_length=3, num_examples=20, num_proc=1, eval_lengths=[3], eval_num_problems=2
-        )
-        rows, revision = sft.load_training_rows(recipe, "local", tmp_path / task)
+        problems, folder = Share(task, "local", 3, 1.0).training_set(20, seed=0), tmp_path / task / "dataset"
+        rows, revision = training_rows(problems, None, folder, num_proc=1, builds=True)
         assert {row["id"].split("/")[0] for row in rows} == {task}
-        recipe.dataset = str(tmp_path / task / "dataset")
-        assert sft.load_training_rows(recipe, "local", tmp_path)[0]["id"] == rows["id"]
+        assert training_rows(problems, str(folder), tmp_path, num_proc=1, builds=True)[0]["id"] == rows["id"]
         assert revision is None  # a folder has none
 
 

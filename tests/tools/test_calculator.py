@@ -6,16 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_toolssm.errors import InvalidExpressionError, NoArgumentError, UnknownCommandError
-from hf_toolssm.tools.calculator import CALCULATE, EQUALS, Calculator, evaluate
+from hf_toolssm.errors import InvalidExpressionError, UnknownCallError
+from hf_toolssm.tools.calculator import Calculator
 
 
 def calculate(expression):
-    session = Calculator().start("any problem", marker=str)
-    session.execute(CALCULATE)
-    for symbol in expression:
-        session.write(symbol)
-    return "".join(session.execute(EQUALS))
+    return "".join(Calculator().start("any problem", str).call("calculate", expression))
 
 
 NUMBERS = st.integers(-(10**30), 10**30)
@@ -41,30 +37,19 @@ def test_there_is_one_zero(zero):
 @pytest.mark.parametrize(
     "wrong", ["", "+", "1+", "*2", "1++2", "1**2", "1--2-", "1/2", "2.5", "1e9", "a", "٣", "1 +2"]
 )
-def test_what_is_no_expression_is_refused_and_stays_open(wrong):
-    session = Calculator().start("=", marker=str)
-    session.execute(CALCULATE)
-    for symbol in wrong:
-        session.write(symbol)
+def test_what_is_no_expression_is_refused(wrong):
     with pytest.raises(InvalidExpressionError, match="12\\+7\\*2"):
-        session.execute(EQUALS)
-    assert session.state()["expression"] == list(wrong)
+        calculate(wrong)
 
 
-def test_nothing_is_computed_that_was_not_begun():
-    session = Calculator().start("=", marker=str)
-    session.write("1")
-    with pytest.raises(NoArgumentError, match="none is open"):
-        session.execute(EQUALS)
-    with pytest.raises(UnknownCommandError, match="search"):
-        session.execute("<|search|>")
+def test_what_it_cannot_do_is_named():
+    with pytest.raises(UnknownCallError, match="search"):
+        Calculator().start("=", str).call("search", "1")
 
 
 def test_the_observation_is_cells_of_the_session():
     ids = {symbol: 50 + at for at, symbol in enumerate(Calculator.markers)}
-    session = Calculator().start([7], marker=ids.__getitem__)
-    session.execute(CALCULATE)
-    for symbol in "9*9":
-        session.write(ids[symbol])
-    assert session.execute(EQUALS) == (ids["8"], ids["1"])
-    assert evaluate("9*9") == "81"
+    at_work = Calculator().start([7], ids.__getitem__)
+    assert at_work.call("calculate", [ids[symbol] for symbol in "9*9"]) == (ids["8"], ids["1"])
+    with pytest.raises(InvalidExpressionError):
+        at_work.call("calculate", [7])

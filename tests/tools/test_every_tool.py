@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hf_toolssm.errors import ToolError
-from hf_toolssm.tools import available_tools, make_tool
+from hf_toolssm.protocol.calls import Call
+from hf_toolssm.tools import available_tools, facts_of, make_tool
 
 STREAMS = 10_000
 LENGTH = 40
@@ -20,23 +21,28 @@ def marker_of(tool):
 
 
 def stream(tool, rng):
-    """A problem, and what a model that has learned nothing might write."""
+    """A problem, and what a model that has learned nothing might write: cells, and calls with their arguments."""
     problem = rng.choices(CELLS, k=rng.randint(1, 8))
-    commands = [*tool.commands, "<|no_such_command|>"]
-    # Sometimes commands that create something are rare, sometimes everything is equally likely.
-    weights = [rng.choice((1, 5, 20)) for _ in commands]
-    return problem, [
-        rng.choices(commands, weights)[0] if rng.random() < 0.7 else rng.choice(CELLS) for _ in range(LENGTH)
-    ]
+    calls, written = {**tool.calls, "no_such_call": False}, [*CELLS, *map(marker_of(tool), tool.markers)]
+    # Sometimes calls that create something are rare, sometimes everything is equally likely.
+    weights = [rng.choice((1, 5, 20)) for _ in calls]
+
+    def action():
+        if rng.random() >= 0.7:
+            return rng.choice(CELLS)
+        name = rng.choices(list(calls), weights)[0]
+        return Call(name, tuple(rng.choices(written, k=rng.randint(0, 3))) if calls[name] else ())
+
+    return problem, [action() for _ in range(LENGTH)]
 
 
 def act(session, action):
-    """What a command shows, or the name of its error; a cell is written."""
-    if not isinstance(action, str):
+    """What a call shows, or the name of its error; a cell is written."""
+    if not isinstance(action, Call):
         session.write(action)
         return None
     try:
-        return list(session.execute(action))
+        return list(session.call(action.name, action.argument))
     except ToolError as error:
         return type(error).__name__
 
@@ -62,7 +68,7 @@ def test_ten_thousand_random_streams_break_nothing(name):
             if isinstance(shown, str):
                 refused += 1
                 if before is not None:
-                    assert remembered(session) == before, "a refused command changed the session"
+                    assert remembered(session) == before, "a refused call changed the session"
             elif shown is not None:
                 carried_out += 1
                 known = {*problem, *CELLS, *map(marker_of(tool), tool.markers)}
@@ -112,11 +118,6 @@ def test_clones_that_both_go_on_do_not_meet(name):
 
 
 @pytest.mark.parametrize("name", available_tools())
-def test_a_tool_says_how_long_its_calls_may_take(name):
-    limit = make_tool({"name": name}).time_limit
-    assert limit is None or limit > 0
-
-
-@pytest.mark.parametrize("name", available_tools())
-def test_a_tool_says_whether_it_reaches_outside(name):
-    assert make_tool({"name": name}).reaches_outside in (False, True)
+def test_a_tool_of_the_package_has_no_side_effects(name):
+    """Since a config may name it."""
+    assert not facts_of(make_tool({"name": name})).has_side_effects

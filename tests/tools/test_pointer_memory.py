@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hf_toolssm.errors import (
     TooManyPointersError,
-    UnknownCommandError,
+    UnknownCallError,
     UnknownPointerError,
     UnknownToolError,
 )
@@ -30,64 +30,64 @@ def test_a_new_pointer_stands_on_the_first_cell_of_the_problem():
     session = start()
     session.write("x")
     for pointer in (1, 2):
-        assert session.execute(NEW_POINTER) == ()
-        assert session.execute(read(pointer)) == ("1",)
+        assert session.call(NEW_POINTER, ()) == ()
+        assert session.call(read(pointer), ()) == ("1",)
 
 
 def test_left_of_the_first_cell_is_the_begin_marker_and_no_further():
     session = start()
-    session.execute(NEW_POINTER)
+    session.call(NEW_POINTER, ())
     for _ in range(3):
-        session.execute(left(1))
-        assert session.execute(read(1)) == (MEMORY_BEGIN,)
-    session.execute(right(1))
-    assert session.execute(read(1)) == ("1",)
+        session.call(left(1), ())
+        assert session.call(read(1), ()) == (MEMORY_BEGIN,)
+    session.call(right(1), ())
+    assert session.call(read(1), ()) == ("1",)
 
 
 def test_right_of_the_last_cell_is_the_end_marker_until_something_is_written_there():
     session = start("ab")
-    session.execute(NEW_POINTER)
+    session.call(NEW_POINTER, ())
     for _ in range(5):
-        session.execute(right(1))
-    assert session.execute(read(1)) == (MEMORY_END,)
+        session.call(right(1), ())
+    assert session.call(read(1), ()) == (MEMORY_END,)
     session.write("c")
-    assert session.execute(read(1)) == ("c",)
+    assert session.call(read(1), ()) == ("c",)
 
 
 def test_commands_and_observations_do_not_enter_memory():
     session = start("ab")
-    session.execute(NEW_POINTER)
-    session.execute(read(1))
+    session.call(NEW_POINTER, ())
+    session.call(read(1), ())
     assert session.memory == ["a", "b"]
 
 
 def test_a_pointer_that_does_not_exist_is_named():
     session = start()
-    session.execute(NEW_POINTER)
+    session.call(NEW_POINTER, ())
     with pytest.raises(UnknownPointerError, match="pointer 2, but 1 exist.*new_pointer"):
-        session.execute(read(2))
+        session.call(read(2), ())
 
 
 def test_one_pointer_too_many_is_named():
     session = start(max_pointers=1)
-    session.execute(NEW_POINTER)
+    session.call(NEW_POINTER, ())
     with pytest.raises(TooManyPointersError, match="raise max_pointers"):
-        session.execute(NEW_POINTER)
-    assert session.execute(read(1)) == ("1",)
+        session.call(NEW_POINTER, ())
+    assert session.call(read(1), ()) == ("1",)
 
 
 def test_a_command_of_another_tool_is_named():
-    with pytest.raises(UnknownCommandError, match="search"):
-        start().execute("<|search|>")
+    with pytest.raises(UnknownCallError, match="search"):
+        start().call("search", ())
 
 
 def test_a_clone_goes_its_own_way():
     session = start()
-    session.execute(NEW_POINTER)
+    session.call(NEW_POINTER, ())
     clone = session.clone()
-    clone.execute(right(1))
+    clone.call(right(1), ())
     clone.write("x")
-    assert session.execute(read(1)) == ("1",)
+    assert session.call(read(1), ()) == ("1",)
     assert (len(session.memory), len(clone.memory)) == (5, 6)
 
 
@@ -110,25 +110,25 @@ def test_any_stream_of_commands_agrees_with_a_tape_that_is_searched(problem, act
         if action == NEW_POINTER:
             if len(pointers) == 3:
                 with pytest.raises(TooManyPointersError):
-                    session.execute(action)
+                    session.call(action, ())
             else:
-                assert session.execute(action) == ()
+                assert session.call(action, ()) == ()
                 pointers.append(0)
             continue
-        verb, number = action.strip("<|>").split("_")
+        verb, number = action.split("_")
         index = int(number) - 1
         if number == "4":
-            with pytest.raises(UnknownCommandError):
-                session.execute(action)
+            with pytest.raises(UnknownCallError):
+                session.call(action, ())
         elif index >= len(pointers):
             with pytest.raises(UnknownPointerError):
-                session.execute(action)
+                session.call(action, ())
         elif verb == "read":
             at = pointers[index]
             expected = MEMORY_BEGIN if at < 0 else tape.get(at, MEMORY_END)
-            assert session.execute(action) == (expected,)
+            assert session.call(action, ()) == (expected,)
         else:
-            assert session.execute(action) == ()
+            assert session.call(action, ()) == ()
             moved = pointers[index] + (1 if verb == "right" else -1)
             pointers[index] = sorted((-1, moved, len(tape)))[1]
     assert session.memory == [tape[at] for at in range(len(tape))]
@@ -137,7 +137,7 @@ def test_any_stream_of_commands_agrees_with_a_tape_that_is_searched(problem, act
 def test_a_config_names_a_tool_by_its_file():
     assert "pointer_memory" in available_tools()
     tool = make_tool({"name": "pointer_memory", "max_pointers": 3})
-    assert len(tool.commands) == len(set(tool.commands)) == 1 + 3 * 3
+    assert len(tool.calls) == 1 + 3 * 3
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.task import load_task
-from hf_toolssm.errors import NoArgumentError, ObservationTooLongError, UnknownCommandError, UnknownToolError
-from hf_toolssm.protocols import build_task_tokenizer
+from dataset_builders.catalog import load_task
+from hf_toolssm.errors import ObservationTooLongError, UnknownCallError, UnknownToolError
+from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind
 from hf_toolssm.tools import make_tool
-from hf_toolssm.tools.recorder import Recorder
-from hf_toolssm.tools.search_memory import FIND, NEWLINE, SEARCH, SEARCH_END, SearchMemory
-from hf_toolssm.trajectory import ANSWER, StepKind
+from hf_toolssm.tools.search_memory import FIND, NEWLINE, SEARCH_END, SearchMemory
 
 
 def start(problem="ab\nbc\ncd", **options):
@@ -23,9 +23,7 @@ def write(session, text):
 
 
 def search(session, pattern):
-    assert session.execute(FIND) == ()
-    write(session, pattern)
-    return "".join(session.execute(SEARCH))
+    return "".join(session.call(FIND, pattern))
 
 
 def test_every_line_that_holds_the_pattern_is_shown_in_order():
@@ -49,36 +47,15 @@ def test_a_pattern_does_not_enter_memory():
     assert "".join(session.memory) == "ab\nbc\ncd"
 
 
-def test_a_new_find_drops_the_pattern_that_was_open():
-    session = start()
-    session.execute(FIND)
-    write(session, "x")
-    assert search(session, "d") == f"cd{SEARCH_END}"
-
-
-def test_a_search_without_a_pattern_is_named():
-    session = start()
-    with pytest.raises(NoArgumentError, match="none is open"):
-        session.execute(SEARCH)
-    search(session, "a")
-    with pytest.raises(NoArgumentError, match="none is open"):
-        session.execute(SEARCH)
-
-
-def test_an_observation_that_is_too_long_is_refused_and_leaves_the_pattern_open():
+def test_an_observation_that_is_too_long_is_refused():
     session = start(max_cells=4)
     with pytest.raises(ObservationTooLongError, match="more than 4 cells.*max_cells"):
         search(session, "b")
-    write(session, "c")
-    assert "".join(session.execute(SEARCH)) == f"bc{SEARCH_END}"
+    assert search(session, "bc") == f"bc{SEARCH_END}"
 
 
 def test_an_observation_never_has_more_cells_than_the_option_says():
-    assert len(start(max_cells=6).execute(FIND)) == 0
-    session = start(max_cells=6)
-    session.execute(FIND)
-    session.write("b")
-    assert len(session.execute(SEARCH)) == 6
+    assert len(search(start(max_cells=6), "b")) - len(SEARCH_END) + 1 == 6
 
 
 def test_a_clone_goes_its_own_way():
@@ -91,8 +68,8 @@ def test_a_clone_goes_its_own_way():
 
 
 def test_what_it_cannot_do_is_named():
-    with pytest.raises(UnknownCommandError, match="read_1"):
-        start().execute("<|read_1|>")
+    with pytest.raises(UnknownCallError, match="read_1"):
+        start().call("read_1", ())
     with pytest.raises(UnknownToolError, match="max_cells"):
         make_tool({"name": "search_memory", "max_cells": 0})
 
@@ -110,13 +87,13 @@ def test_any_search_agrees_with_looking_at_every_line(pieces, patterns):
         assert search(session, pattern) == "\n".join(line for line in lines if pattern in line) + SEARCH_END
 
 
-def test_a_recorded_argument_is_part_of_the_command():
+def test_a_recorded_argument_is_part_of_the_call():
     pen = Recorder("ab\n", SearchMemory())
-    assert "".join(pen.ask(FIND, "b", SEARCH)) == f"ab{SEARCH_END}"
+    assert "".join(pen.call(FIND, "b")) == f"ab{SEARCH_END}"
     pen.think(ANSWER)
     pen.output("b")
     steps = pen.trajectory().steps
-    assert [s.text for s in steps if s.kind is StepKind.COMMAND] == [FIND, "b", SEARCH]
+    assert [s.text for s in steps if s.kind is StepKind.COMMAND] == ["<|find|>", "b", "<|/find|>"]
     assert [s.text for s in steps if s.kind is StepKind.OBSERVATION] == ["a", "b", SEARCH_END]
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_toolssm.errors import TapeFullError, UnknownCommandError, UnknownToolError
+from hf_toolssm.errors import TapeFullError, UnknownCallError, UnknownToolError
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.tape import (
     TAPE_BEGIN,
@@ -22,7 +22,7 @@ def started(problem, **options):
 
 def play(session, commands):
     """What every read shows."""
-    return [cell for command in commands for cell in session.execute(command)]
+    return [cell for command in commands for cell in session.call(command, ())]
 
 
 def test_the_head_starts_at_the_first_cell_and_meets_a_marker_on_either_side():
@@ -55,7 +55,7 @@ def test_a_full_tape_is_named_and_stays_as_it_is():
     session = started("10", max_cells=3)
     play(session, [TAPE_LEFT, tape_write("1"), TAPE_LEFT])
     with pytest.raises(TapeFullError, match="3 cells.*raise max_cells"):
-        session.execute(tape_write("1"))
+        session.call(tape_write("1"), ())
     assert "".join(session.memory) == "110"
     play(session, [TAPE_RIGHT, tape_write("0")])  # what is there can still be changed
     assert "".join(session.memory) == "010"
@@ -68,15 +68,15 @@ def test_options_that_cannot_be_are_named(options):
 
 
 def test_a_symbol_that_the_tape_was_not_made_for_cannot_be_written():
-    with pytest.raises(UnknownCommandError, match="tape_write_2"):
-        started("10").execute(tape_write("2"))
+    with pytest.raises(UnknownCallError, match="tape_write_2"):
+        started("10").call(tape_write("2"), ())
 
 
 @given(st.lists(st.sampled_from([TAPE_READ, TAPE_LEFT, TAPE_RIGHT, tape_write("0"), tape_write("1")]), max_size=60))
 def test_it_is_a_dictionary_of_cells_and_two_bounds(commands):
     session, cells, head = started("01"), {0: "0", 1: "1"}, 0
     for command in commands:
-        shown = session.execute(command)
+        shown = session.call(command, ())
         if command == TAPE_READ:
             beyond = TAPE_BEGIN if head < min(cells) else TAPE_END
             assert shown == (cells.get(head, beyond),)
@@ -85,6 +85,6 @@ def test_it_is_a_dictionary_of_cells_and_two_bounds(commands):
         elif command == TAPE_RIGHT:
             head = min(head + 1, max(cells) + 1)
         else:
-            cells[head] = command.removeprefix("<|tape_write_").removesuffix("|>")
+            cells[head] = command.removeprefix("tape_write_")
     assert session.memory == [cells[at] for at in sorted(cells)]
     assert session.head == head

@@ -10,11 +10,12 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import set_seed
 
-from dataset_builders.builder import TRAINING, ProblemSet, generate_rows
-from dataset_builders.task import load_task
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import TRAINING, ProblemSet, generate_rows
 from hf_toolssm.models.architectures import make_model
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
-from hf_toolssm.protocols import Renderer, build_task_tokenizer
+from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.tools import make_tool
 from hf_toolssm.training.lora import add_lora
 from hf_toolssm.training.sft_config import ToolSFTConfig

@@ -6,7 +6,7 @@ from small_run import losses, make_trainer
 from transformers import AutoTokenizer
 
 from hf_toolssm.errors import UnknownArchitectureError, UnsafeTrainingError
-from hf_toolssm.generation import generate_with_tools
+from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.models.architectures import BASELINES, load_model, make_model
 from hf_toolssm.models.modeling_rnn import RnnState
 from hf_toolssm.training.hidden_states import CarriedStates

@@ -1,0 +1,212 @@
+"""A dataset as a folder of Parquet files, which `load_dataset` opens.
+
+The work is cut into shards of a fixed number of rows. A shard appears under its name only when it is whole, so that an
+interrupted build goes on where it stopped and nothing half-written passes as whole; the card is written last. It names
+every configuration's content, which is what tells `load_dataset` that a folder was built anew: of local files the key
+of its cache holds the folder's last name and the card's `configs` block, and nothing else.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from tqdm import tqdm
+
+from dataset_builders.catalog import copy_table, load_task, task_file
+from dataset_builders.problem_sets import ProblemSet, generate_rows
+from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
+
+_TEXT = pyarrow.string()
+SCHEMA = pyarrow.schema(
+    {
+        "id": _TEXT,
+        "problem": pyarrow.list_(_TEXT),
+        "steps": pyarrow.list_(pyarrow.struct({"kind": _TEXT, "text": _TEXT})),
+        "answer": _TEXT,
+        "length": pyarrow.int64(),
+    }
+)
+"""The columns of a row."""
+
+ROWS_PER_SHARD = 5_000
+CELLS_PER_ROW_GROUP = 500_000
+METADATA_KEY = b"hf_toolssm"
+CONTENT_KEY = b"hf_toolssm_content"
+ROWS_PER_COMPARISON = 100
+"""Of so many rows of a shard that is reused, one is solved again and compared."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file: a range of a split's rows."""
+
+    problems: ProblemSet
+    split: str
+    start: int
+    stop: int
+    path: Path
+
+    def identity(self) -> dict[str, Any]:
+        """All that determines the file's content; it stands in the file's own metadata."""
+        version = load_task(self.problems.task).version
+        described = asdict(self.problems) | {"sizes": dict(self.problems.sizes)}
+        described["task"] = task_file(self.problems.task)
+        return described | {"version": version, "split": self.split, "start": self.start, "stop": self.stop}
+
+
+def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
+    """The files of a configuration; names as `datasets` expects them."""
+    shards = []
+    for split, size in problems.sizes:
+        starts = range(0, size, ROWS_PER_SHARD)
+        for number, start in enumerate(starts):
+            path = folder / problems.name / f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
+            shards.append(Shard(problems, split, start, min(start + ROWS_PER_SHARD, size), path))
+    return shards
+
+
+def write_shards(problem_sets: Sequence[ProblemSet], folder: Path, num_proc: int) -> None:
+    """Writes the shards of these configurations that are not there yet; see `build.build_folder`."""
+    shards = [shard for problems in problem_sets for shard in plan_shards(problems, folder)]
+    _check_one_task(folder, {(task_file(p.task), load_task(p.task).version) for p in problem_sets})
+    for directory in {shard.path.parent for shard in shards}:
+        _check_directory(directory, {shard.path: shard for shard in shards})
+    for task in {problems.task for problems in problem_sets}:
+        copy_table(task, folder)
+    missing = [shard for shard in shards if not shard.path.exists()]
+    _forget_card(folder, {shard.problems.name for shard in missing})
+    with tqdm(
+        total=sum(s.stop - s.start for s in shards),
+        initial=sum(s.stop - s.start for s in shards if s not in missing),
+        desc="building rows",
+        unit="row",
+    ) as progress:
+        if num_proc == 1:
+            for shard in missing:
+                _write_shard(shard, progress)
+        else:
+            # Spawned, not forked: the caller may have started threads.
+            with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
+                for count in pool.imap_unordered(_write_shard, missing):
+                    progress.update(count)
+
+
+def read_identity(path: Path) -> dict[str, Any] | None:
+    """What a shard's metadata says of it, and under `content` the SHA-256 of its rows.
+
+    None for a file that this module did not write whole.
+    """
+    try:
+        metadata = pyarrow.parquet.read_metadata(path).metadata or {}
+        found = {**json.loads(metadata[METADATA_KEY]), "content": metadata[CONTENT_KEY].decode()}
+    except (OSError, ValueError, KeyError):  # what Arrow, a damaged description and a missing one raise
+        return None
+    return found if found.keys() == _IDENTITY else None
+
+
+_IDENTITY = {field.name for field in fields(ProblemSet)} | {"version", "split", "start", "stop", "content"}
+
+
+def _check_one_task(folder: Path, tasks: set[tuple[str, str]]) -> None:
+    """The card of a folder tells of one task, in one version."""
+    identities = [identity for path in folder.glob("*/*.parquet") if (identity := read_identity(path))]
+    found = tasks | {(identity["task"], identity["version"]) for identity in identities}
+    if len(found) > 1:
+        named = " and ".join(f"{task}, version {version}" for task, version in sorted(found))
+        raise DatasetMismatchError(f"{folder} would hold {named}: choose another --output")
+
+
+def _forget_card(folder: Path, unfinished: set[str]) -> None:
+    """Removes a card that names what stood where configurations are yet to be built.
+
+    `load_dataset` would answer it from its cache, should the build be interrupted.
+    """
+    card = folder / "README.md"
+    if card.exists():
+        named = re.findall("^- config_name: (.+)$", card.read_text(encoding="utf-8"), re.MULTILINE)
+        if not unfinished.isdisjoint(named):
+            card.unlink()
+
+
+def _check_directory(directory: Path, expected: dict[Path, Shard]) -> None:
+    for path in sorted(directory.glob("*.parquet")):
+        shard = expected.get(path)
+        if shard is None or not _holds(path, shard):
+            raise DatasetMismatchError(
+                f"{path} was built with other settings, by another version, or is damaged: "
+                "choose another --output, or delete that configuration's folder"
+            )
+
+
+def _holds(path: Path, shard: Shard) -> bool:
+    """Whether a file holds that shard: by what it says, every page's checksum, and rows that are solved again.
+
+    The last finds a task whose code was changed under the same version, unless only other rows changed.
+    """
+    found = read_identity(path)
+    if found is None or {**shard.identity(), "content": found["content"]} != found:
+        return False
+    index = shard.start
+    try:
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in map(file.read_row_group, range(file.num_row_groups)):
+                first = -(index - shard.start) % ROWS_PER_COMPARISON
+                for at in range(first, group.num_rows, ROWS_PER_COMPARISON):
+                    (row,) = generate_rows(shard.problems, shard.split, index + at, index + at + 1)
+                    if group.slice(at, 1).to_pylist() != [row]:
+                        return False
+                index += group.num_rows
+    except OSError:  # what Arrow raises
+        return False
+    return index == shard.stop
+
+
+def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
+    """Writes one shard under a temporary name and renames it when it is whole."""
+    temporary = shard.path.with_suffix(".incomplete")
+    schema = SCHEMA.with_metadata({METADATA_KEY: json.dumps(shard.identity()).encode()})
+    content = hashlib.sha256()
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as sink:
+            with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+                for rows in _row_groups(generate_rows(shard.problems, shard.split, shard.start, shard.stop)):
+                    writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+                    for row in rows:
+                        content.update(json.dumps(row).encode())
+                    if progress is not None:
+                        progress.update(len(rows))
+                writer.add_key_value_metadata({CONTENT_KEY: content.hexdigest()})
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.replace(temporary, shard.path)
+    except OSError as error:
+        raise DatasetWriteError(
+            f"{shard.path} could not be written ({error}): free some space or choose another --output and run the "
+            "same command again; finished shards are kept"
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+    return shard.stop - shard.start
+
+
+def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in groups of bounded memory; where a group ends depends on the rows alone."""
+    group: list[dict[str, Any]] = []
+    cells = 0
+    for row in rows:
+        group.append(row)
+        cells += len(row["steps"])
+        if cells >= CELLS_PER_ROW_GROUP:
+            yield group
+            group, cells = [], 0
+    yield group

@@ -1,0 +1,141 @@
+"""A pointer memory or a tape as arrays, so that a compiled kernel carries out commands between two steps of a model.
+
+What the commands mean is defined by `hf_toolssm.tools.pointer_memory` and `hf_toolssm.tools.tape`; here is the same,
+for many rows and without an object per cell. Whatever those tools would refuse is left to them, as is a tape that
+grows: the kernel stops before the token.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_toolssm.errors import InputMismatchError
+from hf_toolssm.ops.checks import check_arrays
+from hf_toolssm.ops.cpu_kernels import inlined, loaded, stored
+
+WRITE, NOTE, READ, LEFT, RIGHT, CREATE, OVERWRITE, STOP = range(8)
+"""What a token does that the model writes: it enters memory, or is only a thought; it is a command of the pointer that
+stands beside it, or overwrites the cell under the first pointer by the token beside it; STOP is for all that a kernel
+knows nothing of."""
+
+
+@dataclass
+class MemoryArrays:
+    """The memories and pointers of b rows that each write up to m tokens. A tape's head is a pointer.
+
+    Attributes:
+        actions: (v, 2), what each token does, and the pointer or token that it names.
+        markers: (2,), the tokens of the memory's begin and end.
+        addresses: (b, 2), where the cells of each memory lie, int64 one after the other: those from 0 on, and those
+            to the left of 0, nearest first.
+        sizes: (b, 2), how many these are; what enters memory in the run follows the first in `written`.
+        pointers: (b, p), where each pointer of at most p stands.
+        created: (b,), how many pointers there are.
+        waiting: (b,), an observation that is still to be fed, or -1.
+        written: (b, m), the cells that the model wrote in the run.
+        counts: (b, 2), how many, and how many of them entered memory: all or none.
+        calls: (b,), how many commands were carried out in the run.
+    """
+
+    actions: np.ndarray
+    markers: np.ndarray
+    addresses: np.ndarray
+    sizes: np.ndarray
+    pointers: np.ndarray
+    created: np.ndarray
+    waiting: np.ndarray
+    written: np.ndarray
+    counts: np.ndarray
+    calls: np.ndarray
+
+    def check(self, rows: int, most: int, vocabulary: int) -> None:
+        """Finds what a kernel, which checks nothing, would stumble over.
+
+        Args:
+            rows: b.
+            most: m.
+            vocabulary: v.
+
+        Raises:
+            InputMismatchError: an array has another size or type, or a pointer stands outside its memory.
+        """
+        most_pointers = self.pointers.shape[-1]
+        check_arrays(
+            "MemoryArrays",
+            actions=(self.actions, (vocabulary, 2), np.int64),
+            markers=(self.markers, (2,), np.int64),
+            addresses=(self.addresses, (rows, 2), np.int64),
+            sizes=(self.sizes, (rows, 2), np.int64),
+            pointers=(self.pointers, (rows, most_pointers), np.int64),
+            created=(self.created, (rows,), np.int64),
+            waiting=(self.waiting, (rows,), np.int64),
+            written=(self.written, (rows, most), np.int64),
+            counts=(self.counts, (rows, 2), np.int64),
+            calls=(self.calls, (rows,), np.int64),
+        )
+        kinds, names = self.actions[:, 0], self.actions[:, 1]
+        if kinds.min(initial=0) < 0 or kinds.max(initial=0) > STOP or names.min(initial=0) < 0:
+            raise InputMismatchError("MemoryArrays takes actions that exist, of pointers and tokens counted from 0")
+        if self.sizes.min(initial=0) < 0 or (self.sizes > 0)[self.addresses == 0].any() or self.counts.any():
+            raise InputMismatchError("MemoryArrays takes memories that lie somewhere, and counts that begin at 0")
+        inside = (self.pointers >= -1 - self.sizes[:, 1:]) & (self.pointers <= self.sizes[:, :1])
+        if not inside.all() or self.created.min(initial=0) < 0 or self.created.max(initial=0) > most_pointers:
+            raise InputMismatchError("a pointer stands outside its memory: a tool's session was changed from outside")
+
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """The attributes in order, as the kernels take them."""
+        return tuple(vars(self).values())
+
+
+_EMPTY, _TABLE = np.empty(0, np.int64), np.empty((0, 0), np.int64)
+NO_MEMORIES = MemoryArrays(_TABLE, _EMPTY, _TABLE, _TABLE, _TABLE, _EMPTY, _EMPTY, _TABLE, _TABLE, _EMPTY)
+"""For rows that write no token by themselves."""
+
+
+@inlined
+def carry_out(
+    token, b, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls
+):  # fmt: skip
+    """Does in row b what the model's token does; false if the kernel must stop before it."""
+    action, named = actions[token, 0], actions[token, 1]
+    if action == STOP:
+        return False
+    if action <= NOTE:
+        written[b, counts[b, 0]] = token
+        counts[b, 0] += 1
+        if action == WRITE:
+            counts[b, 1] += 1
+        return True
+    if action == CREATE:
+        if created[b] == pointers.shape[1]:
+            return False
+        pointers[b, created[b]] = 0
+        created[b] += 1
+    elif action == OVERWRITE:
+        at = pointers[b, 0]
+        if at >= sizes[b, 0] or at < -sizes[b, 1]:
+            return False
+        if at >= 0:
+            stored(addresses[b, 0], at, named)
+        else:
+            stored(addresses[b, 1], -1 - at, named)
+    elif named >= created[b]:
+        return False
+    else:
+        at, begin, end = pointers[b, named], -1 - sizes[b, 1], sizes[b, 0] + counts[b, 1]
+        if action == LEFT:
+            pointers[b, named] = max(at - 1, begin)
+        elif action == RIGHT:
+            pointers[b, named] = min(at + 1, end)
+        elif at == begin:
+            waiting[b] = markers[0]
+        elif at == end:
+            waiting[b] = markers[1]
+        elif at < 0:
+            waiting[b] = loaded(addresses[b, 1], -1 - at)
+        elif at < sizes[b, 0]:
+            waiting[b] = loaded(addresses[b, 0], at)
+        else:
+            waiting[b] = written[b, at - sizes[b, 0]]
+    calls[b] += 1
+    return True

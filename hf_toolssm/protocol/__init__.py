@@ -1,0 +1,1 @@
+"""What a trajectory is, how it is recorded, and how it becomes tokens."""

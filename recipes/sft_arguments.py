@@ -1,0 +1,78 @@
+"""What recipes/sft.py can be told, beside the arguments of TRL's trainer."""
+
+from dataclasses import dataclass, field
+
+from hf_toolssm.models.architectures import BASELINES, TOOL_MAMBA
+
+
+@dataclass
+class RecipeArguments:
+    task: str = field(
+        default="addition",
+        metadata={"help": "A file of dataset_builders/tasks/ or machines/, or the path of your own machine, a .tm."},
+    )
+    variant: str | None = field(
+        default=None, metadata={"help": "Which of the task's algorithms; by default its first."}
+    )
+    mixture: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "More tasks to train on, each as task:max_length=weight or task/variant:max_length=weight; the "
+            "recipe's own task has weight 1. They are built in output_dir; measure them with recipes/evaluate.py."
+        },
+    )
+    dataset: str | None = field(
+        default=None, metadata={"help": "A folder or a Hub id; by default built into output_dir/dataset."}
+    )
+    train_max_length: int = field(default=5, metadata={"help": "Longest training problem."})
+    num_examples: int = field(default=40_000, metadata={"help": "Training rows to build."})
+    dataset_seed: int = field(default=0, metadata={"help": "Another seed gives other problems."})
+    num_proc: int = field(default=2, metadata={"help": "Processes that build and render rows."})
+    model: str | None = field(
+        default=None, metadata={"help": "A Mamba checkpoint to fine-tune; from scratch without."}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "The checkpoint's tokenizer, a folder or a Hub id; by default the one beside it. Checkpoints of "
+            "mamba_ssm come without."
+        },
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train a LoRA of that rank and merge it at the end; 0 trains all weights."}
+    )
+    architecture: str = field(
+        default=TOOL_MAMBA,
+        metadata={"help": f"Of a model from scratch: {TOOL_MAMBA}, or a baseline: {', '.join(BASELINES)}."},
+    )
+    hidden_size: int = field(default=64, metadata={"help": "Width, from scratch."})
+    num_hidden_layers: int = field(default=2, metadata={"help": "Depth, from scratch."})
+    state_size: int = field(default=16, metadata={"help": "State per channel, from scratch."})
+    time_step_min: float = field(
+        default=0.05,
+        metadata={
+            "help": "Smallest initial step size, from scratch. A trajectory of small k needs a state that forgets: "
+            "with steps from 0.001, as Mamba starts, old tokens pile up in long phases that training never shows."
+        },
+    )
+    time_step_max: float = field(default=0.5, metadata={"help": "Largest initial step size, from scratch."})
+    curriculum: bool = field(
+        default=False, metadata={"help": "The first half of the training goes from short rows to long ones."}
+    )
+    selection_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint selection: at every save the model runs free on 16 validation problems up to this "
+            "length, longer than training's, and the best is kept; among equals the one of the lowest loss."
+        },
+    )
+    eval_lengths: list[int] = field(
+        default_factory=lambda: [5, 10, 100, 1000], metadata={"help": "Lengths measured after training."}
+    )
+    eval_adversarial_lengths: list[int] = field(
+        default_factory=list, metadata={"help": "Lengths of the adversarial sets measured after training."}
+    )
+    eval_num_problems: int = field(default=32, metadata={"help": "Problems a set."})
+    eval_batch_size: int = field(
+        default=32, metadata={"help": "Problems that run side by side; fewer need less memory."}
+    )
