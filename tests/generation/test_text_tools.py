@@ -156,14 +156,29 @@ HOSTILE = st.lists(
 ).map("".join)
 
 
+@pytest.fixture(scope="module")
+def hostile_session():
+    return start([Odd(str), Clock()])
+
+
+def assert_text_stays_text(session, text):
+    """Whatever a user or a tool wrote: none of its tokens was added, and it reads as it was written."""
+    tokens = session.protocol.caller.encode(text, "odd")
+    assert not {*session.tokenizer.get_added_vocab().values()} & {*tokens}
+    assert session.tokenizer.decode(tokens) == text
+
+
 @settings(max_examples=100)
 @given(HOSTILE)
-def test_no_text_of_a_tool_is_ever_one_of_the_tokens_that_act(text):
-    session = start([Odd(str)])
-    before = set(session.tokenizer.get_added_vocab().values())
-    tokens = session.protocol.caller.encode(text, "odd")
-    assert not before & set(tokens)
-    assert session.tokenizer.decode(tokens) == text
+def test_no_text_of_a_tool_is_ever_one_of_the_tokens_that_act(hostile_session, text):
+    assert_text_stays_text(hostile_session, text)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000)
+@given(HOSTILE)
+def test_ten_thousand_texts_stay_text(hostile_session, text):
+    assert_text_stays_text(hostile_session, text)
 
 
 def raise_it(error):
