@@ -46,7 +46,6 @@ def main() -> None:
     escape_unprintable()
     recipe, config = TrlParser((RecipeArguments, ToolSFTConfig)).parse_args_and_config()
     start, state, output = time.perf_counter(), PartialState(), Path(config.output_dir)
-
     # What cannot be is said before anything is built.
     destination = training_destination(config)
     tokenizer = tokenizer_of(recipe)
@@ -65,6 +64,7 @@ def main() -> None:
         more = [read(each, None, output / f"dataset-{task_name(each.task)}")[0] for each in sets[1:]]
     set_seed(config.seed)
     model, tokenizer = model_and_tokenizer(recipe, shares, tokenizer)
+    revision = recipe.model and tool_models.checkpoint_revision(recipe.model)  # now: asking may fail
     with state.main_process_first():
         rendered = [render_rows(rows, tokenizer, recipe.num_proc) for rows in (rows, *more)]
         training = mix(rendered, [share.weight for share in shares], recipe.dataset_seed)
@@ -106,7 +106,7 @@ def main() -> None:
         "dataset_revision": dataset_revision,
         "architecture": model.config.model_type if recipe.model else recipe.architecture,
         "base_model": recipe.model,
-        "base_model_revision": recipe.model and tool_models.checkpoint_revision(recipe.model),
+        "base_model_revision": revision,
         "tokenizer": recipe.tokenizer,
         "lora_rank": recipe.lora_rank,
         "seed": config.seed,

@@ -82,7 +82,8 @@ class StringMatchingLearner:
             except ToolError:
                 break
             if read is False:
-                at_work.write(token)
+                if facts.is_told:
+                    at_work.write(token)
                 answer += token if answering else ""
                 answering = answering or token == ANSWER
         return tokens[1:], None

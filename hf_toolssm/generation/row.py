@@ -78,12 +78,8 @@ class Row:
 
     def adopt(self, draft: "Row") -> None:
         """Becomes what a draft of this row has become."""
-        self.tools, self.reader, self.pending, self.answering = (
-            draft.tools,
-            draft.reader,
-            draft.pending,
-            draft.answering,
-        )
+        self.tools, self.reader, self.pending = draft.tools, draft.reader, draft.pending
+        self.answering = draft.answering
         self.answer.extend(draft.answer)
         self.tool_calls, self.finished, self.complete = draft.tool_calls, draft.finished, draft.complete
         self.error = draft.error

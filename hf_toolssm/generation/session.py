@@ -217,8 +217,8 @@ class Session:
 
         Args:
             max_new_tokens: of each row, observations included; None is no limit.
-            stop_before_call: a row that chooses a command stops before it is carried out; the next `run` carries it
-                out.
+            stop_before_call: a row that would complete a call stops before it is carried out; the next `run` carries
+                it out.
             sink: hears of every token.
             sampler: chooses tokens and ends rows; without it the session samples at its temperature.
 
@@ -411,7 +411,7 @@ class Session:
         protocol, reader = self.protocol, self.rows[i].reader
         if reader.open is not None:
             return protocol.calls.ends.get(token) == reader.open
-        return token in protocol.calls.begins and not protocol.calls.begins[token][1]
+        return token in protocol.calls.whole
 
     def _choose(self, sampler: Sampler | None) -> list[int]:
         batch = self._batch

@@ -47,12 +47,12 @@ class TokenProtocol:
         self.ids = ids
         self.caller = caller
         self.calls = CommandTokens(self.tools, ids.__getitem__)
-        self.writes = [index for index, facts in enumerate(self.tools) if facts.unit == "cells" and facts.remembers]
+        self.writes = [index for index, facts in enumerate(self.tools) if facts.is_told]
         self.answer = ids[ANSWER]
         self.ends = frozenset(end_ids)
         others = [self.answer, *self.ends, *(ids[text] for facts in self.tools for text in facts.markers)]
-        tokens = [*self.calls.begins, *self.calls.ends]
-        if len({*tokens}) < sum(len(call_tokens(facts)) for facts in self.tools) or {*tokens} & {*others}:
+        live = self.calls.live
+        if len(live) < sum(len(call_tokens(facts)) for facts in self.tools) or live & {*others}:
             raise UnknownToolError("a tool's call is written by a token that means something else: rename the call")
 
     def check_problems(self, prompts: Sequence[Sequence[int]]) -> None:

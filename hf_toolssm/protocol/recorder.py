@@ -33,14 +33,17 @@ class Recorder:
 
     def think(self, cell: str) -> None:
         """Writes a thought."""
-        self._steps.append(step(StepKind.THOUGHT, cell))
-        self._at_work.write(cell)
+        self._write(StepKind.THOUGHT, cell)
 
     def output(self, cell: str) -> None:
         """Writes an output."""
-        self._steps.append(step(StepKind.OUTPUT, cell))
-        self._at_work.write(cell)
+        self._write(StepKind.OUTPUT, cell)
         self._answer.append(cell)
+
+    def _write(self, kind: StepKind, cell: str) -> None:
+        self._steps.append(step(kind, cell))
+        if self._facts.is_told:
+            self._at_work.write(cell)
 
     def call(self, name: str, argument: Sequence[str] = ()) -> Sequence[str]:
         """Writes a call, lets the tool carry it out, and returns the observation.

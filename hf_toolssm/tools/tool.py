@@ -112,6 +112,11 @@ class ToolFacts:
         """Whether every problem has one of its own at work."""
         return hasattr(self.tool, "start")
 
+    @property
+    def is_told(self) -> bool:
+        """Whether it hears, by `write`, what the model thinks and outputs."""
+        return self.unit == "cells" and self.remembers
+
     def start(self, problem: Any, marker: Callable[[str], Any]) -> Any:
         """What works on a problem, given as cells, or as text for a tool that reads text."""
         if not self.remembers:

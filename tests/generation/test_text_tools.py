@@ -15,6 +15,7 @@ from hf_toolssm.errors import StateMismatchError, ToolError, UnforkableToolError
 from hf_toolssm.generation.session import Session
 from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.protocol.calls import begin_token, end_token
+from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools import facts_of
@@ -419,3 +420,23 @@ def test_a_tool_that_cannot_be_copied_says_so(tmp_path):
     for refused in (session.clone, lambda: session.save(tmp_path / "session")):
         with pytest.raises(UnforkableToolError, match=r"give it state\(\)"):
             refused()
+
+
+class Double:
+    """A tool of cells that remembers nothing."""
+
+    unit, calls = "cells", {"double": True}
+
+    def call(self, name, argument):
+        return (*argument, *argument)
+
+
+def test_a_tool_of_cells_may_remember_nothing():
+    pen = Recorder("a", Double())
+    pen.think("b")
+    assert pen.call("double", "b") == ("b", "b")
+    pen.think(ANSWER)
+    pen.output("b")
+    session = start([Double()])
+    (written,) = play(session, ["b", *call("double", "b"), ANSWER, "b", *END])
+    assert written == "".join(step.text for step in pen.trajectory().steps) + "<|end|>"
