@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pyarrow.parquet
 from pyarrow import compute
 
@@ -26,7 +27,7 @@ LOCALITY_ROWS = 500
 LOCALITY_CELLS = 1_000_000
 """Cells of one configuration at which fewer rows than that are enough."""
 
-_SIGNS = {StepKind.THOUGHT: "", StepKind.OUTPUT: "!", StepKind.COMMAND: "", StepKind.OBSERVATION: "→ "}
+_SIGNS = {StepKind.THOUGHT: "", StepKind.OUTPUT: "!", StepKind.CALL: "", StepKind.OBSERVATION: "→ "}
 
 
 @dataclass(frozen=True)
@@ -126,13 +127,17 @@ def read_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _token_counts(path: Path) -> list[int]:
-    """Tokens per row: problem, steps and the end token, one token a cell."""
+    """Tokens per row: its cells, those that begin and end a call, and an end a turn; of a span its characters."""
     counts: list[int] = []
     with pyarrow.parquet.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
-            group = file.read_row_group(number, columns=["problem", "steps"])
-            problem, steps = (compute.list_value_length(group[name]).to_pylist() for name in ("problem", "steps"))
-            counts += [p + s + 1 for p, s in zip(problem, steps)]
+            rows = file.read_row_group(number, columns=["steps"])["steps"].combine_chunks()
+            kind, name, cells, text = (rows.flatten().field(column) for column in ("kind", "name", "cells", "text"))
+            argument = compute.coalesce(compute.list_value_length(cells), compute.utf8_length(text))
+            tokens = np.nan_to_num(argument.to_numpy(zero_copy_only=False)).astype(int)
+            tokens += np.asarray(name.is_valid()) * (1 + np.asarray(argument.is_valid()))
+            tokens += np.asarray(compute.equal(kind, StepKind.INPUT.value))
+            counts += np.add.reduceat(tokens, rows.offsets.to_numpy()[:-1] - rows.offsets[0].as_py()).tolist()
     return counts
 
 
@@ -141,5 +146,5 @@ def _example(folder: Path, summaries: list[ConfigSummary]) -> str:
     paths = sorted((folder / summaries[0].name).glob("*.parquet"))
     row = min(islice(read_rows(paths), 100), key=lambda r: len(r["steps"]))
     trajectory = Trajectory.from_row(row)
-    cells = [_SIGNS[s.kind] + s.text for s in trajectory.steps]
-    return "problem: " + "".join(trajectory.problem) + "\n" + "  ".join(cells) + f"\nanswer: {trajectory.answer}"
+    cells = [_SIGNS[kind] + cell for kind, cell in trajectory.cells() if kind is not StepKind.INPUT]
+    return f"problem: {row['problem']}\n" + "  ".join(cells) + f"\nanswer: {trajectory.answer}"

@@ -28,8 +28,10 @@ _TEXT = pyarrow.string()
 SCHEMA = pyarrow.schema(
     {
         "id": _TEXT,
-        "problem": pyarrow.list_(_TEXT),
-        "steps": pyarrow.list_(pyarrow.struct({"kind": _TEXT, "text": _TEXT})),
+        "problem": _TEXT,
+        "steps": pyarrow.list_(
+            pyarrow.struct({"kind": _TEXT, "name": _TEXT, "cells": pyarrow.list_(_TEXT), "text": _TEXT})
+        ),
         "answer": _TEXT,
         "length": pyarrow.int64(),
     }

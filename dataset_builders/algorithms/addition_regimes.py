@@ -9,9 +9,11 @@ Written for `7+5=`, with `a` for the answer marker:
     calculator       <|calculate|> 7 + 5 <|/calculate|> 12 a 1 2 one call of a tool: the observation is copied
 """
 
+from collections.abc import Iterable
+
 from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.protocol.recorder import Recorder
-from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory, step
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory, canonical, step
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.calculator import CALCULATE
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, read, right
@@ -28,22 +30,29 @@ CALCULATOR_TOOL = {"name": "calculator"}
 
 def answer_at_once(problem: str, answer: str) -> Trajectory:
     """Nothing but the answer."""
-    outputs = [step(StepKind.OUTPUT, digit) for digit in answer]
-    return Trajectory(tuple(problem), [step(StepKind.THOUGHT, ANSWER), *outputs], answer).check()
+    return _think(problem, (), answer)
 
 
 def think_without_tool(interactive: Trajectory) -> Trajectory:
     """The same steps as thoughts, and the answer behind them."""
-    thoughts = [step(StepKind.THOUGHT, LETTERS.get(s.text, s.text)) for s in interactive.steps]
-    answered = answer_at_once("".join(interactive.problem), interactive.answer)
-    return Trajectory(answered.problem, [*thoughts, *answered.steps], answered.answer).check()
+    thoughts = [LETTERS.get(cell, cell) for kind, cell in interactive.cells() if kind is not StepKind.INPUT]
+    return _think("".join(interactive.problem), thoughts, interactive.answer)
+
+
+def _think(problem: str, thoughts: Iterable[str], answer: str) -> Trajectory:
+    steps = [
+        step(StepKind.INPUT, tuple(problem)),
+        step(StepKind.THOUGHT, (*thoughts, ANSWER)),
+        step(StepKind.OUTPUT, tuple(answer)),
+    ]
+    return Trajectory(canonical(steps)).check()
 
 
 def call_calculator(problem: str) -> Trajectory:
     """One call, and a copy of what it shows."""
     pen = Recorder(problem, make_tool(CALCULATOR_TOOL))
     shown = pen.call(CALCULATE, problem.removesuffix("="))
-    pen.think(ANSWER)
+    pen.begin_answer()
     for digit in shown:
         pen.output(digit)
     return pen.trajectory()

@@ -27,7 +27,7 @@ class HanoiPuzzle:
     """
 
     end: str
-    version = "3"
+    version = "4"
     adversarial: Sequence[str] = ("consecutive_labels", "equal_units", "growing_labels")
     unit = "disks"
 

@@ -16,7 +16,6 @@ size. So no bounded context determines a move. With n disks a move takes 8 n + 3
 from dataset_builders.algorithms.hanoi import RODS
 from dataset_builders.algorithms.pointer_steps import look, walk
 from hf_toolssm.protocol.recorder import Recorder
-from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, right
 
 COPIED_STATES = "copied_states"
@@ -30,7 +29,7 @@ Rods = dict[str, list[str]]
 def write_states(pen: Recorder, labels: list[str], end: str) -> None:
     """Records the algorithm on a problem of those labels, largest disk first, and the cell `end` behind them."""
     _copy_problem(pen, end)
-    pen.think(ANSWER)
+    pen.begin_answer()
     rods: Rods = {"A": list(labels), "B": [], "C": []}
     direction = "ACB" if len(labels) % 2 else "ABC"
     smallest, odd = labels[-1], True

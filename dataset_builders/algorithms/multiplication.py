@@ -71,7 +71,7 @@ class Multiplication:
 
     second_digits: int | None = None
     title = "Multiplication of two decimal numbers of n digits with a pointer memory"
-    version = "3"
+    version = "4"
     variants: Sequence[str] = ("local",)
     adversarial: Sequence[str] = ("nines", "zeros_inside", "zero_or_one", "power_of_ten", "equal_digits")
     unit = "digits"
@@ -170,7 +170,7 @@ def _multiply(pen: Recorder) -> None:
             break
     _begin_row(pen)
     _collect_digits(pen)
-    pen.think(ANSWER)
+    pen.begin_answer()
     walk(pen, R, until=ANSWER)
     output_number(pen, _digits_backwards(pen))
 

@@ -41,7 +41,7 @@ def add_partial_products(pen: Recorder) -> None:
         _write_product(pen)
         pen.think("=")
         _add_products(pen)
-    pen.think(ANSWER)
+    pen.begin_answer()
     walk(pen, SECOND, until=ANSWER)
     output_number(pen, _digits_backwards(pen))
 

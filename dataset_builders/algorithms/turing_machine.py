@@ -24,7 +24,7 @@ from hf_toolssm.errors import (
     TooFewProblemsError,
 )
 from hf_toolssm.protocol.recorder import Recorder
-from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
+from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools.tape import TAPE_BEGIN, TAPE_END, TAPE_LEFT, TAPE_READ, TAPE_RIGHT, tape_write
 
 RECORDED_STEPS = 20_000_000
@@ -59,7 +59,7 @@ class TuringMachine:
         inputs, blank = machine.inputs, machine.blank
         has_blank = inputs.may_be_only(blank) and inputs.symbols != {blank}
         self.adversarial: Sequence[str] = ("runs", "blank") if has_blank else ("runs",)
-        self.version = f"1-{machine.digest}"
+        self.version = f"2-{machine.digest}"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
         return [{"name": "tape", "symbols": self.machine.symbols}]
@@ -138,7 +138,7 @@ class TuringMachine:
         except TapeFullError as error:
             raise DidNotHaltError(f"{self.machine.name} has not halted: {error}") from error
         if self.machine.answer == STATE:
-            pen.think(ANSWER)
+            pen.begin_answer()
             pen.output(self.machine.letters[state])
         else:
             self._copy_tape(pen)
@@ -184,7 +184,7 @@ class TuringMachine:
             pen.call(TAPE_LEFT)
             if pen.call(TAPE_READ) == (TAPE_BEGIN,):
                 break
-        pen.think(ANSWER)
+        pen.begin_answer()
         while True:
             pen.call(TAPE_RIGHT)
             (cell,) = pen.call(TAPE_READ)

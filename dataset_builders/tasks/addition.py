@@ -50,7 +50,7 @@ class Addition:
     """See the module's text. Problems read `98765+4321=`; numbers have no sign and no leading zero."""
 
     title = "Addition of two decimal numbers with a pointer memory"
-    version = "2"
+    version = "3"
     variants: Sequence[str] = (LOCAL, TWO_POINTERS, *REGIMES)
     adversarial: Sequence[str] = (
         "all_carries",
@@ -134,7 +134,7 @@ class Addition:
         walk_new_pointer(pen, 2, until="=")
         pen.call(left(2))
         _add_columns(pen)
-        pen.think(ANSWER)
+        pen.begin_answer()
         if variant == LOCAL:
             walk_new_pointer(pen, 3, until=ANSWER)
             _copy_sum(pen, 3)

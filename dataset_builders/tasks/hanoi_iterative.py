@@ -48,7 +48,7 @@ class HanoiIterative(HanoiPuzzle):
     """See the module's text."""
 
     title = "Tower of Hanoi, solved iteratively with a pointer memory"
-    version = "4"
+    version = "5"
     end = END
     variants: Sequence[str] = ("half_speed", COPIED_STATES)
 
@@ -87,7 +87,7 @@ class HanoiIterative(HanoiPuzzle):
 
 def _write_moves(pen: Recorder) -> None:
     _write_signs(pen)
-    pen.think(ANSWER)
+    pen.begin_answer()
     walk(pen, _SIGN, ANSWER)
     pen.call(left(_SIGN))
     repeat(pen, left(_DISK), 2)

@@ -47,7 +47,7 @@ from typing import Any
 from dataset_builders.task import task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
-from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
+from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools.search_memory import FIND, NEWLINE, SEARCH_END
 
 INPUTS = 3
@@ -66,7 +66,7 @@ class LogicalGraph:
     """See the module's text. The length counts the nodes that are no inputs."""
 
     title = "The value of a logical graph, depth-first with a search memory"
-    version = "5"
+    version = "6"
     variants: Sequence[str] = ("depth_first",)
     adversarial: Sequence[str] = ("deep_chain", "wide", "one_hub", "never_decided_early")
     unit = "nodes"
@@ -167,7 +167,7 @@ def _visit(pen: Recorder, node: str) -> str | None:
     shown = _search(pen, "<" + node)
     if shown:
         return shown[0][:WIDTH]
-    pen.think(ANSWER)
+    pen.begin_answer()
     pen.output(value)
     return None
 

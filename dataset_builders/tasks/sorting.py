@@ -52,7 +52,7 @@ class Sorting:
     """See the module's text. Problems read `735,020,=`; the answer is `020,735,`."""
 
     title = "Sorting of decimal keys with a pointer memory"
-    version = "2"
+    version = "3"
     variants: Sequence[str] = ("local",)
     adversarial: Sequence[str] = ("sorted", "reversed", "equal_keys", "two_keys", "equal_last_digits")
     unit = "keys"

@@ -19,7 +19,7 @@ from hf_toolssm.evaluation.exactness import (
     summarize,
 )
 from hf_toolssm.protocol.calls import Call, CallReader, CommandTokens
-from hf_toolssm.protocol.locality import END_OF_TRAJECTORY
+from hf_toolssm.protocol.locality import END_OF_TURN
 from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory
 from hf_toolssm.tools import Tool, facts_of
 
@@ -42,8 +42,9 @@ class StringMatchingLearner:
     def fit(self, trajectories: Iterable[Trajectory]) -> "StringMatchingLearner":
         """Remembers trajectories, beside those it knows."""
         for trajectory in trajectories:
-            tokens = [_BEGIN, *(s.text for s in trajectory.steps), END_OF_TRAJECTORY]
-            observed = [True, *(s.kind is StepKind.OBSERVATION for s in trajectory.steps), False]
+            tokens = [_BEGIN, *_behind_problem(trajectory), END_OF_TURN]
+            kinds = [kind for kind, _ in trajectory.cells() if kind is not StepKind.INPUT]
+            observed = [True, *(kind is StepKind.OBSERVATION for kind in kinds), False]
             for at in (at for at, by_tool in enumerate(observed) if not by_tool):
                 for size in range(min(self.k, at) + 1):
                     self._next[tuple(tokens[at - size : at])][tokens[at]] += 1
@@ -72,7 +73,7 @@ class StringMatchingLearner:
         tokens, answer, answering = [_BEGIN], "", False
         while len(tokens) <= max_tokens:
             token = self.choose(tokens[-self.k :])
-            if token == END_OF_TRAJECTORY:
+            if token == END_OF_TURN:
                 return tokens[1:], answer if answering else None
             tokens.append(token)
             try:
@@ -89,6 +90,11 @@ class StringMatchingLearner:
         return tokens[1:], None
 
 
+def _behind_problem(trajectory: Trajectory) -> list[str]:
+    """The cells of a trajectory of one turn."""
+    return [cell for kind, cell in trajectory.cells() if kind is not StepKind.INPUT]
+
+
 def evaluate_string_matching(
     learner: StringMatchingLearner, tool: Tool, problem_set: str, length: int, references: Sequence[Trajectory]
 ) -> LengthResult:
@@ -102,7 +108,7 @@ def evaluate_string_matching(
     """
     outcomes, start = [], time.perf_counter()
     for number, reference in enumerate(references):
-        expected = [s.text for s in reference.steps]
+        expected = _behind_problem(reference)
         found, answer = learner.solve(reference.problem, tool, most_tokens(len(expected)))
         error = first_error(number, expected, found)
         outcomes.append(RowOutcome(reference.problem, answer == reference.answer, error is None, error, len(found)))

@@ -55,7 +55,7 @@ def evaluate_teacher_forced(
     was_training = model.training
     model.eval()
     outcomes = [
-        _stream(model, tokenizer, renderer.render(reference), reference, index, piece)
+        _stream(model, tokenizer, renderer, reference, index, piece)
         for index, reference in enumerate(tqdm(references, desc=f"{problem_set}, teacher-forced", disable=None))
     ]
     model.train(was_training)
@@ -63,7 +63,8 @@ def evaluate_teacher_forced(
 
 
 @torch.no_grad()
-def _stream(model, tokenizer, rendered: dict, reference: Trajectory, index: int, piece: int) -> RowOutcome:
+def _stream(model, tokenizer, renderer: Renderer, reference: Trajectory, index: int, piece: int) -> RowOutcome:
+    rendered = renderer.render(reference)
     ids = torch.tensor([rendered["input_ids"]])
     labels = torch.tensor(rendered["labels"])
     state = type(model).state_class(model.config)
@@ -74,11 +75,23 @@ def _stream(model, tokenizer, rendered: dict, reference: Trajectory, index: int,
     found = torch.cat(predicted)
     expected = labels[1:]
     wrong = ((found != expected) & (expected != IGNORED)).nonzero()[:, 0]
-    problem_tokens = len(reference.problem)
-    # Outputs, and the end after them, are what an answer is made of.
-    output_at = {problem_tokens + at for at, step in enumerate(reference.steps) if step.kind is StepKind.OUTPUT}
-    answer_exact = not any(int(at) + 1 in output_at or int(at) + 1 == len(labels) - 1 for at in wrong)
+    problem_tokens = len(renderer.step(reference.steps[0]))
+    answer_exact = _answer_places(renderer, reference).isdisjoint((wrong + 1).tolist())
     followed = torch.where(expected == IGNORED, ids[0, 1:], found)[problem_tokens - 1 :].tolist()
     written = rendered["input_ids"][problem_tokens:]
     error = first_error(index, written, followed, tokenizer.convert_ids_to_tokens)
     return RowOutcome(reference.problem, answer_exact, error is None, error, len(labels) - problem_tokens)
+
+
+def _answer_places(renderer: Renderer, reference: Trajectory) -> set[int]:
+    """Where the tokens of outputs stand, and the end behind each turn: what an answer is made of."""
+    places, at = set(), 0
+    for number, step in enumerate(reference.steps):
+        if number and step.kind is StepKind.INPUT:
+            places.add(at)
+            at += 1
+        size = len(renderer.step(step))
+        if step.kind is StepKind.OUTPUT:
+            places.update(range(at, at + size))
+        at += size
+    return places | {at}

@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hf_toolssm.protocol.trajectory import StepKind, Trajectory
+from hf_toolssm.protocol.trajectory import WRITER_OF, StepKind, Trajectory
 
-END_OF_TRAJECTORY = "<|end of trajectory|>"
+END_OF_TURN = "<|end of turn|>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +90,18 @@ def locality(trajectories: Iterable[Trajectory]) -> Locality:
 
 
 def _sequence(trajectory: Trajectory) -> tuple[list[str], list[int]]:
-    """All tokens, the end included, and where those stand that the model writes."""
-    start = len(trajectory.problem)
-    sequence = [*trajectory.problem, *(s.text for s in trajectory.steps), END_OF_TRAJECTORY]
-    written = [at for at, s in enumerate(trajectory.steps, start) if s.kind is not StepKind.OBSERVATION]
-    return sequence, [*written, len(sequence) - 1]
+    """All tokens, the ends included, and where those stand that the model writes."""
+    sequence: list[str] = []
+    written: list[int] = []
+    for number, step in enumerate(trajectory.steps):
+        if number and step.kind is StepKind.INPUT:
+            written.append(len(sequence))
+            sequence.append(END_OF_TURN)
+        cells = list(step.cells())
+        if step.kind not in WRITER_OF:
+            written += range(len(sequence), len(sequence) + len(cells))
+        sequence += cells
+    return [*sequence, END_OF_TURN], [*written, len(sequence)]
 
 
 def _split(

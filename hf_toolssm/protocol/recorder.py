@@ -1,71 +1,102 @@
-"""Records a trajectory by running the real tool, so that training and inference cannot differ."""
+"""Records a trajectory by running the real tools, so that training and inference cannot differ."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from hf_toolssm.errors import EmptyProblemError, UnknownCallError, UnknownToolError
-from hf_toolssm.protocol.calls import begin_token, end_token
-from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory, step
-from hf_toolssm.tools.tool import Tool, facts_of
+from hf_toolssm.errors import EmptyProblemError, ToolError, UnknownCallError
+from hf_toolssm.protocol.calls import CommandTokens
+from hf_toolssm.protocol.trajectory import ANSWER, Content, Step, StepKind, Trajectory, canonical, step
+from hf_toolssm.tools.tool import Tool, error_text, facts_of, text_of, unit_of
 
 
 class Recorder:
     """The pen of a dataset builder: what it thinks, outputs and calls is carried out at once and written down.
 
+    What it writes is cells where a tool reads cells, each of them one text, and spans of text otherwise.
+
     Args:
-        problem: the cells of the problem.
-        tool: the tool that answers the calls, in cells.
+        problem: its cells, or its text.
+        tools: those that answer the calls.
 
     Raises:
-        EmptyProblemError: the problem has no cell.
-        UnknownToolError: the tool reads text, of which a trajectory of cells has none.
+        EmptyProblemError: the problem is empty.
+        UnknownToolError: two tools share a call.
     """
 
-    def __init__(self, problem: Sequence[str], tool: Tool) -> None:
+    def __init__(self, problem: Sequence[str], *tools: Tool) -> None:
         if not problem:
             raise EmptyProblemError("the problem is empty: state a problem of at least one cell")
-        self._problem = tuple(problem)
-        self._facts = facts_of(tool)
-        if self._facts.unit != "cells":
-            raise UnknownToolError("a trajectory is recorded in cells: give a tool that reads cells")
-        self._at_work = self._facts.start(self._problem, str)
-        self._steps: list[Step] = []
-        self._answer: list[str] = []
+        self._facts = [facts_of(tool) for tool in tools]
+        self._calls = CommandTokens(self._facts, str)
+        self._in_cells = unit_of(self._facts) == "cells"
+        self._at_work = [
+            facts.start(tuple(problem) if facts.unit == "cells" else "".join(problem), str) for facts in self._facts
+        ]
+        self._steps: list[Step] = [self._step(StepKind.INPUT, problem)]
 
-    def think(self, cell: str) -> None:
-        """Writes a thought."""
-        self._write(StepKind.THOUGHT, cell)
+    def input(self, content: Sequence[str]) -> None:
+        """Begins another turn by what a user or the environment says: cells, or a text."""
+        if not content:
+            raise EmptyProblemError("the input is empty: a turn begins with at least one cell")
+        self._steps.append(self._step(StepKind.INPUT, content))
+        self._remember(content)
 
-    def output(self, cell: str) -> None:
-        """Writes an output."""
-        self._write(StepKind.OUTPUT, cell)
-        self._answer.append(cell)
+    def think(self, content: str) -> None:
+        """Writes a thought: one cell, or a text."""
+        self._write(StepKind.THOUGHT, content)
 
-    def _write(self, kind: StepKind, cell: str) -> None:
-        self._steps.append(step(kind, cell))
-        if self._facts.is_told:
-            self._at_work.write(cell)
+    def begin_answer(self) -> None:
+        """Writes the marker behind which outputs stand."""
+        self._steps.append(step(StepKind.THOUGHT, (ANSWER,)))
+        self._remember((ANSWER,))
 
-    def call(self, name: str, argument: Sequence[str] = ()) -> Sequence[str]:
-        """Writes a call, lets the tool carry it out, and returns the observation.
+    def output(self, content: str) -> None:
+        """Writes an output: one cell, or a text."""
+        self._write(StepKind.OUTPUT, content)
 
-        The argument's cells are part of the call: they carry loss and do not enter memory.
+    def call(self, name: str, argument: Sequence[str] = ()) -> Any:
+        """Writes a call, lets the tool carry it out, and returns the observation: cells, or a text.
+
+        The argument, cells or a text as the tool reads them, is part of the call: it carries loss and does not enter
+        memory. What a tool refuses is its observation where it says so (`on_error`).
 
         Raises:
-            UnknownCallError: the tool has no such call, or one without an argument.
+            UnknownCallError: no tool has such a call, or one without an argument.
             ToolError: the tool refuses it.
         """
-        if name not in self._facts.calls or (argument and not self._facts.calls[name]):
-            named = "no call" if name not in self._facts.calls else "no argument for the call"
-            raise UnknownCallError(f"the tool has {named} {name!r}; its calls are {', '.join(self._facts.calls)}")
-        observation = self._at_work.call(name, tuple(argument))
-        self._steps.append(step(StepKind.COMMAND, begin_token(name)))
-        if self._facts.calls[name]:
-            self._steps.extend(step(StepKind.COMMAND, cell) for cell in argument)
-            self._steps.append(step(StepKind.COMMAND, end_token(name)))
-        for cell in observation:
-            self._steps.append(step(StepKind.OBSERVATION, cell))
-        return observation
+        index = self._calls.tool_of.get(name)
+        if index is None or (argument and not self._facts[index].calls[name]):
+            named = "no tool has a call" if index is None else "there is no argument for the call"
+            raise UnknownCallError(f"{named} {name!r}; the calls are {', '.join(self._calls.tool_of)}")
+        facts = self._facts[index]
+        is_text = facts.unit == "text"
+        content: Content = "".join(argument) if is_text else tuple(argument)
+        try:
+            observed = self._at_work[index].call(name, content)
+            observed = text_of(observed, name) if is_text else observed
+        except ToolError as error:
+            if facts.on_error == "end":
+                raise
+            observed = error_text(error)
+        self._steps.append(step(StepKind.CALL, content if facts.calls[name] else None, name))
+        if observed:
+            self._steps.append(step(StepKind.OBSERVATION, observed if isinstance(observed, str) else tuple(observed)))
+        return observed
 
     def trajectory(self) -> Trajectory:
         """What was recorded, checked."""
-        return Trajectory(self._problem, self._steps, "".join(self._answer)).check()
+        return Trajectory(canonical(self._steps)).check()
+
+    def _write(self, kind: StepKind, content: str) -> None:
+        self._steps.append(self._step(kind, (content,) if self._in_cells else content))
+        self._remember((content,))
+
+    def _step(self, kind: StepKind, content: Sequence[str]) -> Step:
+        written: Content = tuple(content) if self._in_cells else "".join(content)
+        return step(kind, written)
+
+    def _remember(self, cells: Sequence[str]) -> None:
+        for facts, at_work in zip(self._facts, self._at_work):
+            if facts.is_told:
+                for cell in cells:
+                    at_work.write(cell)

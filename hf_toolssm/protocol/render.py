@@ -1,21 +1,25 @@
-"""Trajectories to `input_ids` and `labels`, one cell at a time."""
+"""Trajectories to `input_ids` and `labels`: a cell is one token, a span of text as many as it takes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from hf_toolssm.errors import CellNotOneTokenError, EmptyProblemError
-from hf_toolssm.protocol.trajectory import StepKind, Trajectory
+from hf_toolssm.errors import CellNotOneTokenError, CorruptRowError, EmptyProblemError
+from hf_toolssm.protocol.calls import begin_token, end_token
+from hf_toolssm.protocol.plain_text import encode_plain
+from hf_toolssm.protocol.trajectory import WRITER_OF, Step, StepKind, Trajectory, Writer
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""
 
-_CARRIES_LOSS = {StepKind.THOUGHT, StepKind.OUTPUT, StepKind.COMMAND}
-
 
 class Renderer:
-    """Writes cells as tokens. A cell is exactly one token, because a tool's memory has one cell for it.
+    """Writes trajectories as tokens.
+
+    A cell is exactly one token, because a tool's memory has one cell for it. A span is tokenized by itself, and
+    nothing in it becomes a token that was added to the tokenizer, whoever wrote it. What a session has sampled or
+    observed stays the tokens that it was.
 
     Args:
         tokenizer: any tokenizer that has the tools' tokens and an end-of-sequence token.
@@ -81,19 +85,69 @@ class Renderer:
         return self._tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
 
     def render(self, trajectory: Trajectory) -> dict[str, list[int]]:
-        """The whole trajectory with its end token.
+        """The whole trajectory, with the end token behind every turn.
 
         Returns:
-            `input_ids` and `labels` of equal length; labels are -100 on the problem and on every observation.
+            `input_ids` and `labels` of equal length; labels are -100 on what the model does not write.
+
+        Raises:
+            CellNotOneTokenError, CorruptRowError, UnspellableTextError: see `step`.
         """
-        input_ids = self.problem(trajectory.problem)
-        labels = [IGNORED] * len(input_ids)
-        for step in trajectory.steps:
-            token = self.token(step.text)
-            input_ids.append(token)
-            labels.append(token if step.kind in _CARRIES_LOSS else IGNORED)
+        ids, writers = self.written(trajectory)
+        return {
+            "input_ids": ids,
+            "labels": [token if writer == Writer.MODEL else IGNORED for token, writer in zip(ids, writers)],
+        }
+
+    def written(self, trajectory: Trajectory) -> tuple[list[int], bytearray]:
+        """The tokens of `render`, and the `Writer` of each; `parse` is the inverse."""
+        ids: list[int] = []
+        writers = bytearray()
         end: int = self._tokenizer.eos_token_id
-        return {"input_ids": [*input_ids, end], "labels": [*labels, end]}
+        for number, each in enumerate(trajectory.steps):
+            if number and each.kind is StepKind.INPUT:
+                ids.append(end)
+                writers.append(Writer.MODEL)
+            ids += self.step(each)
+            writers += bytes([WRITER_OF.get(each.kind, Writer.MODEL)]) * (len(ids) - len(writers))
+        return [*ids, end], writers + bytes([Writer.MODEL])
+
+    def step(self, step: Step) -> Sequence[int]:
+        """The tokens of a step.
+
+        Raises:
+            CellNotOneTokenError: see `token` and `problem`.
+            CorruptRowError: it says its tokens, and they are not its text.
+            UnspellableTextError: the tokenizer cannot write a span.
+        """
+        content = step.content
+        if step.ids is not None:
+            self._check_ids(step)
+            return step.ids
+        if isinstance(content, str):
+            ids = encode_plain(self._tokenizer, content)
+        elif step.kind is StepKind.INPUT:
+            ids = self.problem(content or ())
+        else:
+            ids = [self.token(cell) for cell in content or ()]
+        if step.kind is not StepKind.CALL:
+            return ids
+        ends = () if content is None else (self.token(end_token(step.name)),)
+        return [self.token(begin_token(step.name)), *ids, *ends]
+
+    def _check_ids(self, step: Step) -> None:
+        ids = list(step.ids or ())
+        if step.kind is StepKind.CALL:  # one that broke off has fewer
+            fits = len(ids) > 0 and ids[0] in map(self.token, (begin_token(step.name), end_token(step.name)))
+        elif isinstance(step.content, str):
+            fits = self._tokenizer.decode(ids) == step.content
+        else:
+            fits = len(ids) == len(step.content or ())
+        if not fits:
+            raise CorruptRowError(
+                f"the ids of the {step.kind} {step.text[:40]!r} are of another tokenizer: render it with the one that "
+                "wrote it, or without ids"
+            )
 
     def row(self, row: Mapping[str, Any]) -> dict[str, list[int]]:
         """A dataset row as `input_ids` and `labels`; a corrupt row stops with its id."""

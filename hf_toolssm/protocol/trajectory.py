@@ -1,109 +1,203 @@
-"""A solved problem as thoughts, commands, observations and outputs (PAPER: the interaction protocol, section 2).
+"""Inputs, thoughts, calls, observations and outputs (PAPER: the interaction protocol, section 2).
 
-    kind         written by   enters the tools' memory   carries loss
-    thought      model        yes                        yes
-    output       model        yes                        yes
-    command      model        no                         yes
-    observation  tool         no                         no
+    kind         written by             enters the tools' memory   carries loss
+    input        user or environment    yes                        no
+    thought      model                  yes                        yes
+    output       model                  yes                        yes
+    call         model                  no                         yes
+    observation  tool                   no                         no
 
-A command with an argument is several steps of that kind, as in `<|find|> a b <|/find|>`; an observation follows the
-last. The problem itself is the initial memory and carries no loss. A trajectory knows no tokenizer: every step is one
-*cell*, the text of one memory cell or of one command, and a tokenizer renders it later, one cell at a time.
+A *turn* begins with an input and ends with the end token, which stands in no step. The first input is the problem.
+
+A trajectory knows no tokenizer. What a step holds is either *cells*, the text of one token each, where a tool's memory
+has an address for each of them, or a *span*, any text, which a tokenizer writes in as many tokens as it takes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from hf_toolssm.errors import CorruptRowError, EmptyProblemError
+from hf_toolssm.protocol.calls import begin_token, end_token
 
 ANSWER = "<|answer|>"
-"""The cell that separates thoughts from outputs. It is a thought: the model writes it, and it enters memory."""
+"""The cell that separates a turn's thoughts from its outputs. The model thinks it, and it enters memory."""
+
+Content = tuple[str, ...] | str | None
+"""Cells, a span of text, or nothing, which only a call without an argument holds."""
 
 
 class StepKind(StrEnum):
+    INPUT = "input"
     THOUGHT = "thought"
     OUTPUT = "output"
-    COMMAND = "command"
+    CALL = "call"
     OBSERVATION = "observation"
 
 
-# A kind, and the kind behind it: an observation that nothing called for.
-_UNCALLED = {(StepKind.THOUGHT, StepKind.OBSERVATION), (StepKind.OUTPUT, StepKind.OBSERVATION)}
+class Writer(IntEnum):
+    """Who wrote a token. What a user or a tool wrote never acts."""
+
+    USER = 0
+    MODEL = 1
+    TOOL = 2
+
+
+WRITER_OF = {StepKind.INPUT: Writer.USER, StepKind.OBSERVATION: Writer.TOOL}
+"""Who writes a step; the model where it is not said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One cell of a trajectory: its kind and its text."""
+    """What one writer wrote at one go.
+
+    Attributes:
+        kind: of the step.
+        content: what it says; of a call, its argument.
+        name: of the call; of any other step "".
+        ids: the tokens that it was, where a model or a tool of a session wrote it: they are never made from the text
+            again. All of a call's, those that name it included. No part of what makes two steps equal.
+    """
 
     kind: StepKind
-    text: str
+    content: Content
+    name: str = ""
+    ids: tuple[int, ...] | None = field(default=None, compare=False)
+
+    @property
+    def text(self) -> str:
+        """The content as text."""
+        return "".join(self.content or ())
+
+    def cells(self) -> Iterator[str]:
+        """The text of every token: of the content, and of a call also of those that begin and end it.
+
+        Raises:
+            CorruptRowError: it is a span, whose tokens are a tokenizer's.
+        """
+        if isinstance(self.content, str):
+            raise CorruptRowError(f"{self.text[:40]!r} is a span of text and no cells: render it with a tokenizer")
+        if self.kind is StepKind.CALL:
+            yield begin_token(self.name)
+        yield from self.content or ()
+        if self.kind is StepKind.CALL and self.content is not None:
+            yield end_token(self.name)
 
 
 @lru_cache(maxsize=65_536)
-def step(kind: StepKind, text: str) -> Step:
-    """The step of that kind and text. Equal steps are one object, so that a trajectory of millions stays small."""
-    return Step(kind, text)
+def _same(kind: StepKind, content: Content, name: str) -> Step:
+    return Step(kind, content, name)
+
+
+def step(kind: StepKind, content: Content, name: str = "") -> Step:
+    """A step; equal short ones are one object, so that a trajectory of millions stays small."""
+    return _same(kind, content, name) if content is None or len(content) <= 8 else Step(kind, content, name)
+
+
+def canonical(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """The steps with neighbours of one kind made one, cells with cells and text with text.
+
+    Calls and inputs stay apart: each is one, and an input begins a turn.
+    """
+    runs: list[list[Step]] = []
+    for each in steps:
+        if runs and _are_one(runs[-1][-1], each):
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    return tuple(map(_joined, runs))
+
+
+def _are_one(first: Step, second: Step) -> bool:
+    same = first.kind is second.kind and type(first.content) is type(second.content)
+    return same and first.kind not in (StepKind.CALL, StepKind.INPUT)
+
+
+def _joined(steps: list[Step]) -> Step:
+    first = steps[0]
+    if len(steps) == 1:
+        return first
+    ids = None
+    if all(s.ids is not None for s in steps):
+        ids = tuple(token for s in steps for token in s.ids or ())
+    cells = tuple(cell for s in steps for cell in s.content or ())
+    content = "".join(cells) if isinstance(first.content, str) else cells
+    return step(first.kind, content) if ids is None else Step(first.kind, content, ids=ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A problem, the steps that solve it, and the answer.
+    """Turns of inputs and of what the model and the tools wrote.
 
     Attributes:
-        problem: the cells of the problem, the tools' initial memory.
-        steps: what the model and the tools write, in order; the end token is added when a tokenizer renders it.
-        answer: the text of all outputs, joined.
+        steps: in canonical form (see `canonical`) and in order, beginning with the problem.
     """
 
-    problem: Sequence[str]
-    steps: Sequence[Step]
-    answer: str
+    steps: tuple[Step, ...]
+
+    @property
+    def problem(self) -> tuple[str, ...] | str:
+        """What the first input holds: the tools' initial memory."""
+        return self.steps[0].content or ()
+
+    @property
+    def answers(self) -> list[str]:
+        """The text of every turn's outputs."""
+        return ["".join(s.text for s in turn if s.kind is StepKind.OUTPUT) for turn in self.turns()]
+
+    @property
+    def answer(self) -> str:
+        """The text of the last turn's outputs."""
+        return self.answers[-1]
+
+    def turns(self) -> list[list[Step]]:
+        """The steps of every turn, its input first."""
+        turns: list[list[Step]] = []
+        for each in self.steps:
+            if each.kind is StepKind.INPUT:
+                turns.append([])
+            turns[-1].append(each)
+        return turns
+
+    def cells(self) -> Iterator[tuple[StepKind, str]]:
+        """Every token's kind and text but for the ends of turns.
+
+        Raises:
+            CorruptRowError: a step is a span of text.
+        """
+        return ((each.kind, cell) for each in self.steps for cell in each.cells())
 
     def check(self) -> "Trajectory":
         """Returns itself when it is consistent.
 
         Raises:
-            EmptyProblemError: the problem has no cell.
-            CorruptRowError: a cell is no text, the answer marker is missing or repeated, a step stands where it
-                cannot, or the outputs are not the answer.
+            EmptyProblemError: it does not begin with an input that holds something.
+            CorruptRowError: a step holds nothing, or stands where it cannot; an answer marker is missing or repeated.
         """
-        if not self.problem:
+        if not self.steps or self.steps[0].kind is not StepKind.INPUT or not self.steps[0].content:
             raise EmptyProblemError("the problem has no cell: state a problem of at least one cell")
-        # Whole columns at a time, because trajectories of millions of steps pass here.
-        texts, kinds = [s.text for s in self.steps], [s.kind for s in self.steps]
-        types = {*map(type, self.problem), *map(type, texts), type(self.answer)}
-        if not all(issubclass(found, str) for found in types) or "" in self.problem or "" in texts:
-            raise CorruptRowError("every cell and the answer are texts, and no cell is empty: rebuild the row")
-        markers = [at for at, text in enumerate(texts) if text == ANSWER and kinds[at] is not StepKind.OBSERVATION]
-        if len(markers) != 1 or kinds[markers[0]] is not StepKind.THOUGHT:
-            raise CorruptRowError(
-                f"a trajectory has exactly one thought {ANSWER!r}; this one has {len(markers)}: rebuild the row"
-            )
-        (marker,) = markers
-        if StepKind.OUTPUT in kinds[:marker]:
-            at = kinds.index(StepKind.OUTPUT)
-            raise CorruptRowError(f"an output stands before the answer marker (step {at}): rebuild the row")
-        if StepKind.THOUGHT in kinds[marker + 1 :]:
-            at = kinds.index(StepKind.THOUGHT, marker + 1)
-            raise CorruptRowError(f"a thought stands behind the answer marker (step {at}): rebuild the row")
-        follows = zip([StepKind.THOUGHT, *kinds], kinds)
-        orphan = next((at for at, pair in enumerate(follows) if pair in _UNCALLED), None)
-        if orphan is not None:
-            raise CorruptRowError(f"an observation follows no command (step {orphan}): rebuild the row")
-        if "".join(t for t, kind in zip(texts[marker:], kinds[marker:]) if kind is StepKind.OUTPUT) != self.answer:
-            raise CorruptRowError(f"the outputs are not the answer {self.answer[:40]!r}: rebuild the row")
+        for number, each in enumerate(self.steps):
+            if not _holds_text(each):
+                raise CorruptRowError(
+                    f"step {number} holds {each.content!r}: cells and spans are texts that are not empty, and only "
+                    "calls have a name and may hold nothing: rebuild the row"
+                )
+        for number, (first, second) in enumerate(pairwise(self.steps), 1):
+            if second.kind is StepKind.OBSERVATION and first.kind is not StepKind.CALL:
+                raise CorruptRowError(f"an observation follows no call (step {number}): rebuild the row")
+            if _are_one(first, second):
+                raise CorruptRowError(f"step {number} goes on with the one before: use protocol.trajectory.canonical")
+        if sum(_check_turn(turn) for turn in self.turns()) == 0:
+            raise CorruptRowError(f"no turn has a thought {ANSWER!r}, behind which an answer stands: rebuild the row")
         return self
 
     def to_row(self) -> dict[str, Any]:
-        """The columns `problem`, `steps` and `answer` of a dataset row."""
-        return {
-            "problem": list(self.problem),
-            "steps": [{"kind": s.kind.value, "text": s.text} for s in self.steps],
-            "answer": self.answer,
-        }
+        """The columns of a dataset row: `problem` and `answer` are texts, of the first input and of the last turn's
+        outputs, `steps` says it all."""
+        return {"problem": self.steps[0].text, "steps": [_step_to_row(s) for s in self.steps], "answer": self.answer}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Trajectory":
@@ -115,17 +209,62 @@ class Trajectory:
         """
         name = row.get("id", "without id")
         try:
-            if isinstance(row["problem"], str):
-                raise CorruptRowError("problem is a list of cells, not one text: rebuild the row")
-            steps = _steps_from_row(row["steps"])
-            return cls(tuple(row["problem"]), steps, row["answer"]).check()
+            trajectory = cls(tuple(map(_step_from_row, row["steps"]))).check()
+            for column, text in (("problem", trajectory.steps[0].text), ("answer", trajectory.answer)):
+                if row[column] != text:
+                    raise CorruptRowError(f"the steps say another {column} than {row[column]!r}: rebuild the row")
         except KeyError as error:
             raise CorruptRowError(
-                f"row {name}: {error} is missing; rows need problem, answer and steps of kind and text"
+                f"row {name}: {error} is missing; rows need problem, answer and steps of kind, name, cells and text"
             ) from error
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise CorruptRowError(f"row {name}: {error}") from error
+        return trajectory
 
 
-def _steps_from_row(steps: Iterable[Mapping[str, str]]) -> tuple[Step, ...]:
-    return tuple(step(StepKind(s["kind"]), s["text"]) for s in steps)
+def _holds_text(step: Step) -> bool:
+    content, is_call = step.content, step.kind is StepKind.CALL
+    if bool(step.name) is not is_call or not isinstance(step.name, str):
+        return False
+    if isinstance(content, str):
+        return is_call or content != ""
+    if content is None or content == ():
+        return is_call
+    return isinstance(content, tuple) and "" not in content and {*map(type, content)} == {str}
+
+
+def _check_turn(turn: Sequence[Step]) -> bool:
+    """Whether a turn has an answer marker; one that has not has no output either."""
+    kinds = [s.kind for s in turn]
+    cells = [s.content if isinstance(s.content, tuple) and s.kind in _REMEMBERED else () for s in turn]
+    marked = [at for at, written in enumerate(cells) if ANSWER in written]
+    at = marked[0] if marked else len(turn)
+    if len(marked) > 1 or (marked and (kinds[at], cells[at].count(ANSWER)) != (StepKind.THOUGHT, 1)):
+        raise CorruptRowError(f"a turn has at most one {ANSWER!r}, and thinks it: rebuild the row")
+    if StepKind.OUTPUT in kinds[:at]:
+        raise CorruptRowError(f"an output stands before its turn's thought {ANSWER!r}: rebuild the row")
+    if StepKind.THOUGHT in kinds[at + 1 :] or (marked and cells[at][-1] != ANSWER):
+        raise CorruptRowError(f"a thought stands behind its turn's {ANSWER!r}: rebuild the row")
+    return bool(marked)
+
+
+_REMEMBERED = (StepKind.THOUGHT, StepKind.OUTPUT)  # of the model's; a tool may show a marker
+
+
+def _step_to_row(step: Step) -> dict[str, Any]:
+    is_text = isinstance(step.content, str)
+    row = {
+        "kind": step.kind.value,
+        "name": step.name or None,
+        "cells": None if is_text or step.content is None else list(step.content),
+        "text": step.content if is_text else None,
+    }
+    return row if step.ids is None else row | {"ids": list(step.ids)}
+
+
+def _step_from_row(row: Mapping[str, Any]) -> Step:
+    cells, text, ids = row["cells"], row["text"], row.get("ids")
+    if isinstance(cells, str) or (cells is not None and text is not None):
+        raise CorruptRowError("a step has either a list of cells or a text: rebuild the row")
+    found = step(StepKind(row["kind"]), text if cells is None else tuple(cells), row["name"] or "")
+    return found if ids is None else Step(found.kind, found.content, found.name, tuple(ids))

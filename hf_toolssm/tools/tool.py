@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from hf_toolssm.errors import UnforkableToolError, UnknownToolError
+from hf_toolssm.errors import ToolError, ToolFaultError, UnforkableToolError, UnknownToolError
 
 Cell = TypeVar("Cell")
 """A memory cell. The dataset builders use its text; `generate` uses its token id, so that what a tool stores and gives
@@ -208,6 +208,27 @@ def facts_of(tool: Any) -> ToolFacts:
         if getattr(facts, what) not in allowed:
             raise UnknownToolError(f"a tool's {what} is one of {', '.join(allowed)}, and not {getattr(facts, what)!r}")
     return facts
+
+
+def unit_of(tools: Sequence[ToolFacts]) -> Literal["text", "cells"]:
+    """What is written where these tools work: cells if one of them reads cells, text otherwise."""
+    return "cells" if any(facts.unit == "cells" for facts in tools) else "text"
+
+
+def text_of(observed: Any, call: str) -> str:
+    """The text of what a tool that reads text has returned.
+
+    Raises:
+        ToolFaultError: it is neither text nor bytes.
+    """
+    if not isinstance(observed, str | bytes):
+        raise ToolFaultError(f"the tool returned {type(observed).__name__} on {call}: return text, and '' for nothing")
+    return observed.decode("utf-8", errors="replace") if isinstance(observed, bytes) else observed
+
+
+def error_text(error: ToolError) -> str:
+    """What the model reads of an error that is an observation."""
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 _NAME = re.compile("(?!/)[!-~]+")
