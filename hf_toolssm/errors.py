@@ -141,6 +141,10 @@ class SessionRunningError(ToolSSMError):
     """A sink or a sampler that changes, copies or saves the session which is calling it."""
 
 
+class RecordingError(ToolSSMError):
+    """A recording of a session cannot be written or read, or there is none."""
+
+
 class SnapshotError(ToolSSMError):
     """A file that holds no saved session, or a session that cannot be saved."""
 

@@ -213,12 +213,9 @@ class Heard:
     def __init__(self, rows):
         self.tokens = [[] for _ in range(rows)]
 
-    def fed(self, rows, tokens, observed):
-        for row, token in zip(rows, tokens):
-            self.tokens[row].append(token)
-
-    def fed_run(self, row, tokens, observed):
-        self.tokens[row].extend(tokens)
+    def take(self, events):
+        for event in events:
+            self.tokens[event.row].extend(event.tokens)
 
 
 def written(session, count):

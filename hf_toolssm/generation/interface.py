@@ -32,35 +32,18 @@ from hf_toolssm.errors import (
     TokenizerNeededError,
     UnsupportedGenerationError,
 )
+from hf_toolssm.generation.events import EventSink
 from hf_toolssm.generation.options import check_options, named_options
 from hf_toolssm.generation.row import Row
-from hf_toolssm.generation.sampler import TokenBuffer, TransformersSampler
-from hf_toolssm.generation.token_protocol import check_prompts, make_tools
+from hf_toolssm.generation.sampler import NOBODY, Sampler, TokenBuffer, TransformersSampler
+from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts, make_tools
 from hf_toolssm.ops.checks import check_ids, check_mask
 from hf_toolssm.ops.padding import tokens_first
+from hf_toolssm.protocol.parse import parse
+from hf_toolssm.protocol.trajectory import Trajectory, Writer
 from hf_toolssm.tools import Tool, facts_of
 
 logger = logging.getLogger(__name__)
-
-
-class TokenSink(Protocol):
-    """Hears of every token, in order for each row."""
-
-    def fed(self, rows: Sequence[int], tokens: Sequence[int], observed: Sequence[bool]) -> None:
-        """One token of each of these rows, and whether a tool wrote it."""
-
-    def fed_run(self, row: int, tokens: Sequence[int], observed: Sequence[bool]) -> None:
-        """Several tokens of one row."""
-
-
-class Sampler(Protocol):
-    """Chooses tokens and ends rows."""
-
-    def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
-        """A token for each of these rows, given logits (r, v)."""
-
-    def stop(self, rows: Sequence[int], logits: Tensor) -> list[bool]:
-        """Which of these rows end now; `logits` (r, v) are those that their last tokens were chosen by."""
 
 
 class RunningRows(Protocol):
@@ -68,7 +51,9 @@ class RunningRows(Protocol):
 
     rows: list[Row]
 
-    def run(self, max_new_tokens: int, *, sink: TokenSink, sampler: Sampler | None) -> int:
+    protocol: TokenProtocol
+
+    def run(self, max_new_tokens: int, *, sink: EventSink, sampler: Sampler | None, log_probs: bool) -> int:
         """Generates until every row has ended or has taken so many tokens; returns the number of all tokens."""
 
 
@@ -79,12 +64,15 @@ class ToolGenerateOutput(ModelOutput):
     Attributes:
         sequences: (b, l) prompt, what the model wrote and what the tools answered; padded after a row's end.
         lengths: per row, how many tokens of `sequences` are not padding behind its end.
-        observation_mask: (b, l) true where a tool wrote the token.
+        writers: (b, l) the `Writer` of each token; 255 of padding.
         answer_ids: per row, the tokens after the answer marker.
         tool_calls: per row, how many commands were carried out.
         complete: per row, whether the model wrote an answer and then the end token. False when `max_new_tokens`, a
             stopping criterion or a tool error ended the row: its answer may be cut off.
         errors: per row, the command that a tool refused and why; None where there was none.
+        log_probs, sampled_log_probs: (b, l) with `log_probs=True`, of every token that the model wrote, by its own
+            distribution and by the one that it was drawn from, after temperature and processors (0 where the choice
+            was greedy); nan of all others.
         session: the rows after their last token, tools included. A `Session` goes on with those that were cut, by
             `session.run()`, greedily and without the processors of this call. It is no part of what is pickled:
             `session.save` writes it.
@@ -93,11 +81,13 @@ class ToolGenerateOutput(ModelOutput):
 
     sequences: Tensor | None = None
     lengths: list[int] | None = None
-    observation_mask: Tensor | None = None
+    writers: Tensor | None = None
     answer_ids: list[list[int]] | None = None
     tool_calls: list[int] | None = None
     complete: list[bool] | None = None
     errors: list[str | None] | None = None
+    log_probs: Tensor | None = None
+    sampled_log_probs: Tensor | None = None
     session: Any = None
     texts: Any = None
 
@@ -108,13 +98,39 @@ class ToolGenerateOutput(ModelOutput):
         Raises:
             TokenizerNeededError: no tokenizer is known.
         """
+        return self._tokenizer("answers").batch_decode(self.answer_ids)
+
+    @property
+    def trajectories(self) -> list[Trajectory]:
+        """Every row as a trajectory; what broke off is there as far as it went.
+
+        Raises:
+            TokenizerNeededError: no tokenizer is known.
+            SnapshotError: this output was pickled, and lacks its session.
+        """
+        assert self.sequences is not None
+        assert self.writers is not None
+        tokenizer, protocol = self._tokenizer("trajectories"), self.session.protocol
+        tools = [facts.tool for facts in protocol.tools]
+        written = [
+            (ids[by != NOBODY].tolist(), by[by != NOBODY].tolist()) for ids, by in zip(self.sequences, self.writers)
+        ]
+        return [parse(ids, writers, tokenizer, tools, protocol.ends) for ids, writers in written]
+
+    @property
+    def observation_mask(self) -> Tensor:
+        """(b, l) true where a tool wrote the token."""
+        assert self.writers is not None
+        return self.writers == Writer.TOOL
+
+    def _tokenizer(self, what: str) -> PreTrainedTokenizerBase:
         tokenizer = None if self.texts is None else self.texts.tokenizer
         if tokenizer is None:
             raise TokenizerNeededError(
-                "answers are text and no tokenizer is known: call generate(tokenizer=...), load the model from a "
+                f"{what} are text and no tokenizer is known: call generate(tokenizer=...), load the model from a "
                 "folder that holds its tokenizer, or read answer_ids"
             )
-        return tokenizer.batch_decode(self.answer_ids)
+        return tokenizer
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ToolGenerateOutput, tuple((self._values() | {"session": _NotPickled()}).values())
@@ -171,6 +187,7 @@ def generate_rows(
     attention_mask: Tensor | None = None,
     tools: Sequence[Mapping[str, Any] | Tool] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    log_probs: bool = False,
     **kwargs: Any,
 ) -> Tensor | ToolGenerateOutput:
     """Checks prompts and options and hands the loop to transformers as its `custom_generate`.
@@ -178,8 +195,8 @@ def generate_rows(
     Args:
         model: any causal language model.
         start: starts the rows: `start(prompts, tools=..., tokenizer=..., end_ids=...)`.
-        input_ids, attention_mask, tools, tokenizer, args, kwargs: see `tool_loop.generate_with_tools`, also for what
-            is returned and raised.
+        input_ids, attention_mask, tools, tokenizer, log_probs, args, kwargs: see `tool_loop.generate_with_tools`, also
+            for what is returned and raised.
     """
     if input_ids is None:
         raise EmptyProblemError("generate needs input_ids: the problem that the tools will work on")
@@ -194,7 +211,9 @@ def generate_rows(
     made = None if tools is None else make_tools(tools)
     texts = _TokenTexts(tokenizer, model.name_or_path, getattr(model.config, "tool_token_ids", None) or {})
     streamer = options.get("streamer")
-    loop = functools.partial(_run_tool_loop, start=start, tools=made, texts=texts, streamer=streamer)
+    loop = functools.partial(
+        _run_tool_loop, start=start, tools=made, texts=texts, streamer=streamer, log_probs=log_probs
+    )
     options["custom_generate"] = loop
     return GenerationMixin.generate(model, input_ids, attention_mask=attention_mask, **options)
 
@@ -239,12 +258,14 @@ def _run_tool_loop(
     tools: Sequence[Tool] | None,
     texts: "_TokenTexts",
     streamer: BaseStreamer | None,
+    log_probs: bool,
     **model_kwargs: Any,  # transformers would take away what the signature names
 ) -> Tensor | ToolGenerateOutput:
     mask = model_kwargs.get("attention_mask")
     if mask is not None:  # the caller's, or what transformers takes for padding
         tokens_first(mask)  # refuses padding between tokens
-    prompts = _prompts(input_ids, torch.ones_like(input_ids) if mask is None else mask)
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    prompts = _prompts(input_ids, mask)
     # Rows end where observations are known, and at their own length, so these two are not asked. A caller's own take
     # the place of those that transformers made of its options.
     ends = [c.eos_token_id.flatten().tolist() for c in stopping_criteria if type(c) is EosTokenCriteria]
@@ -255,20 +276,23 @@ def _run_tool_loop(
     tokenizer = texts.tokenizer if reads_text else texts.given
     session = start(prompts, tools=tools, tokenizer=tokenizer, end_ids=sum(ends, []))
     pad = generation_config._pad_token_tensor
-    tokens = TokenBuffer(input_ids, 0 if pad is None else int(pad), streamer)
+    tokens = TokenBuffer(input_ids, mask, 0 if pad is None else int(pad), streamer)
     sampler = None
     if logits_processor or criteria or generation_config.do_sample:
         sampler = TransformersSampler(tokens, logits_processor, criteria, bool(generation_config.do_sample))
-    session.run(max(1, longest - input_ids.shape[1]), sink=tokens, sampler=sampler)
+    session.run(max(1, longest - input_ids.shape[1]), sink=tokens, sampler=sampler, log_probs=log_probs)
     if streamer is not None:
         streamer.end()
     if not generation_config.return_dict_in_generate:
         _warn_of_cut_rows(session.rows, longest)
         return tokens.padded()
+    own, sampled = tokens.scores()
     return ToolGenerateOutput(
         sequences=tokens.padded(),
         lengths=tokens.lengths(),
-        observation_mask=tokens.observed(),
+        writers=tokens.written_by(),
+        log_probs=own,
+        sampled_log_probs=sampled,
         answer_ids=[row.answer for row in session.rows],
         tool_calls=[row.tool_calls for row in session.rows],
         complete=[row.complete for row in session.rows],

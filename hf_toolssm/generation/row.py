@@ -10,6 +10,8 @@ from hf_toolssm.errors import MalformedCallError, ToolError
 from hf_toolssm.generation.token_protocol import TokenProtocol
 from hf_toolssm.generation.tool_calls import WaitingCall, fault
 from hf_toolssm.protocol.calls import Call, CallReader, end_token
+from hf_toolssm.protocol.trajectory import Writer
+from hf_toolssm.tools.tool import error_text
 
 
 @dataclass(slots=True)
@@ -19,7 +21,10 @@ class Row:
     Attributes:
         tools: per tool of the protocol, what is at work on this row's problem.
         reader: of the calls that the model writes; it may stand within one.
-        pending: observation tokens that are still to be fed, in order.
+        pending: tokens of observations and inputs that are still to be fed, in order.
+        inputs: how many of them, the last, are a user's.
+        length: tokens that were fed, the prompts included.
+        context: the last of them, for drafts; see `speculative_decoding.extend`.
         answer: the output tokens so far.
         tool_calls: how many calls were carried out.
         finished: nothing more is generated.
@@ -38,6 +43,9 @@ class Row:
     finished: bool = False
     complete: bool = False
     error: str | None = None
+    inputs: int = 0
+    length: int = 0
+    context: int = 0
     call: WaitingCall | None = None
     _calling: int = 0
 
@@ -48,7 +56,7 @@ class Row:
             facts.start(problem if facts.unit == "cells" else text(problem), marker) if facts.remembers else facts.tool
             for facts in protocol.tools
         ]
-        return cls(protocol, tools, CallReader(protocol.calls))
+        return cls(protocol, tools, CallReader(protocol.calls), length=len(problem))
 
     def clone(self) -> "Row":
         """An independent row in the same state; no call may be under way.
@@ -74,23 +82,27 @@ class Row:
             self.finished,
             self.complete,
             self.error,
+            self.inputs,
+            self.length,
+            self.context,
         )
 
     def adopt(self, draft: "Row") -> None:
         """Becomes what a draft of this row has become."""
         self.tools, self.reader, self.pending = draft.tools, draft.reader, draft.pending
-        self.answering = draft.answering
+        self.answering, self.inputs = draft.answering, draft.inputs
         self.answer.extend(draft.answer)
         self.tool_calls, self.finished, self.complete = draft.tool_calls, draft.finished, draft.complete
         self.error = draft.error
 
-    def advance(self, choice: int) -> tuple[int, bool]:
-        """The row's next token, and whether a tool wrote it; `choice` is used only if no observation is pending.
+    def advance(self, choice: int) -> tuple[int, Writer]:
+        """The row's next token, and who wrote it; `choice` is used only if nothing is pending.
 
         Only a token that the model wrote is ever read as part of a call or as the end: an observation cannot act.
         """
         if self.pending:
-            return self.pending.popleft(), True
+            token = self.pending.popleft()
+            return token, Writer(self.took(1, len(self.pending))[0])
         protocol, reader = self.protocol, self.reader
         if choice in protocol.ends:
             self._end()
@@ -107,7 +119,13 @@ class Row:
             if self.answering:
                 self.answer.append(choice)
             self.answering = self.answering or choice == protocol.answer
-        return choice, False
+        return choice, Writer.MODEL
+
+    def took(self, count: int, left: int) -> bytes:
+        """The `Writer` of each of so many tokens that were taken from the front of `pending`, where others stayed."""
+        by_user = max(0, self.inputs - left)
+        self.inputs -= by_user
+        return bytes([Writer.TOOL]) * (count - by_user) + bytes([Writer.USER]) * by_user
 
     def append(self, tokens: Sequence[int]) -> None:
         """Takes what the user adds: it enters the tools' memory as the problem did, and is fed before the model goes
@@ -120,6 +138,7 @@ class Row:
             if self.finished:  # a tool failed
                 return
         self.pending.extend(tokens)
+        self.inputs += len(tokens)
 
     def wait(self) -> None:
         """Waits for a call that has not returned, and takes its result."""
@@ -177,7 +196,7 @@ class Row:
             self.fail(error)
             return
         try:
-            self.pending.extend(self.protocol.caller.encode(f"{type(error).__name__}: {error}"[:500], "an error"))
+            self.pending.extend(self.protocol.caller.encode(error_text(error), "an error"))
         except ToolError:
             self.fail(error)
 

@@ -1,8 +1,7 @@
-"""Logits processors, sampling and stopping criteria of transformers, for rows that are not all equally long."""
+"""Who chooses tokens: logits processors, sampling and stopping criteria of transformers, for rows of any lengths."""
 
-from array import array
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,56 +9,90 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.generation.streamers import BaseStreamer
 
+from hf_toolssm.generation.events import Event
+from hf_toolssm.generation.recording import Recording
+from hf_toolssm.protocol.trajectory import Writer
 
-class TokenBuffer:
-    """Collects the tokens of all rows, and who wrote them."""
 
-    def __init__(self, prompts: Tensor, pad_id: int, streamer: BaseStreamer | None) -> None:
+class Sampler(Protocol):
+    """Chooses tokens and ends rows."""
+
+    def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
+        """A token for each of these rows, given logits (r, v)."""
+
+    def sampled_from(self) -> Tensor | None:
+        """The logits (r, v) of the distributions that `choose` drew from last; None if it did not draw. Asked only for
+        log-probabilities."""
+
+    def stop(self, rows: Sequence[int]) -> list[bool]:
+        """Which of these rows, which have just taken a token, end now."""
+
+
+NOBODY = 255
+"""In the place of a `Writer`, of padding."""
+
+
+class TokenBuffer(Recording):
+    """A recording in the shape of transformers: padded prompts, and what the rows took behind them.
+
+    Args:
+        prompts: (b, l).
+        mask: (b, l), what of them is no padding.
+        pad_id: pads behind a row's last token.
+        streamer: hears of every token.
+    """
+
+    def __init__(self, prompts: Tensor, mask: Tensor, pad_id: int, streamer: BaseStreamer | None) -> None:
+        everyone = [(row, 0, prompt) for row, prompt in enumerate(prompts.tolist())]
+        super().__init__(len(everyone))
+        by = torch.where(mask.bool(), int(Writer.USER), NOBODY).tolist()
+        super().take([Event(*prompt, bytes(writers)) for prompt, writers in zip(everyone, by)])
         self._device = prompts.device
         self._pad_id = pad_id
         self._streamer = streamer
-        self._ids = [array("q", prompt) for prompt in prompts.tolist()]
-        self._observed = [bytearray(prompts.shape[1]) for _ in self._ids]
 
-    def fed(self, rows: Sequence[int], tokens: Sequence[int], observed: Sequence[bool]) -> None:
-        for row, token, by_tool in zip(rows, tokens, observed):
-            self._ids[row].append(token)
-            self._observed[row].append(by_tool)
-        if self._streamer is not None:
-            self._streamer.put(torch.tensor(tokens, device="cpu"))
-
-    def fed_run(self, row: int, tokens: Sequence[int], observed: Sequence[bool]) -> None:
-        self._ids[row].extend(tokens)
-        self._observed[row].extend(observed)
-        if self._streamer is not None:
-            for token in tokens:
+    def take(self, events: Sequence[Event]) -> None:
+        super().take(events)
+        if self._streamer is None:
+            return
+        if all(len(event.tokens) == 1 for event in events):
+            self._streamer.put(torch.tensor([event.tokens[0] for event in events], device="cpu"))
+        else:
+            for token in (token for event in events for token in event.tokens):
                 self._streamer.put(torch.tensor([token], device="cpu"))
 
     def lengths(self) -> list[int]:
         """Tokens of each row, the padding of its prompt included."""
-        return [len(ids) for ids in self._ids]
+        return [len(ids) for ids in self.ids]
 
     def padded(self) -> Tensor:
         """(b, l) on the prompts' device, padded behind a row's last token."""
-        return self._matrix(self._ids, np.int64, self._pad_id, max(self.lengths()))
+        return self._matrix(self.ids, np.int64, self._pad_id, max(self.lengths()))
 
-    def observed(self) -> Tensor:
-        """(b, l), true where a tool wrote the token."""
-        return self._matrix(self._observed, np.uint8, 0, max(self.lengths())).bool()
+    def written_by(self) -> Tensor:
+        """(b, l), the `Writer` of each token; `NOBODY` of padding behind a row's last token."""
+        return self._matrix(self.writers, np.uint8, NOBODY, max(self.lengths()))
+
+    def scores(self) -> list[Tensor | None]:
+        """(b, l) log-probabilities, of the model's own distribution and of the one sampled from; nan where there are
+        none, and None where no event said any."""
+        width = max(self.lengths())
+        columns = (self.log_probs, self.sampled_log_probs)
+        return [self._matrix(column, np.float64, np.nan, width) if any(column) else None for column in columns]
 
     def by_length(self, rows: Sequence[int]) -> Iterator[tuple[Tensor, list[int]]]:
         """These rows, those of one length at a time: (b, their length), and which they are.
 
         The others are cut off there or padded behind their last token.
         """
-        for length in sorted({len(self._ids[row]) for row in rows}):
-            same = [row for row in rows if len(self._ids[row]) == length]
-            yield self._matrix(self._ids, np.int64, self._pad_id, length), same
+        for length in sorted({len(self.ids[row]) for row in rows}):
+            same = [row for row in rows if len(self.ids[row]) == length]
+            yield self._matrix(self.ids, np.int64, self._pad_id, length), same
 
-    def _matrix(self, rows: Sequence[Any], dtype: Any, filling: int, width: int) -> Tensor:
+    def _matrix(self, rows: Sequence[Any], dtype: Any, filling: float, width: int) -> Tensor:
         matrix = np.full((len(rows), width), filling, dtype)
         for index, row in enumerate(rows):
-            matrix[index, : len(row)] = np.frombuffer(row, dtype)[:width]
+            matrix[index, : len(row)] = np.asarray(row, dtype)[:width]
         return torch.from_numpy(matrix).to(self._device)
 
 
@@ -87,11 +120,15 @@ class TransformersSampler:
         if self._processors:
             for ids, same in self._tokens.by_length(rows):
                 scores[same] = self._processors(ids, given.clone())[same]  # one may write into what it is given
+        self._scores = scores[list(rows)]
         if self._do_sample:
             return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1)[list(rows), 0].tolist()
-        return scores[list(rows)].argmax(-1).tolist()
+        return self._scores.argmax(-1).tolist()
 
-    def stop(self, rows: Sequence[int], logits: Tensor) -> list[bool]:
+    def sampled_from(self) -> Tensor | None:
+        return self._scores if self._do_sample else None
+
+    def stop(self, rows: Sequence[int]) -> list[bool]:
         ended: set[int] = set()
         for ids, same in self._tokens.by_length(rows) if self._criteria else ():
             for criterion in self._criteria:

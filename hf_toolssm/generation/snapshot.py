@@ -26,11 +26,12 @@ from hf_toolssm.errors import SnapshotError, StateMismatchError, UnforkableToolE
 from hf_toolssm.files import atomic_write
 from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.model_runner import ModelRunner
+from hf_toolssm.generation.recording import Recording
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
 from hf_toolssm.protocol.calls import CallReader
 
-FORMAT = "hf_toolssm session 2"
+FORMAT = "hf_toolssm session 3"
 
 
 @dataclass
@@ -44,20 +45,11 @@ class Snapshot:
     step_weights: StepWeights
     tokens: int
     held_choices: dict[int, int]
+    recording: Recording | None
 
 
-@dataclass
-class _Facts:
-    """What the metadata says beside the rows."""
-
-    format: str
-    model: str
-    protocol: dict[str, Any]
-    temperature: float
-    step_weights: StepWeights
-    tokens: int
-    held_choices: dict[str, int]
-    rows: list[dict[str, Any]]
+_SMALL = ("temperature", "step_weights", "tokens")
+"""What stands in the metadata as it is."""
 
 
 def write_snapshot(snapshot: Snapshot, model: Any, protocol: TokenProtocol, path: str | Path) -> None:
@@ -80,21 +72,22 @@ def write_snapshot(snapshot: Snapshot, model: Any, protocol: TokenProtocol, path
         arrays, described = _describe(row)
         version, internal, _ = snapshot.randoms[index].getstate()
         arrays["random"] = np.array([version, *internal], np.int64)
+        if snapshot.recording is not None:
+            arrays |= {f"recorded.{name}": column for name, column in snapshot.recording.arrays(index).items()}
         tensors |= {f"row.{index}.{name}": torch.from_numpy(array) for name, array in arrays.items()}
         rows.append(described)
-    facts = _Facts(
-        format=FORMAT,
-        model=fingerprint(model),
-        protocol=_meaning(protocol),
-        temperature=snapshot.temperature,
-        step_weights=snapshot.step_weights,
-        tokens=snapshot.tokens,
-        held_choices={str(row): token for row, token in snapshot.held_choices.items()},
-        rows=rows,
-    )
+    facts = {
+        "format": FORMAT,
+        "model": fingerprint(model),
+        "protocol": _meaning(protocol),
+        "held_choices": list(snapshot.held_choices.items()),
+        "is_recorded": snapshot.recording is not None,
+        "rows": rows,
+        **{name: getattr(snapshot, name) for name in _SMALL},
+    }
     try:
         with atomic_write(Path(path)) as temporary:
-            save_file(tensors, temporary, {"session": json.dumps(vars(facts))})
+            save_file(tensors, temporary, {"session": json.dumps(facts)})
     except (OSError, SafetensorError, TypeError) as error:
         raise SnapshotError(
             f"the session cannot be saved to {path} ({error}): give a path in a folder that exists, and let a tool's "
@@ -127,25 +120,25 @@ def read_snapshot(path: str | Path, runner: ModelRunner, protocol: TokenProtocol
         StateMismatchError: it is of another model, or of other tools.
     """
     facts, tensors = _read(Path(path))
-    if facts.model != fingerprint(runner.model):
+    if facts["model"] != fingerprint(runner.model):
         raise StateMismatchError(
             f"the session in {path} was saved with other weights, another dtype or another architecture: load it with "
             "the model that it was saved with"
         )
-    if facts.protocol != _meaning(protocol):
+    if facts["protocol"] != _meaning(protocol):
         raise StateMismatchError(
             f"the session in {path} was saved with other tools, tokens or end_ids: pass those that it was started with"
         )
     try:
-        of_rows = [_below(tensors, f"row.{index}.") for index in range(len(facts.rows))]
+        of_rows = [_below(tensors, f"row.{index}.") for index in range(len(facts["rows"]))]
+        recorded = [{k: t.numpy() for k, t in _below(mine, "recorded.").items()} for mine in of_rows]
         return Snapshot(
-            rows=[_restore(row, mine, protocol) for row, mine in zip(facts.rows, of_rows)],
+            rows=[_restore(row, mine, protocol) for row, mine in zip(facts["rows"], of_rows)],
             state=_state_from_tensors(runner, _below(tensors, "state.")),
-            temperature=facts.temperature,
             randoms=[_random_from(mine["random"].tolist()) for mine in of_rows],
-            step_weights=facts.step_weights,
-            tokens=facts.tokens,
-            held_choices={int(row): token for row, token in facts.held_choices.items()},
+            held_choices=dict(facts["held_choices"]),
+            recording=Recording.from_arrays(recorded) if facts["is_recorded"] else None,
+            **{name: facts[name] for name in _SMALL},
         )
     except KeyError as error:
         raise SnapshotError(f"{path} lacks {error}: it was not saved whole") from error
@@ -196,8 +189,11 @@ def _describe(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             else:
                 small[name] = value
         tools.append(small)
-    described = {name: getattr(row, name) for name in ("answering", "tool_calls", "finished", "complete", "error")}
+    described = {name: getattr(row, name) for name in _OF_ROW}
     return arrays, {**described, "tools": tools, "call": row.reader.open}
+
+
+_OF_ROW = ("answering", "tool_calls", "finished", "complete", "error", "inputs", "length", "context")
 
 
 def _restore(described: dict[str, Any], tensors: dict[str, Tensor], protocol: TokenProtocol) -> Row:
@@ -232,13 +228,13 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _read(path: Path) -> tuple[_Facts, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as opened:
-            facts = _Facts(**json.loads((opened.metadata() or {})["session"]))
+            facts = json.loads((opened.metadata() or {})["session"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, it is no mapping
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise SnapshotError(f"{path} is no session that Session.save wrote ({error}): give the path of one") from error
-    if facts.format != FORMAT:
-        raise SnapshotError(f"{path} is a {facts.format!r} and this version reads {FORMAT!r}: save it again")
+    if facts.get("format") != FORMAT:
+        raise SnapshotError(f"{path} is a {facts.get('format')!r} and this version reads {FORMAT!r}: save it again")
     return facts, tensors

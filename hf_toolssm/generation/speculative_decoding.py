@@ -7,9 +7,11 @@ a run counts as far as the model itself chooses the same tokens, so the output i
 Where the compiled loop applies, model and tool run in one compiled call and nothing is drafted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_toolssm.generation.row import Row
+from hf_toolssm.protocol.trajectory import Writer
 
 ORDER = 16
 """Tokens of the longest context."""
@@ -57,9 +59,11 @@ class NgramTree:
             table[key] = _AMBIGUOUS
 
 
-def extend(context: int, token: int) -> int:
-    """The context behind one more token."""
-    return ((context << _BITS) | token) & _MASKS[-1]
+def extend(context: int, tokens: Sequence[int]) -> int:
+    """The context behind more tokens."""
+    for token in tokens[-ORDER:]:
+        context = ((context << _BITS) | token) & _MASKS[-1]
+    return context
 
 
 @dataclass
@@ -69,14 +73,12 @@ class Draft:
     Attributes:
         row: the row after the run, its tools executed on clones.
         tokens: the run; the first token is certain.
-        observed: which of them a tool wrote.
-        context: behind the run.
+        writers: who wrote each of them.
     """
 
     row: Row
     tokens: list[int]
-    observed: list[bool]
-    context: int
+    writers: list[Writer]
 
 
 class NgramDrafter:
@@ -101,33 +103,29 @@ class NgramDrafter:
         self._wait -= 1
         return self._wait <= 0
 
-    def draft(self, row: Row, context: int, choice: int, rows: int) -> Draft:
+    def draft(self, row: Row, choice: int, rows: int) -> Draft:
         """Goes on from the model's certain choice for as long as the tree knows what follows.
 
         Args:
             row: stays as it is.
-            context: the tokens behind which the choice stands.
-            choice: used only if the row has no observation pending.
+            choice: used only if nothing is pending.
             rows: how many rows draft side by side.
         """
-        draft = row.draft()
+        draft, context = row.draft(), row.context
         predict, ends, advance, pending = self.tree.predict, row.protocol.ends, draft.advance, draft.pending
         tokens: list[int] = []
-        observed: list[bool] = []
+        writers: list[Writer] = []
         limit = min(self._length, max(SHORT, LONGEST // rows))
         following: int | None = choice
         while len(tokens) < limit and not draft.finished:
-            if pending:
-                token, by_tool = pending.popleft(), True
-            elif following is not None and following not in ends:
-                token, by_tool = advance(following)
-            else:
+            if not pending and (following is None or following in ends):
                 break
+            token, writer = advance(-1 if following is None else following)
             tokens.append(token)
-            observed.append(by_tool)
-            context = extend(context, token)
+            writers.append(writer)
+            context = extend(context, (token,))
             following = None if pending else predict(context)
-        return Draft(draft, tokens, observed, context)
+        return Draft(draft, tokens, writers)
 
     def pays(self, tokens: int, rows: int) -> bool:
         """Whether checking that many tokens at once beats steps of that many rows."""

@@ -32,7 +32,7 @@ from hf_toolssm.errors import (
 )
 from hf_toolssm.protocol.calls import Call
 from hf_toolssm.protocol.plain_text import encode_plain
-from hf_toolssm.tools import ToolFacts
+from hf_toolssm.tools.tool import ToolFacts, text_of
 
 MAX_OBSERVATION = 1_000_000
 """Cells, or characters of text, that one observation may have: beyond it a tool has gone wrong."""
@@ -101,14 +101,9 @@ class ToolCaller:
         return observed
 
     def _text(self, observed: Any, call: str) -> list[int]:
-        if not isinstance(observed, str | bytes):
-            raise ToolFaultError(
-                f"the tool returned {type(observed).__name__} on {call}: return text, and '' for nothing"
-            )
-        _check_length(observed, call)
-        return self.encode(
-            observed.decode("utf-8", errors="replace") if isinstance(observed, bytes) else observed, call
-        )
+        text = text_of(observed, call)
+        _check_length(text, call)
+        return self.encode(text, call)
 
     def encode(self, text: str, call: str) -> list[int]:
         """The tokens of a text that a tool has written.

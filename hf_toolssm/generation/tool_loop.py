@@ -26,6 +26,7 @@ def generate_with_tools(
     tokenizer: PreTrainedTokenizerBase | None = None,
     cache_params: RecurrentState | None = None,
     step_weights: StepWeights = None,
+    log_probs: bool = False,
     **kwargs: Any,
 ) -> Tensor | ToolGenerateOutput:
     """`generate` with tools executed.
@@ -39,6 +40,7 @@ def generate_with_tools(
         cache_params: what a recurrent model of ours remembers before the prompts; the tools start on the prompts
             alone. It stays as it is.
         step_weights: see `Session.start`.
+        log_probs: whether the output says them, which takes a step a token.
         args, kwargs: the options of `generate`, whether passed here, in `generation_config=` or set on
             `model.generation_config`: sampling, penalties, lengths, logits processors, stopping criteria (a row that
             one of them stops is not complete), a streamer (it receives every token of the running rows, observations
@@ -78,6 +80,7 @@ def generate_with_tools(
         attention_mask=attention_mask,
         tools=tools,
         tokenizer=tokenizer,
+        log_probs=log_probs,
         **kwargs,
     )
 

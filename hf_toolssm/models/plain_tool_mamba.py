@@ -15,8 +15,10 @@ from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
 
 from hf_toolssm.errors import UnsupportedGenerationError
-from hf_toolssm.generation.interface import Sampler, TokenSink, ToolGenerateOutput, generate_rows, one_of
+from hf_toolssm.generation.events import Event, EventSink
+from hf_toolssm.generation.interface import ToolGenerateOutput, generate_rows, one_of
 from hf_toolssm.generation.row import Row
+from hf_toolssm.generation.sampler import Sampler
 from hf_toolssm.generation.token_protocol import check_prompts, make_protocol
 from hf_toolssm.models.tool_config import ToolFields
 
@@ -60,6 +62,7 @@ class PlainRows:
         self._model = model
         self._prompts = prompts
         self.rows = rows
+        self.protocol = rows[0].protocol
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PlainRows":
         return PlainRows(self._model, [row.clone() for row in self.rows], self._prompts)
@@ -86,8 +89,14 @@ class PlainRows:
         return cls(model, [Row.start(prompt, protocol) for prompt in prompts], prompts)
 
     @torch.inference_mode()
-    def run(self, max_new_tokens: int, *, sink: TokenSink, sampler: Sampler | None) -> int:
-        """Generates until every row has ended, has taken `max_new_tokens` tokens, or was stopped."""
+    def run(self, max_new_tokens: int, *, sink: EventSink, sampler: Sampler | None, log_probs: bool) -> int:
+        """Generates until every row has ended, has taken `max_new_tokens` tokens, or was stopped.
+
+        Raises:
+            UnsupportedGenerationError: log-probabilities are asked for.
+        """
+        if log_probs:
+            raise UnsupportedGenerationError("log_probs needs the package: install hf_toolssm")
         left = [max_new_tokens] * len(self.rows)
         # Padding on the left, and masked, leaves the state as it is of a Mamba whose projections have no bias.
         width = max(map(len, self._prompts))
@@ -97,17 +106,19 @@ class PlainRows:
         while writing := [i for i, row in enumerate(self.rows) if left[i] > 0 and not row.finished]:
             logits = output.logits[:, -1].float()[writing]
             choices = logits.argmax(-1).tolist() if sampler is None else sampler.choose(writing, logits)
-            next_tokens, observed = [0] * len(self.rows), []  # a row that has ended reads on, and nothing looks at it
+            next_tokens, events = [0] * len(self.rows), []  # a row that has ended reads on, and nothing looks at it
             for i, choice in zip(writing, choices):
-                next_tokens[i], by_tool = self.rows[i].advance(choice)
-                observed.append(by_tool)
+                row = self.rows[i]
+                next_tokens[i], writer = row.advance(choice)
+                events.append(Event(i, row.length, [next_tokens[i]], bytes([writer])))
+                row.length += 1
                 left[i] -= 1
             for i in writing:  # their calls run side by side
                 self.rows[i].wait()
             output = self._feed([[token] for token in next_tokens], output.cache_params)
-            sink.fed(writing, [next_tokens[i] for i in writing], observed)
+            sink.take(events)
             if sampler is not None:
-                for i, stop in zip(writing, sampler.stop(writing, logits)):
+                for i, stop in zip(writing, sampler.stop(writing)):
                     left[i] = 0 if stop else left[i]
         return sum(max_new_tokens - each for each in left)
 

@@ -101,7 +101,7 @@ class Script:
     def choose(self, rows, logits):
         return [0 if self.session.rows[row].pending else next(self.left[row]) for row in rows]
 
-    def stop(self, rows, logits):
+    def stop(self, rows):
         return [False] * len(rows)
 
 

@@ -83,7 +83,7 @@ class Provoke:
                 chosen[rows.index(self.tool.row)] = self.trigger
         return chosen
 
-    def stop(self, rows, logits):
+    def stop(self, rows):
         return [False] * len(rows)
 
 

@@ -20,6 +20,7 @@ from hf_toolssm.cache.cache_tensors import cache_tensors
 from hf_toolssm.errors import TooFewProblemsError
 from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
+from hf_toolssm.protocol.trajectory import Writer
 from hf_toolssm.tools import make_tool
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -65,12 +66,10 @@ class Sink:
     def __init__(self, rows):
         self.heard = [[] for _ in range(rows)]
 
-    def fed(self, rows, tokens, observed):
-        for row, token, by_tool in zip(rows, tokens, observed):
-            self.heard[row].append([token, int(by_tool)])
-
-    def fed_run(self, row, tokens, observed):
-        self.heard[row].extend([int(token), int(by_tool)] for token, by_tool in zip(tokens, observed))
+    def take(self, events):
+        for event in events:
+            by_tool = [int(writer == Writer.TOOL) for writer in event.writers]
+            self.heard[event.row].extend(map(list, zip(event.tokens, by_tool)))
 
 
 def forced(session, texts):
@@ -81,7 +80,7 @@ def forced(session, texts):
         def choose(self, rows, logits):
             return [0 if session.rows[row].pending else next(left[row]) for row in rows]
 
-        def stop(self, rows, logits):
+        def stop(self, rows):
             return [False] * len(rows)
 
     sink = Sink(len(texts))

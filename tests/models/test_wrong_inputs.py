@@ -239,7 +239,7 @@ class Chooses:
     def choose(self, rows, logits):
         return [self.token] * len(rows)
 
-    def stop(self, rows, logits):
+    def stop(self, rows):
         return [False] * len(rows)
 
 

@@ -1,0 +1,280 @@
+"""Ways to decode, behind one method: `advance` moves the rows of a batch on and returns what each of them took.
+
+| | one call |
+|---|---|
+| `Steps` | a token a row, chosen by a sampler or greedily |
+| `Drafting` | runs that n-grams predict and the model checks, greedily; steps where none is at hand |
+| `Compiled` | all that model and memory write in one compiled call, greedily; a step where only Python knows |
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_toolssm.errors import InputMismatchError, ToolFaultError
+from hf_toolssm.generation.compiled_loop import CompiledLoop
+from hf_toolssm.generation.decoder import Decoder
+from hf_toolssm.generation.row import Row
+from hf_toolssm.generation.sampler import Sampler
+from hf_toolssm.generation.speculative_decoding import Draft, NgramDrafter
+from hf_toolssm.protocol.trajectory import Writer
+
+
+@dataclass(slots=True)
+class Run:
+    """What one row took; see `events.Event`.
+
+    Attributes:
+        stopped: it stands before a call, and took nothing.
+    """
+
+    tokens: Sequence[int]
+    writers: bytes
+    log_probs: Sequence[float] | None = None
+    sampled_log_probs: Sequence[float] | None = None
+    stopped: bool = False
+
+
+class Decoding(Protocol):
+    """A way to decode."""
+
+    def advance(self, batch: Sequence[int], rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
+        """Moves rows on, their tools included.
+
+        Args:
+            batch: which rows they are.
+            rows: in the order in which the decoder holds them; none has ended or waits for a call.
+            left: how many tokens each may take at most.
+        """
+
+
+def make_decoding(
+    decoder: Decoder,
+    loop: CompiledLoop | None,
+    drafter: NgramDrafter | None,
+    held: dict[int, int],
+    sampler: Sampler | None,
+    watched: set[int] | None,
+    log_probs: bool,
+) -> Decoding:
+    """The fastest way that gives what is asked.
+
+    Args:
+        decoder: holds the rows.
+        loop: where model and memory are compiled.
+        drafter: where a forward may check drafts.
+        held, sampler, watched, log_probs: see `Steps`.
+    """
+    steps = Steps(decoder, held, sampler, watched, log_probs)
+    if sampler is not None or watched is not None or log_probs:
+        return steps
+    if loop is not None:
+        return Compiled(loop, decoder, steps, held)
+    return steps if drafter is None else Drafting(decoder, drafter, steps, held)
+
+
+class Steps:
+    """A token a row.
+
+    Args:
+        decoder: holds the rows.
+        held: what a row has chosen but not yet done, by row; it is done first.
+        sampler: chooses; None is greedy.
+        watched: rows that stop before they complete a call; None where none does.
+        log_probs: whether runs say them.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        held: dict[int, int],
+        sampler: Sampler | None,
+        watched: set[int] | None,
+        log_probs: bool,
+    ) -> None:
+        self._decoder = decoder
+        self._held = held
+        self._sampler = sampler
+        self._watched = watched
+        self._log_probs = log_probs
+
+    def advance(self, batch: Sequence[int], rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
+        choices = self._choose(batch, rows)
+        if self._watched is not None:
+            free = [at for at, row in enumerate(rows) if not row.pending]
+            calling = [at for at in free if batch[at] in self._watched and _completes_call(rows[at], choices[at])]
+            if calling:
+                self._held.update((batch[at], choices[at]) for at in free)
+                return [Run([], b"", stopped=at in calling) for at in range(len(rows))]
+            self._watched.update(batch[at] for at in free)
+        scored = self._score(choices) if self._log_probs else None
+        taken = [row.advance(choice) for row, choice in zip(rows, choices)]
+        self._decoder.step([token for token, _ in taken])
+        runs = [Run([token], _WRITERS[writer]) for token, writer in taken]
+        if scored is not None:
+            for run, own, sampled in zip(runs, *scored):
+                written = run.writers[0] == Writer.MODEL
+                run.log_probs, run.sampled_log_probs = ([own], [sampled]) if written else ([_NAN], [_NAN])
+        return runs
+
+    def _choose(self, batch: Sequence[int], rows: Sequence[Row]) -> list[int]:
+        if self._sampler is None:
+            choices = self._decoder.greedy()
+        else:
+            logits = self._decoder.logits()
+            choices = self._sampler.choose(batch, logits)
+            if len(choices) != len(batch) or not 0 <= min(choices) <= max(choices) < logits.shape[1]:
+                raise InputMismatchError(
+                    f"the sampler chose {choices} for {len(batch)} rows: choose one of the model's "
+                    f"{logits.shape[1]} tokens for each"
+                )
+        if self._held:
+            choices = [
+                choice if row.pending else self._held.pop(i, choice) for i, row, choice in zip(batch, rows, choices)
+            ]
+        return choices
+
+    def _score(self, choices: Sequence[int]) -> tuple[list[float], list[float]]:
+        """The choices' log-probabilities, by the model and by what they were drawn from."""
+        sampled = None if self._sampler is None else self._sampler.sampled_from()
+        own = _log_probs_of(self._decoder.logits(), choices)
+        return own, [0.0] * len(choices) if sampled is None else _log_probs_of(sampled, choices)
+
+
+_NAN = float("nan")
+_WRITERS = [bytes([writer]) for writer in Writer]
+
+
+def _log_probs_of(logits: Tensor, choices: Sequence[int]) -> list[float]:
+    index = torch.tensor(choices, device=logits.device)[:, None]
+    return logits.double().log_softmax(-1).gather(1, index)[:, 0].tolist()
+
+
+def _completes_call(row: Row, token: int) -> bool:
+    """Whether a token that a row would write is a call, or completes one."""
+    calls, reader = row.protocol.calls, row.reader
+    return calls.ends.get(token) == reader.open if reader.open is not None else token in calls.whole
+
+
+class RowSampler:
+    """Samples at a temperature, each row by randomness of its own.
+
+    Args:
+        temperature: above 0.
+        randoms: per row, what its samples are drawn by.
+        chooses: whether a row chooses now: others do not draw, and so do not change its samples.
+    """
+
+    def __init__(self, temperature: float, randoms: list[random.Random], chooses: Callable[[int], bool]) -> None:
+        self._temperature = temperature
+        self._randoms = randoms
+        self._chooses = chooses
+        self._scores: Tensor | None = None
+
+    def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
+        logits = logits.cpu().double()
+        self._scores = (logits - logits.amax(-1, keepdim=True)) / self._temperature
+        choices = []
+        for i, share in zip(rows, torch.softmax(self._scores, dim=-1).cumsum(-1)):
+            drawn = self._randoms[i].random() if self._chooses(i) else 0.0
+            choices.append(min(int(torch.searchsorted(share, drawn * share[-1], right=True)), len(share) - 1))
+        return choices
+
+    def sampled_from(self) -> Tensor | None:
+        return self._scores
+
+    def stop(self, rows: Sequence[int]) -> list[bool]:
+        return [False] * len(rows)
+
+
+class Drafting:
+    """Runs that are checked at once, and a step where there is none.
+
+    Args:
+        decoder: holds the rows; a forward of its model computes what its steps compute.
+        drafter: of all rows of the session.
+        steps: greedy.
+        held: see `Steps`.
+    """
+
+    def __init__(self, decoder: Decoder, drafter: NgramDrafter, steps: Steps, held: dict[int, int]) -> None:
+        self._decoder = decoder
+        self._drafter = drafter
+        self._steps = steps
+        self._held = held
+
+    def advance(self, batch: Sequence[int], rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
+        few = len(rows) <= self._decoder.draft_rows
+        runs = self._runs(rows, left) if few and self._drafter.may_try() and not self._held else None
+        if runs is None:
+            before = [row.context for row in rows]
+            runs = self._steps.advance(batch, rows, left)
+            for context, run in zip(before, runs):
+                if run.writers == _WRITERS[Writer.MODEL]:
+                    self._drafter.tree.learn(context, run.tokens[0])
+        return runs
+
+    def _runs(self, rows: Sequence[Row], left: Sequence[int]) -> list[Run] | None:
+        """Lets every row write a run; none if the runs are too short to pay."""
+        drafter = self._drafter
+        drafts = [drafter.draft(row, choice, len(rows)) for row, choice in zip(rows, self._decoder.greedy())]
+        lengths = [len(draft.tokens) for draft in drafts]
+        # A row that stands before its end has no draft.
+        if min(left) <= max(lengths) or not all(lengths) or not drafter.pays(sum(lengths), len(rows)):
+            drafter.judge(False)
+            return None
+        observed = [[writer != Writer.MODEL for writer in draft.writers] for draft in drafts]
+        agreed = self._decoder.check([draft.tokens for draft in drafts], observed)
+        for row, draft, count in zip(rows, drafts, agreed):
+            self._accept(row, draft, count)
+        drafter.judge(drafter.pays(sum(agreed), len(rows)))
+        return [Run(draft.tokens[:n], bytes(draft.writers[:n])) for draft, n in zip(drafts, agreed)]
+
+    def _accept(self, row: Row, draft: Draft, count: int) -> None:
+        """Makes the first tokens of a draft real."""
+        if draft.writers[0] == Writer.MODEL:  # the one token that the tree did not predict, but the model chose
+            self._drafter.tree.learn(row.context, draft.tokens[0])
+        if count == len(draft.tokens):
+            row.adopt(draft.row)
+            return
+        for token, writer in zip(draft.tokens[:count], draft.writers):
+            if row.advance(token) != (token, writer):
+                row.fail(ToolFaultError("the tool's clone shares what it remembers: copy it in clone()"))
+                return
+
+
+class Compiled:
+    """The compiled decode loop, and a step where it stops.
+
+    Args:
+        loop: of the session's tool.
+        decoder: holds the rows.
+        steps: greedy.
+        held: see `Steps`.
+    """
+
+    def __init__(self, loop: CompiledLoop, decoder: Any, steps: Steps, held: dict[int, int]) -> None:
+        self._loop = loop
+        self._decoder = decoder
+        self._steps = steps
+        self._held = held
+        self._stands = False
+
+    def advance(self, batch: Sequence[int], rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
+        if self._stands or self._held:
+            self._stands = False
+            return self._steps.advance(batch, rows, left)
+        pending = [len(row.pending) for row in rows]
+        found = self._loop.write(self._decoder, rows, left)
+        self._stands = any(run.stopped and n > len(run.tokens) for run, n in zip(found, left))
+        runs = []
+        for row, before, run in zip(rows, pending, found):
+            given = min(before, len(run.tokens))
+            written = np.where(run.observed[given:], Writer.TOOL, Writer.MODEL).astype(np.uint8).tobytes()
+            runs.append(Run(run.tokens.tolist(), row.took(given, before - given) + written))
+        return runs
