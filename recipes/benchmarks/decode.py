@@ -36,7 +36,10 @@ class Greedy:
     def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
         return logits.argmax(-1).tolist()
 
-    def stop(self, rows: Sequence[int], logits: Tensor) -> list[bool]:
+    def sampled_from(self) -> None:
+        return None
+
+    def stop(self, rows: Sequence[int]) -> list[bool]:
         return [False] * len(rows)
 
 

@@ -1,6 +1,7 @@
 """Rows that write by themselves in a compiled call write what token by token would, and end up where it would."""
 
 import random
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -17,6 +18,7 @@ from hf_toolssm.generation.session import Session
 from hf_toolssm.ops.memory_arrays import carry_out
 from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
+from hf_toolssm.protocol.trajectory import Writer
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, read
 
@@ -32,19 +34,14 @@ class HeardByWhom(Heard):
         super().__init__(rows)
         self.observed = [[] for _ in range(rows)]
 
-    def fed(self, rows, tokens, observed):
-        super().fed(rows, tokens, observed)
-        for row, by_tool in zip(rows, observed):
-            self.observed[row].append(by_tool)
-
-    def fed_run(self, row, tokens, observed):
-        super().fed_run(row, tokens, observed)
-        self.observed[row].extend(observed)
+    def take(self, events):
+        super().take(events)
+        for event in events:
+            self.observed[event.row].extend(writer == Writer.TOOL for writer in event.writers)
 
 
 def token_by_token(session):
-    session._compiled_loop = None
-    session._drafter.may_try = lambda: False
+    session._compiled_loop = session._drafter = None
     return session
 
 
@@ -85,7 +82,7 @@ def test_the_compiled_memory_is_the_tool_on_ten_thousand_random_streams(memory):
     rng, ended, shown_in_all = random.Random(0), 0, 0
     tokenizer, model = memory_model(memory)
     session = Session.start(model, [[5]])
-    protocol, runs = session.protocol, make_compiled_loop(session._decoder, session.protocol)
+    protocol, runs = session.protocol, make_compiled_loop(session._batch.decoder, session.protocol)
     first = [protocol.ids[begin_token(NEW_POINTER)]] if memory == "pointer_memory" else []
     for _ in range(STREAMS):
         problem = rng.choices(range(3, 9), k=rng.randint(1, 8))
@@ -191,7 +188,7 @@ def test_a_copy_made_between_a_command_and_its_observation_goes_on_alike(model, 
 
 def test_a_run_can_be_interrupted_within_a_bounded_number_of_tokens(model, tokenizer):
     class Interrupts(Heard):
-        def fed_run(self, row, tokens, observed):
+        def take(self, events):
             raise KeyboardInterrupt
 
     lively(model, tokenizer)
@@ -212,5 +209,5 @@ def test_a_run_can_be_interrupted_within_a_bounded_number_of_tokens(model, token
 )
 def test_what_is_not_greedy_or_not_the_pointer_memory_alone_takes_the_ordinary_path(model, tokenizer, started, ran):
     session = start_lively(lively(model, tokenizer), tokenizer, PROBLEMS, **started)
-    session._run_compiled = pytest.fail
+    session._compiled_loop = session._compiled_loop and SimpleNamespace(write=pytest.fail)
     session.run(60, **ran)

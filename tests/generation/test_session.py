@@ -232,22 +232,16 @@ def test_samples_do_not_depend_on_where_a_run_stops_or_on_other_rows(model, toke
 
 
 class Meddler(Heard):
-    """Acts in the fifth step, or when it has heard of the first run of every row."""
+    """Acts when it has heard five times, or of several tokens at once."""
 
     def __init__(self, rows, act):
         super().__init__(rows)
-        self.act, self.steps, self.runs = act, 0, 0
+        self.act, self.times = act, 0
 
-    def fed(self, rows, tokens, observed):
-        super().fed(rows, tokens, observed)
-        self.steps += 1
-        if self.steps == 5:
-            self.act()
-
-    def fed_run(self, row, tokens, observed):
-        super().fed_run(row, tokens, observed)
-        self.runs += 1
-        if self.runs == 3:
+    def take(self, events):
+        super().take(events)
+        self.times += 1
+        if self.times == 5 or len(events[0].tokens) > 1:
             self.act()
 
 
@@ -372,7 +366,7 @@ def test_a_session_starts_from_a_state(model, tokenizer):
 
 def test_memory_does_not_grow_with_the_length(model, tokenizer):
     session = start(model, tokenizer, ["7+5="])
-    assert isinstance(session._decoder, FusedDecoder)
+    assert isinstance(session._batch.decoder, FusedDecoder)
     process = psutil.Process()
     session.run(20_000)
     cells = len(session.rows[0].tools[0].memory)

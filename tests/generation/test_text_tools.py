@@ -12,6 +12,7 @@ from small_models import Heard
 from tokenizers import AddedToken
 
 from hf_toolssm.errors import StateMismatchError, ToolError, UnforkableToolError, UnknownToolError, UnsafeToolError
+from hf_toolssm.generation.decoding import Drafting
 from hf_toolssm.generation.session import Session
 from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.protocol.calls import begin_token, end_token
@@ -345,8 +346,8 @@ def test_a_tool_with_side_effects_is_called_as_often_as_the_model_calls_it(has_s
     tool = Odd(lambda argument: made.append(argument) or "", calls={"odd": False}, has_side_effects=has_side_effects)
     tokenizer, model = make([tool])
     model.config.tool_token_ids = None
-    run_drafts = Session._run_drafts
-    monkeypatch.setattr(Session, "_run_drafts", lambda *given: drafted.append(run_drafts(*given)) or drafted[-1])
+    runs = Drafting._runs
+    monkeypatch.setattr(Drafting, "_runs", lambda *given: drafted.append(runs(*given)) or drafted[-1])
     session = Session.start(repeating(model, tokenizer, "<|odd|>"), [[5, 6]], tools=[tool], tokenizer=tokenizer)
     session.run(500)
     assert session.rows[0].tool_calls == 500

@@ -8,7 +8,7 @@ import pytest
 from small_models import Heard, NotCompiled, lively, start_lively, written
 
 from hf_toolssm.errors import ToolError, UnknownToolError
-from hf_toolssm.generation.session import Session
+from hf_toolssm.generation.batch import Batch
 from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.tools import facts_of
 from hf_toolssm.tools.pointer_memory import PointerMemory, right
@@ -146,8 +146,8 @@ def test_a_slow_tool_lets_the_others_finish_first(model, tokenizer):
     others_are_done = threading.Event()
 
     class Watch(Heard):
-        def fed(self, rows, tokens, observed):
-            super().fed(rows, tokens, observed)
+        def take(self, events):
+            super().take(events)
             if all(len(self.tokens[row]) == 60 for row in (0, 2, 3)):
                 others_are_done.set()
 
@@ -203,7 +203,7 @@ def test_a_long_observation_is_read_as_if_it_were_fed_token_by_token(model, toke
     session, tokens, _ = run_beside_others(model, tokenizer, lambda: observation, count=length + 60)
     at = tokens.index(tokenizer.convert_tokens_to_ids(TRIGGER)) + 1
     assert observation == tokens[at : at + length]
-    monkeypatch.setattr(Session, "_is_long", lambda *_: False)
+    monkeypatch.setattr(Batch, "reads_apart", lambda *_: False)
     singly, tokens_fed_singly, _ = run_beside_others(model, tokenizer, lambda: observation, count=length + 60)
     assert tokens_fed_singly == tokens
     assert (singly.state.logits - session.state.logits).abs().max() < 1e-3

@@ -51,7 +51,7 @@ def output(model, tokenizer):
 def assert_same_output(found, expected):
     assert type(found) is ToolGenerateOutput
     assert found.keys() == expected.keys()
-    for name in ("sequences", "observation_mask"):
+    for name in ("sequences", "writers"):
         assert torch.equal(found[name], expected[name])
     for name in ("lengths", "answer_ids", "tool_calls", "complete", "errors"):
         assert found[name] == getattr(found, name) == expected[name]

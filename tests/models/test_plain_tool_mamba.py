@@ -79,7 +79,7 @@ def test_every_row_is_the_packages_token_for_token(saved, request, by):
     expected, found = run(model, tokenizer, problems, **options), run(plain, tokenizer, problems, **options)
     for field in ("lengths", "answer_ids", "tool_calls", "complete", "errors"):
         assert found[field] == expected[field], field
-    for field in ("sequences", "observation_mask"):
+    for field in ("sequences", "writers"):
         assert torch.equal(found[field], expected[field]), field
     assert found.answers == expected.answers
     if by == "a script":
