@@ -10,11 +10,13 @@ from hf_toolssm.errors import (
     EmptyProblemError,
     InvalidProblemError,
     MissingToolTokensError,
+    TokenizerNeededError,
     UnknownToolError,
     UnsafeToolError,
 )
 from hf_toolssm.generation.tool_calls import ToolCaller
 from hf_toolssm.protocol.calls import CommandTokens, call_tokens
+from hf_toolssm.protocol.plain_text import check_spells
 from hf_toolssm.protocol.special_tokens import tool_token_ids, tool_tokens
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools import Tool, facts_of, make_tool
@@ -107,6 +109,10 @@ def make_protocol(
             f"the config names {acting[0]!r}, which has side effects, and a config alone never switches that on: pass "
             "tools= yourself if you trust the model with it"
         )
+    if any(facts_of(tool).unit == "text" for tool in made):
+        if tokenizer is None:
+            raise TokenizerNeededError("a tool reads text and no tokenizer is known: pass tokenizer=")
+        check_spells(tokenizer)
     ids = getattr(config, "tool_token_ids", None)
     if ids is None and tokenizer is not None:
         ids = tool_token_ids(tokenizer, made)

@@ -52,7 +52,7 @@ class ToolCaller:
 
     Args:
         vocabulary: how many tokens the model has.
-        tokenizer: for tools that read text.
+        tokenizer: for tools that read text; None where there are none.
     """
 
     def __init__(self, vocabulary: int, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -75,16 +75,9 @@ class ToolCaller:
             raise fault(f"on {call.name}", error) from error
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What stands in tokens.
-
-        Raises:
-            ToolFaultError: no tokenizer is known.
-        """
-        if not tokens:
-            return ""
-        if self._tokenizer is None:
-            raise ToolFaultError("a tool reads text and no tokenizer is known: pass tokenizer=")
-        return self._tokenizer.decode(tokens)
+        """What stands in tokens."""
+        assert self._tokenizer is not None
+        return self._tokenizer.decode(tokens) if tokens else ""
 
     def _cells(self, observed: Any, call: str) -> Sequence[int]:
         if type(observed) is tuple and not observed:  # most calls show nothing
@@ -109,14 +102,10 @@ class ToolCaller:
         """The tokens of a text that a tool has written.
 
         Raises:
-            ToolFaultError: no tokenizer is known, or it cannot write the text.
+            ToolFaultError: the tokenizer cannot write it.
         """
         if not text:
             return []
-        if self._tokenizer is None:
-            raise ToolFaultError(
-                f"the tool returned text on {call} and no tokenizer is known: pass tokenizer= to generate"
-            )
         try:
             return encode_plain(self._tokenizer, text)
         except UnspellableTextError as error:

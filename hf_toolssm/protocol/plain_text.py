@@ -45,6 +45,15 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return [_allowed(token.id, part, forbidden) for part in parts for token in model.tokenize(part)]
 
 
+def check_spells(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Finds out, before any work, whether a tokenizer writes whatever a user or a tool may say.
+
+    Raises:
+        UnspellableTextError: it has no tokens for some character, and no bytes to write it with.
+    """
+    encode_plain(tokenizer, "".join(map(chr, range(256))) + "\u4f60\U0001f642\u0301")
+
+
 def _allowed(token: int | None, part: str, forbidden: Collection[int]) -> int:
     if token is None or token in forbidden:
         raise UnspellableTextError(

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_toolssm.errors import CellNotOneTokenError
 from hf_toolssm.protocol.special_tokens import add_tool_tokens
-from hf_toolssm.tools import Tool
+from hf_toolssm.tools import Tool, facts_of
 
 PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
@@ -16,7 +16,8 @@ def build_task_tokenizer(cells: Sequence[str], tools: Sequence[Tool]) -> PreTrai
     """A tokenizer whose vocabulary is the task's cells, the tools' tokens and pad, end and unknown.
 
     Every character of a text is one token; a character that is not a cell becomes the unknown token, which `generate`
-    refuses by name. It pads on the left, as a recurrent state needs it.
+    refuses by name. Where a tool reads text there are the 256 bytes too, so that any text can be written. It pads on
+    the left, as a recurrent state needs it.
 
     Args:
         cells: the task's cells, each one character.
@@ -28,11 +29,17 @@ def build_task_tokenizer(cells: Sequence[str], tools: Sequence[Tool]) -> PreTrai
     for cell in cells:
         if len(cell) != 1:
             raise CellNotOneTokenError(f"a cell of the task tokenizer is one character, and {cell!r} is not")
-    vocabulary = {text: index for index, text in enumerate(dict.fromkeys([PAD, END, UNKNOWN, *cells]))}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    reads_text = any(facts_of(tool).unit == "text" for tool in tools)
+    texts = [PAD, END, UNKNOWN, *cells, *(f"<0x{byte:02X}>" for byte in range(256 * reads_text))]
+    vocabulary = {text: index for index, text in enumerate(dict.fromkeys(texts))}
     # Without a decoder the library joins tokens with spaces; fusing gives the text back as it was.
-    backend.decoder = decoders.Fuse()
+    if reads_text:
+        backend = Tokenizer(models.BPE(vocabulary, [], unk_token=UNKNOWN, byte_fallback=True))
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        backend.decoder = decoders.Fuse()
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=PAD,
