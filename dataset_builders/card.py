@@ -12,7 +12,7 @@ import jinja2
 import pyarrow.parquet
 from pyarrow import compute
 
-from dataset_builders.catalog import load_task, task_beside, task_name
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING
 from dataset_builders.shards import read_identity
 from dataset_builders.task import describe_tools
@@ -50,12 +50,11 @@ def write_card(folder: Path) -> None:
     summaries = [s for s in map(summarize, sorted(p for p in folder.iterdir() if p.is_dir())) if s is not None]
     summaries.sort(key=lambda s: (s.identity["kind"] != TRAINING, s.identity["kind"], s.identity["length"]))
     first = summaries[0].identity
-    task = load_task(task_beside(folder, first["task"]))
+    task = load_task(first["task"], beside=folder)
     template = jinja2.Template(
         (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True
     )
     text = template.render(
-        task_name=task_name(first["task"]),
         task=task,
         tools={s.identity["variant"]: describe_tools(task.tools(s.identity["variant"])) for s in summaries},
         summaries=summaries,

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from dataset_builders.catalog import copy_table, load_task, task_file
 from dataset_builders.problem_sets import ProblemSet, generate_rows
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
 
@@ -56,10 +55,9 @@ class Shard:
 
     def identity(self) -> dict[str, Any]:
         """All that determines the file's content; it stands in the file's own metadata."""
-        version = load_task(self.problems.task).version
-        described = asdict(self.problems) | {"sizes": dict(self.problems.sizes)}
-        described["task"] = task_file(self.problems.task)
-        return described | {"version": version, "split": self.split, "start": self.start, "stop": self.stop}
+        task = self.problems.task
+        described = vars(self.problems) | {"task": task.saved_name, "sizes": dict(self.problems.sizes)}
+        return described | {"version": task.version, "split": self.split, "start": self.start, "stop": self.stop}
 
 
 def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
@@ -76,11 +74,10 @@ def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
 def write_shards(problem_sets: Sequence[ProblemSet], folder: Path, num_proc: int) -> None:
     """Writes the shards of these configurations that are not there yet; see `build.build_folder`."""
     shards = [shard for problems in problem_sets for shard in plan_shards(problems, folder)]
-    _check_one_task(folder, {(task_file(p.task), load_task(p.task).version) for p in problem_sets})
+    _check_one_task(folder, {(p.task.saved_name, p.task.version) for p in problem_sets})
     for directory in {shard.path.parent for shard in shards}:
         _check_directory(directory, {shard.path: shard for shard in shards})
-    for task in {problems.task for problems in problem_sets}:
-        copy_table(task, folder)
+    problem_sets[0].task.save(folder)
     missing = [shard for shard in shards if not shard.path.exists()]
     _forget_card(folder, {shard.problems.name for shard in missing})
     with tqdm(

@@ -18,7 +18,6 @@ S). Also possible are `blank:`, the symbol of all cells that were never written 
 `machine_inputs.py`.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ class Machine:
         inputs: what its problems look like.
         rules: by state and symbol.
         letters: one character for each state, which is no symbol.
-        digest: of the whole table; another table has another.
+        table: the whole text.
     """
 
     name: str
@@ -90,7 +89,7 @@ class Machine:
     inputs: Inputs
     rules: Mapping[tuple[str, str], Rule]
     letters: Mapping[str, str]
-    digest: str
+    table: str
 
     def rule(self, state: str, symbol: str) -> Rule:
         """What to do in a state on a symbol.
@@ -204,7 +203,7 @@ def parse_machine(text: str, name: str) -> Machine:
         inputs=inputs,
         rules=rules,
         letters=_letters(name, states, symbols),
-        digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+        table=text,
     )
 
 
