@@ -39,7 +39,6 @@ class ConfigSummary:
 
     name: str
     identity: dict[str, Any]
-    rows: dict[str, int]
     tokens: tuple[int, int, int]
     locality: Locality
     locality_rows: int
@@ -90,7 +89,7 @@ def summarize(directory: Path) -> ConfigSummary | None:
     sampled = list(_sample(paths))
     lengths = sorted(length for path in paths for length in _token_counts(path))
     tokens = (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else (0, 0, 0)
-    return ConfigSummary(directory.name, shared, shared["sizes"], tokens, locality(sampled), len(sampled))
+    return ConfigSummary(directory.name, shared, tokens, locality(sampled), len(sampled))
 
 
 def rebuild_command(summary: ConfigSummary) -> str:

@@ -15,7 +15,8 @@ from dataset_builders.problem_sets import TRAINING, ProblemSet
 from dataset_builders.task import Task
 from hf_toolssm.errors import InvalidMixtureError
 
-_SHARE = re.compile(r"([a-z0-9_]+|(?:[A-Za-z]:)?[^:=]+\.tm)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=([0-9.]+)")
+_WEIGHT = r"[0-9]+\.?[0-9]*|\.[0-9]+"
+_SHARE = re.compile(rf"([a-z0-9_]+|(?:[A-Za-z]:)?[^:=]+\.tm)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=({_WEIGHT})")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def parse_share(text: str) -> Share:
         InvalidProblemError: the task has no such variant.
     """
     match = re.fullmatch(_SHARE, text)
-    if match is None or not _is_positive(match[4]):
+    if match is None or not float(match[4]):
         raise InvalidMixtureError(
             f"{text!r} is no share of a mixture: write task:max_length=weight, as in addition:5=0.25"
         )
@@ -139,10 +140,3 @@ def mix(datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> Dat
         return datasets[0]
     probabilities = [weight / sum(weights) for weight in weights]
     return interleave_datasets(list(datasets), probabilities, seed=seed, stopping_strategy="all_exhausted")
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return float(text) > 0
-    except ValueError:  # two points in a number
-        return False

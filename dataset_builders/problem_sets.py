@@ -7,7 +7,7 @@ processes writes the same rows.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 from dataset_builders.task import Task, example_rng, split_of
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
@@ -119,7 +119,6 @@ class ReferenceTrajectories(Sequence[Trajectory]):
 
     Attributes:
         problem_set: what they are.
-        split: which of its splits; by default that of a test set.
 
     Raises:
         TooFewProblemsError: the split has too few problems of that length.
@@ -127,17 +126,14 @@ class ReferenceTrajectories(Sequence[Trajectory]):
     """
 
     def __init__(self, problem_set: ProblemSet, split: str = "test") -> None:
-        self.problem_set, self.split = problem_set, split
+        self.problem_set = problem_set
         self._problems = [problem_at(problem_set, split, index) for index in range(dict(problem_set.sizes)[split])]
 
     def __len__(self) -> int:
         return len(self._problems)
 
-    @overload
-    def __getitem__(self, at: int) -> Trajectory: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Trajectory]: ...
-    def __getitem__(self, at: int | slice) -> Trajectory | list[Trajectory]:
+    def __getitem__(self, at: Any) -> Any:
+        """One, or for a slice a list of them."""
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
         return self.problem_set.task.solve(self._problems[at], self.problem_set.variant)

@@ -19,7 +19,7 @@ S). Also possible are `blank:`, the symbol of all cells that were never written 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -227,18 +227,15 @@ def _rules(
     name: str, found: Sequence[tuple[int, str, str, Rule]], symbols: str, halts: Sequence[str]
 ) -> dict[tuple[str, str], Rule]:
     rules: dict[tuple[str, str], Rule] = {}
-    lines: dict[tuple[str, str], int] = {}
     for number, state, symbol, rule in found:
         for used in (symbol, rule.symbol):
             if used not in symbols:
                 raise _wrong(name, number, f"{used!r} is none of the symbols {symbols}")
         if state in halts:
             raise _wrong(name, number, f"{state} is a halt state, and has a rule")
-        if (state, symbol) in rules:
-            raise _wrong(
-                name, number, f"the state {state} on {symbol!r} has a rule in line {lines[state, symbol]} already"
-            )
-        rules[state, symbol], lines[state, symbol] = rule, number
+        if rules.setdefault((state, symbol), rule) is not rule:
+            first = next(line for line, *key, _ in found if key == [state, symbol])
+            raise _wrong(name, number, f"the state {state} on {symbol!r} has a rule in line {first} already")
     return rules
 
 
@@ -256,12 +253,9 @@ def _check_states(
     for number, _, _, rule in found:
         if rule.state not in with_rules and rule.state not in halts:
             raise _wrong(name, number, f"the state {rule.state} has no rule and is no halt state")
-    reached, waiting = {start}, [start]
-    while waiting:
-        state = waiting.pop()
-        for target in {rule.state for _, source, _, rule in found if source == state} - reached:
-            reached.add(target)
-            waiting.append(target)
+    reached = [start]
+    for state in reached:  # it grows meanwhile
+        reached += {rule.state for _, source, _, rule in found if source == state}.difference(reached)
     for number, state, _, _ in found:
         if state not in reached:
             raise _wrong(name, number, f"the state {state} is never reached from {start}: remove it, or lead to it")
@@ -272,15 +266,13 @@ def _check_states(
 
 def _letters(name: str, states: Sequence[str], symbols: str) -> dict[str, str]:
     """A character for each state: its own name where that is one, and otherwise the next free letter."""
-    letters = {state: state for state in states if len(state) == 1 and state not in symbols}
-    free: Iterator[str] = (letter for letter in _LETTERS if letter not in symbols and letter not in letters)
-    for state in states:
-        if state not in letters:
-            letter = next(free, None)
-            if letter is None:
-                raise InvalidMachineError(
-                    f"{name}: {len(states)} states are more than the {len(_LETTERS)} letters that name them: leave "
-                    "states out, or give some of them a single character as their name"
-                )
-            letters[state] = letter
-    return {state: letters[state] for state in states}
+    own = {state for state in states if len(state) == 1 and state not in symbols}
+    free = [letter for letter in _LETTERS if letter not in own and letter not in symbols]
+    others = [state for state in states if state not in own]
+    if len(others) > len(free):
+        raise InvalidMachineError(
+            f"{name}: {len(states)} states are more than the {len(_LETTERS)} letters that name them: leave "
+            "states out, or give some of them a single character as their name"
+        )
+    letters = dict(zip(others, free))
+    return {state: letters.get(state, state) for state in states}

@@ -52,13 +52,7 @@ class Addition(Task):
     title = "Addition of two decimal numbers with a pointer memory"
     version = "2"
     variants: Sequence[str] = (LOCAL, TWO_POINTERS, *REGIMES)
-    adversarial: Sequence[str] = (
-        "all_carries",
-        "no_carry",
-        "nines_plus_power_of_ten",
-        "zeros_inside",
-        "unequal_lengths",
-    )
+    adversarial = ("all_carries", "no_carry", "nines_plus_power_of_ten", "zeros_inside", "unequal_lengths")
     unit = "digits"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:

@@ -65,6 +65,13 @@ class RecurrentState(DynamicCache):
         ):
             raise StateMismatchError("cache_params is the state of another model: use the model that it came from")
 
+    @classmethod
+    def given_or_new(cls, given: Self | None, config: PreTrainedConfig, rows: int, wanted: bool) -> Self | None:
+        """The state that a forward starts from: the given one, checked; a new one where one is wanted; or none."""
+        if given is not None:
+            cls.check(given, config, rows)
+        return cls(config) if given is None and wanted else given
+
     @property
     def batch_size(self) -> int | None:
         """The number of rows; None before the first token."""

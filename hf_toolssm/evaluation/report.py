@@ -128,10 +128,7 @@ def plot_by_length(results: Sequence[LengthResult], trained_length: int | None, 
 
 
 def write_report(
-    folder: Path,
-    by_length: Sequence[LengthResult],
-    adversarial: Sequence[LengthResult],
-    about: Mapping[str, Any],
+    folder: Path, by_length: Sequence[LengthResult], adversarial: Sequence[LengthResult], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Writes `results.json` and, for plain test sets, `length_generalization.png`.
 
