@@ -128,9 +128,8 @@ def _token_counts(path: Path) -> list[int]:
     counts: list[int] = []
     with pyarrow.parquet.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
-            group = file.read_row_group(number, columns=["problem", "steps"])
-            problem, steps = (compute.list_value_length(group[name]).to_pylist() for name in ("problem", "steps"))
-            counts += [p + s + 1 for p, s in zip(problem, steps)]
+            columns = map(compute.list_value_length, file.read_row_group(number, ["problem", "steps"]).itercolumns())
+            counts += compute.add(compute.add(*columns), 1).to_pylist()
     return counts
 
 

@@ -75,8 +75,7 @@ def write_shards(problem_sets: Sequence[ProblemSet], folder: Path, num_proc: int
     """Writes the shards of these configurations that are not there yet; see `build.build_folder`."""
     shards = [shard for problems in problem_sets for shard in plan_shards(problems, folder)]
     _check_one_task(folder, {(p.task.saved_name, p.task.version) for p in problem_sets})
-    for directory in {shard.path.parent for shard in shards}:
-        _check_directory(directory, {shard.path: shard for shard in shards})
+    _check_present({shard.path: shard for shard in shards})
     problem_sets[0].task.save(folder)
     missing = [shard for shard in shards if not shard.path.exists()]
     _forget_card(folder, {shard.problems.name for shard in missing})
@@ -133,8 +132,9 @@ def _forget_card(folder: Path, unfinished: set[str]) -> None:
             card.unlink()
 
 
-def _check_directory(directory: Path, expected: dict[Path, Shard]) -> None:
-    for path in sorted(directory.glob("*.parquet")):
+def _check_present(expected: dict[Path, Shard]) -> None:
+    """Each file beside these shards is one of them."""
+    for path in sorted(file for folder in {path.parent for path in expected} for file in folder.glob("*.parquet")):
         shard = expected.get(path)
         if shard is None or not _holds(path, shard):
             raise DatasetMismatchError(

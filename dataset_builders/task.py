@@ -18,7 +18,7 @@ _SPLIT_ENDS = {"train": 80, "validation": 90, "test": 100}
 class Task(ABC):
     """A problem distribution and the algorithm that solves it by calling real tools.
 
-    It holds nothing but what names it, so that processes may pass it to each other.
+    It can be pickled: a builder hands it to its processes.
 
     Attributes:
         title: one line for the dataset card.

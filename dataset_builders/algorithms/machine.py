@@ -46,6 +46,10 @@ class Rule:
     move: str
 
 
+_Found = list[tuple[int, str, str, Rule]]
+"""Line, state, symbol and rule."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended.
@@ -156,7 +160,7 @@ def parse_machine(text: str, name: str) -> Machine:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     titles = [line.strip("# \t") for _, line in lines[:1] if line.startswith("#")]
     fields: dict[str, tuple[int, str]] = {}
-    found: list[tuple[int, str, str, Rule]] = []
+    found: _Found = []
     for number, line in lines:
         if line.startswith("#"):
             continue
@@ -168,19 +172,24 @@ def parse_machine(text: str, name: str) -> Machine:
                 raise _wrong(name, number, f"{field[1]} was given in line {fields[field[1]][0]} already")
             fields[field[1]] = number, field[2].strip()
         else:
-            raise _wrong(
-                name, number, f"{line!r} is neither a rule like `right 01 -> right R` nor one of {sorted(_FIELDS)}"
-            )
+            expected = f"a rule like `right 01 -> right R` nor one of {sorted(_FIELDS)}"
+            raise _wrong(name, number, f"{line!r} is neither {expected}")
     for needed in ("symbols", "input", "start", "halt"):
         if needed not in fields:
             raise InvalidMachineError(f"{name}: a line `{needed}: ...` is missing")
-    symbols, blank = _alphabet(name, fields)
+    number, symbols = fields["symbols"]
+    try:
+        Tape(symbols)
+    except UnknownToolError as error:
+        raise _wrong(name, number, str(error)) from error
+    number, blank = fields.get("blank", (number, "_"))
+    if len(blank) != 1 or blank not in symbols:
+        raise _wrong(name, number, f"the blank {blank!r} is none of the symbols {symbols}")
     halts = fields["halt"][1].split()
     if not halts:
         raise _wrong(name, fields["halt"][0], "halt names no state: write one or several in which the machine stops")
     rules = _rules(name, found, symbols, halts)
-    start = fields["start"][1]
-    _check_states(name, fields, found, start, halts)
+    _check_states(name, fields, found, halts)
     answer = fields.get("answer", (0, TAPE))
     if answer[1] not in (TAPE, STATE):
         raise _wrong(name, answer[0], f"answer is tape or state, not {answer[1]!r}")
@@ -191,6 +200,7 @@ def parse_machine(text: str, name: str) -> Machine:
         raise _wrong(name, number, str(error)) from error
     if unknown := inputs.symbols - set(symbols):
         raise _wrong(name, number, f"the input has {min(unknown)!r}, which is none of the symbols {symbols}")
+    start = fields["start"][1]
     states = list(dict.fromkeys([start, *(state for _, state, _, _ in found), *halts]))
     return Machine(
         name=name,
@@ -211,21 +221,7 @@ def _wrong(name: str, number: int, message: str) -> InvalidMachineError:
     return InvalidMachineError(f"{name}, line {number}: {message}")
 
 
-def _alphabet(name: str, fields: Mapping[str, tuple[int, str]]) -> tuple[str, str]:
-    number, symbols = fields["symbols"]
-    try:
-        Tape(symbols)
-    except UnknownToolError as error:
-        raise _wrong(name, number, str(error)) from error
-    number, blank = fields.get("blank", (number, "_"))
-    if len(blank) != 1 or blank not in symbols:
-        raise _wrong(name, number, f"the blank {blank!r} is none of the symbols {symbols}")
-    return symbols, blank
-
-
-def _rules(
-    name: str, found: Sequence[tuple[int, str, str, Rule]], symbols: str, halts: Sequence[str]
-) -> dict[tuple[str, str], Rule]:
+def _rules(name: str, found: _Found, symbols: str, halts: Sequence[str]) -> dict[tuple[str, str], Rule]:
     rules: dict[tuple[str, str], Rule] = {}
     for number, state, symbol, rule in found:
         for used in (symbol, rule.symbol):
@@ -239,17 +235,12 @@ def _rules(
     return rules
 
 
-def _check_states(
-    name: str,
-    fields: Mapping[str, tuple[int, str]],
-    found: Sequence[tuple[int, str, str, Rule]],
-    start: str,
-    halts: Sequence[str],
-) -> None:
+def _check_states(name: str, fields: Mapping[str, tuple[int, str]], found: _Found, halts: Sequence[str]) -> None:
     """Every state that is named has rules or halts, and is reached from the start."""
+    line, start = fields["start"]
     with_rules = {state for _, state, _, _ in found}
     if start not in with_rules:
-        raise _wrong(name, fields["start"][0], f"the start state {start} has no rule")
+        raise _wrong(name, line, f"the start state {start} has no rule")
     for number, _, _, rule in found:
         if rule.state not in with_rules and rule.state not in halts:
             raise _wrong(name, number, f"the state {rule.state} has no rule and is no halt state")

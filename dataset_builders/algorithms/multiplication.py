@@ -72,7 +72,7 @@ class Multiplication(Task):
     second_digits: int | None = None
     title = "Multiplication of two decimal numbers of n digits with a pointer memory"
     version = "3"
-    variants: Sequence[str] = ("local",)
+    variants: Sequence[str] = ("local", PARTIAL_PRODUCTS)
     adversarial: Sequence[str] = ("nines", "zeros_inside", "zero_or_one", "power_of_ten", "equal_digits")
     unit = "digits"
 

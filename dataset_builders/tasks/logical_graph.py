@@ -79,7 +79,8 @@ class LogicalGraph(Task):
 
     def sample_test(self, rng: random.Random, length: int) -> str:
         """Each node takes one node that none has used yet, where there is one, so that nearly all lead to the last."""
-        return _graph(rng, length, lambda at, free: [free if rng.random() < 0.9 else _any(rng, at), _any(rng, at)])
+        any_of = rng.randrange
+        return _graph(rng, length, lambda at, free: [free if rng.random() < 0.9 else any_of(at), any_of(at)])
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
         if name == "deep_chain":  # every node needs the one before, which is always asked first
@@ -228,7 +229,7 @@ def _graph(rng: random.Random, length: int, operands: Any, ordered: bool = False
     free = list(range(INPUTS))
     rng.shuffle(free)
     for at in range(INPUTS, INPUTS + length):
-        used = list(dict.fromkeys(operands(at, free[-1] if free else _any(rng, at))))
+        used = list(dict.fromkeys(operands(at, free[-1] if free else rng.randrange(at))))
         if not ordered:
             used = used[: 1 if rng.random() < 0.25 else 2]
             rng.shuffle(used)
@@ -245,10 +246,6 @@ def _graph(rng: random.Random, length: int, operands: Any, ordered: bool = False
         free = [n for n in free[-8:] if n not in used] + [at]
         rng.shuffle(free)
     return NEWLINE.join([*lines, ">" + names[-1], ""])
-
-
-def _any(rng: random.Random, at: int) -> int:
-    return rng.randrange(at)
 
 
 def _wide(rng: random.Random, at: int, length: int) -> list[int]:
