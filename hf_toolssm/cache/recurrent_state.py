@@ -66,11 +66,15 @@ class RecurrentState(DynamicCache):
             raise StateMismatchError("cache_params is the state of another model: use the model that it came from")
 
     @classmethod
-    def given_or_new(cls, given: Self | None, config: PreTrainedConfig, rows: int, wanted: bool) -> Self | None:
-        """The state that a forward starts from: the given one, checked; a new one where one is wanted; or none."""
+    def begin(cls, model: Any, given: Self | None, rows: int, use_cache: bool | None) -> tuple[Self | None, bool]:
+        """The state that a model's forward starts from, and whether it is asked for: by default outside training.
+
+        It is the given one, checked, and otherwise a new one where it is asked for.
+        """
+        asked = model.config.use_cache and not model.training if use_cache is None else use_cache
         if given is not None:
-            cls.check(given, config, rows)
-        return cls(config) if given is None and wanted else given
+            cls.check(given, model.config, rows)
+        return cls(model.config) if given is None and asked else given, asked
 
     @property
     def batch_size(self) -> int | None:

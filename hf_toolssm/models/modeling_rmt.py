@@ -131,9 +131,7 @@ class RmtModel(RmtPreTrainedModel):
                 "for no hidden states"
             )
         rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, None, attention_mask)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        cache_params = RmtState.given_or_new(cache_params, self.config, rows, use_cache)
+        cache_params, use_cache = RmtState.begin(self, cache_params, rows, use_cache)
         batch, length = input_ids.shape
         lengths, back = input_ids.new_full((batch,), length), None
         if attention_mask is not None:

@@ -151,9 +151,7 @@ class RnnModel(RnnPreTrainedModel):
             StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
         rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, inputs_embeds, attention_mask)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        cache_params = RnnState.given_or_new(cache_params, self.config, rows, use_cache)
+        cache_params, use_cache = RnnState.begin(self, cache_params, rows, use_cache)
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         lengths = back = None
         if attention_mask is not None:

@@ -156,9 +156,7 @@ class ToolMambaModel(MambaModel):
             StateMismatchError: `cache_params` is no state of this model and of as many rows.
         """
         rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, inputs_embeds, attention_mask)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        cache_params = MambaState.given_or_new(cache_params, self.config, rows, use_cache)
+        cache_params, use_cache = MambaState.begin(self, cache_params, rows, use_cache)
         running = None if cache_params is None else StateInForward(cache_params)
 
         back = None
