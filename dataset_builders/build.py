@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_builders.catalog import load_task, task_name
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING, ProblemSet, evaluation_sets
 from dataset_builders.shards import write_shards
 from hf_toolssm.errors import DatasetWriteError
@@ -77,13 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.train_max_length:
         sizes = [("train", options.num_examples), ("validation", options.num_validation)]
         present = tuple((split, size) for split, size in sizes if size)
-        sets.append(ProblemSet(options.task, TRAINING, options.train_max_length, present, variant, options.seed))
+        sets.append(ProblemSet(task, TRAINING, options.train_max_length, present, variant, options.seed))
     sets += evaluation_sets(
-        options.task, variant, options.lengths, options.adversarial_lengths, options.num_problems, options.seed
+        task, variant, options.lengths, options.adversarial_lengths, options.num_problems, options.seed
     )
     if not sets:
         parser.error("nothing to build: give --train-max-length, --lengths or --adversarial-lengths")
-    folder = options.output or Path("outputs") / f"tool-{task_name(options.task)}"
+    folder = options.output or Path("outputs") / f"tool-{task.name}"
     destination = None
     if options.push_to_hub:
         from dataset_builders.publish import check_dataset_destination, publish_dataset

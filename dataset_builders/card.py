@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet
 from pyarrow import compute
 
-from dataset_builders.catalog import load_task, task_beside, task_name
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING
 from dataset_builders.shards import read_identity
 from dataset_builders.task import describe_tools
@@ -40,7 +40,6 @@ class ConfigSummary:
 
     name: str
     identity: dict[str, Any]
-    rows: dict[str, int]
     tokens: tuple[int, int, int]
     locality: Locality
     locality_rows: int
@@ -51,12 +50,11 @@ def write_card(folder: Path) -> None:
     summaries = [s for s in map(summarize, sorted(p for p in folder.iterdir() if p.is_dir())) if s is not None]
     summaries.sort(key=lambda s: (s.identity["kind"] != TRAINING, s.identity["kind"], s.identity["length"]))
     first = summaries[0].identity
-    task = load_task(task_beside(folder, first["task"]))
+    task = load_task(first["task"], beside=folder)
     template = jinja2.Template(
         (Path(__file__).parent / "card_template.md").read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True
     )
     text = template.render(
-        task_name=task_name(first["task"]),
         task=task,
         tools={s.identity["variant"]: describe_tools(task.tools(s.identity["variant"])) for s in summaries},
         summaries=summaries,
@@ -92,7 +90,7 @@ def summarize(directory: Path) -> ConfigSummary | None:
     sampled = list(_sample(paths))
     lengths = sorted(length for path in paths for length in _token_counts(path))
     tokens = (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else (0, 0, 0)
-    return ConfigSummary(directory.name, shared, shared["sizes"], tokens, locality(sampled), len(sampled))
+    return ConfigSummary(directory.name, shared, tokens, locality(sampled), len(sampled))
 
 
 def rebuild_command(summary: ConfigSummary) -> str:

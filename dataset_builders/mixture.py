@@ -10,12 +10,13 @@ from typing import Any
 
 from datasets import Dataset, interleave_datasets
 
-from dataset_builders.catalog import load_task, task_file
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING, ProblemSet
-from dataset_builders.task import Task, check_variant
+from dataset_builders.task import Task
 from hf_toolssm.errors import InvalidMixtureError
 
-_SHARE = re.compile(r"([a-z0-9_]+|(?:[A-Za-z]:)?[^:=]+\.tm)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=([0-9.]+)")
+_WEIGHT = r"[0-9]+\.?[0-9]*|\.[0-9]+"
+_SHARE = re.compile(rf"([a-z0-9_]+|(?:[A-Za-z]:)?[^:=]+\.tm)(?:/([a-z0-9_]+))?:([1-9][0-9]*)=({_WEIGHT})")
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,13 @@ class Share:
     """One task of a mixture.
 
     Attributes:
-        task: the task's name.
+        task: of its own weight and lengths.
         variant: which of its algorithms.
         max_length: longest training problem.
         weight: how often its rows are drawn, beside those of the other tasks.
     """
 
-    task: str
+    task: Task
     variant: str
     max_length: int
     weight: float
@@ -40,7 +41,7 @@ class Share:
 
     def __str__(self) -> str:
         """As `trained_part` reads it; a table of the user's own by its file's name."""
-        return f"{task_file(self.task)}/{self.variant}:{self.max_length}={self.weight:g}"
+        return f"{self.task.saved_name}/{self.variant}:{self.max_length}={self.weight:g}"
 
 
 def parse_share(text: str) -> Share:
@@ -52,22 +53,20 @@ def parse_share(text: str) -> Share:
         InvalidProblemError: the task has no such variant.
     """
     match = re.fullmatch(_SHARE, text)
-    if match is None or not _is_positive(match[4]):
+    if match is None or not float(match[4]):
         raise InvalidMixtureError(
             f"{text!r} is no share of a mixture: write task:max_length=weight, as in addition:5=0.25"
         )
     name, variant, length, weight = match.groups()
     task = load_task(name)
-    variant = variant or task.variants[0]
-    check_variant(task, variant)
-    return Share(name, variant, int(length), float(weight))
+    return Share(task, task.check_variant(variant or task.variants[0]), int(length), float(weight))
 
 
-def training_shares(task: str, variant: str | None, max_length: int, mixture: Sequence[str]) -> list[Share]:
+def training_shares(task: Task, variant: str | None, max_length: int, mixture: Sequence[str]) -> list[Share]:
     """What a training is on: its own task, of weight 1, and those that are mixed in.
 
     Args:
-        task: as `load_task` takes it.
+        task: which the model is trained and measured for.
         variant: of its algorithms; by default the first.
         max_length: longest training problem.
         mixture: shares as `parse_share` reads them.
@@ -76,26 +75,41 @@ def training_shares(task: str, variant: str | None, max_length: int, mixture: Se
         InvalidMixtureError: a text is no share, or two tables have one name.
         UnknownTaskError, InvalidProblemError: see `parse_share`.
     """
-    shares = [Share(task, variant or load_task(task).variants[0], max_length, 1.0), *map(parse_share, mixture)]
-    tables = {share.task for share in shares}
-    if len({task_file(table) for table in tables}) < len(tables):
-        raise InvalidMixtureError(f"two tables of the mixture have the same name, of {sorted(tables)}: rename one")
+    shares = [Share(task, variant or task.variants[0], max_length, 1.0), *map(parse_share, mixture)]
+    names = [name for name, _ in {(share.task.saved_name, share.task.version) for share in shares}]
+    if len(set(names)) < len(names):
+        raise InvalidMixtureError(f"two tables of the mixture have the same name, of {sorted(names)}: rename one")
     return shares
 
 
-def trained_part(about: Mapping[str, Any], task: str) -> dict[str, Any]:
+def measured_task(about: Mapping[str, Any], model: str, task: str | None, variant: str | None) -> tuple[Task, str]:
+    """What a model is measured on, and the variant: by default what it was trained on.
+
+    Args:
+        about: what `recipes/sft.py` wrote of the training.
+        model: a folder, where a table of the user's own lies beside the model; or a Hub id.
+        task: as `load_task` takes it.
+        variant: of the task's algorithms.
+
+    Raises:
+        UnknownTaskError, InvalidProblemError: see `parse_share`.
+    """
+    found = load_task(task) if task else load_task(about.get("task", "addition"), beside=model)
+    return found, found.check_variant(variant or trained_part(about, found).get("variant", found.variants[0]))
+
+
+def trained_part(about: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """Variant and training maximum of one task of a training, which may be a mixture; nothing for any other task.
 
     Args:
         about: what `recipes/sft.py` wrote of the training.
-        task: as `load_task` takes it.
+        task: which of its tasks.
     """
-    name = task_file(task)  # as the training calls it: a table of the user's own lies beside the model by its name
-    if about.get("task") == name:
+    if about.get("task") == task.saved_name:
         return {fact: about[fact] for fact in ("variant", "train_max_length")}
     for share in about.get("mixture", []):
         found = re.fullmatch(_SHARE, share)
-        if found is not None and found[1] == name:
+        if found is not None and found[1] == task.saved_name:
             return {"variant": found[2], "train_max_length": int(found[3])}
     return {}
 
@@ -126,10 +140,3 @@ def mix(datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> Dat
         return datasets[0]
     probabilities = [weight / sum(weights) for weight in weights]
     return interleave_datasets(list(datasets), probabilities, seed=seed, stopping_strategy="all_exhausted")
-
-
-def _is_positive(text: str) -> bool:
-    try:
-        return float(text) > 0
-    except ValueError:  # two points in a number
-        return False

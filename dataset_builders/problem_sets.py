@@ -7,10 +7,9 @@ processes writes the same rows.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
-from dataset_builders.catalog import load_task, task_name
-from dataset_builders.task import Task, check_variant, example_rng, split_of
+from dataset_builders.task import Task, example_rng, split_of
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.protocol.trajectory import Trajectory
 
@@ -23,7 +22,7 @@ class ProblemSet:
     """One configuration of a task's dataset.
 
     Attributes:
-        task: as `load_task` takes it.
+        task: whose problems they are.
         kind: "max_length" for training, "length" for a plain test, or the name of an adversarial set.
         length: the longest (training) or the exact (test) length of the problems.
         sizes: rows per split.
@@ -35,7 +34,7 @@ class ProblemSet:
             fit the kind.
     """
 
-    task: str
+    task: Task
     kind: str
     length: int
     sizes: tuple[tuple[str, int], ...]
@@ -43,11 +42,10 @@ class ProblemSet:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        task = load_task(self.task)
-        kinds = (TRAINING, TEST, *task.adversarial)
+        name, kinds = self.task.name, (TRAINING, TEST, *self.task.adversarial)
         if self.kind not in kinds:
-            raise InvalidProblemError(f"{self.task} has no problem set {self.kind!r}; they are {', '.join(kinds)}")
-        check_variant(task, self.variant)
+            raise InvalidProblemError(f"{name} has no problem set {self.kind!r}; they are {', '.join(kinds)}")
+        self.task.check_variant(self.variant)
         if self.length < 1 or not self.sizes or any(size < 1 for _, size in self.sizes):
             raise InvalidProblemError(
                 f"lengths and sizes start at 1, with at least one split: {self.kind} {self.length} {self.sizes}"
@@ -60,16 +58,17 @@ class ProblemSet:
     def name(self) -> str:
         """The configuration's name, for example `max_length_5`; another variant than the first is part of it."""
         plain = f"{self.kind}_{self.length}"
-        return plain if self.variant == load_task(self.task).variants[0] else f"{self.variant}_{plain}"
+        return plain if self.variant == self.task.variants[0] else f"{self.variant}_{plain}"
 
 
-def problem_at(task: Task, problems: ProblemSet, split: str, index: int) -> str:
+def problem_at(problems: ProblemSet, split: str, index: int) -> str:
     """The problem of one row, drawn until its own hash puts it into the split.
 
     Raises:
         TooFewProblemsError: the split has no problem of that length.
     """
-    rng = example_rng(task_name(problems.task), problems.kind, problems.length, problems.seed, split, index)
+    task = problems.task
+    rng = example_rng(task.name, problems.kind, problems.length, problems.seed, split, index)
     for _ in range(_MAX_DRAWS):
         if problems.kind == TRAINING:
             problem = task.sample_training(rng, problems.length)
@@ -87,19 +86,19 @@ def problem_at(task: Task, problems: ProblemSet, split: str, index: int) -> str:
 
 def generate_rows(problems: ProblemSet, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
     """The rows start..stop of a split, as `SCHEMA` of shards.py describes them."""
-    task = load_task(problems.task)
+    task = problems.task
     for index in range(start, stop):
-        problem = problem_at(task, problems, split, index)
+        problem = problem_at(problems, split, index)
         trajectory = task.solve(problem, problems.variant)
         yield {
-            "id": f"{task_name(problems.task)}/{problems.name}/{problems.seed}/{split}/{index}",
+            "id": f"{task.name}/{problems.name}/{problems.seed}/{split}/{index}",
             **trajectory.to_row(),
             "length": task.length(problem),
         }
 
 
 def evaluation_sets(
-    task: str,
+    task: Task,
     variant: str,
     lengths: Sequence[int],
     adversarial_lengths: Sequence[int],
@@ -108,7 +107,7 @@ def evaluation_sets(
 ) -> list[ProblemSet]:
     """The test configurations: the plain ones by length, then every adversarial set of the task by length."""
     kinds = [(TEST, length) for length in lengths]
-    kinds += [(name, length) for length in adversarial_lengths for name in load_task(task).adversarial]
+    kinds += [(name, length) for length in adversarial_lengths for name in task.adversarial]
     return [ProblemSet(task, kind, length, (("test", num_problems),), variant, seed) for kind, length in kinds]
 
 
@@ -126,33 +125,15 @@ class ReferenceTrajectories(Sequence[Trajectory]):
         DidNotHaltError, NoRuleError: a Turing machine does not solve one.
     """
 
-    def __init__(self, problem_set: ProblemSet, split: str) -> None:
+    def __init__(self, problem_set: ProblemSet, split: str = "test") -> None:
         self.problem_set = problem_set
-        self._task, self._variant = load_task(problem_set.task), problem_set.variant
-        size = dict(problem_set.sizes)[split]
-        self._problems = [problem_at(self._task, problem_set, split, index) for index in range(size)]
+        self._problems = [problem_at(problem_set, split, index) for index in range(dict(problem_set.sizes)[split])]
 
     def __len__(self) -> int:
         return len(self._problems)
 
-    @overload
-    def __getitem__(self, at: int) -> Trajectory: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Trajectory]: ...
-    def __getitem__(self, at: int | slice) -> Trajectory | list[Trajectory]:
+    def __getitem__(self, at: Any) -> Any:
+        """One, or for a slice a list of them."""
         if isinstance(at, slice):
-            return [self._task.solve(problem, self._variant) for problem in self._problems[at]]
-        return self._task.solve(self._problems[at], self._variant)
-
-
-def references_of(
-    task: str,
-    variant: str,
-    lengths: Sequence[int],
-    adversarial_lengths: Sequence[int],
-    num_problems: int,
-    seed: int = 0,
-) -> list[ReferenceTrajectories]:
-    """The solved problems of test sets; see `evaluation_sets` and `ReferenceTrajectories`."""
-    sets = evaluation_sets(task, variant, lengths, adversarial_lengths, num_problems, seed)
-    return [ReferenceTrajectories(problems, "test") for problems in sets]
+            return [self[index] for index in range(*at.indices(len(self)))]
+        return self.problem_set.task.solve(self._problems[at], self.problem_set.variant)

@@ -49,12 +49,8 @@ def publish_dataset(folder: Path, destination: Destination, message: str | None 
     check_dataset_destination(destination, names)
     identity = identities[names[0]]
     built = f"{identity['task']}, generator version {identity['version']}: {', '.join(names)}"
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if _is_published(path)}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
+    files = {path.relative_to(folder).as_posix(): path for path in paths if path.suffix != ".incomplete"}
     return publish_files(
         files, destination, message or built, owned=lambda path: path.rpartition("/")[0] in identities
     )
-
-
-def _is_published(path: Path) -> bool:
-    """Hidden files and those of an unfinished write are not."""
-    return path.is_file() and not path.name.startswith(".") and path.suffix != ".incomplete"

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from dataset_builders.catalog import copy_table, load_task, task_file
 from dataset_builders.problem_sets import ProblemSet, generate_rows
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
 
@@ -58,10 +57,9 @@ class Shard:
 
     def identity(self) -> dict[str, Any]:
         """All that determines the file's content; it stands in the file's own metadata."""
-        version = load_task(self.problems.task).version
-        described = asdict(self.problems) | {"sizes": dict(self.problems.sizes)}
-        described["task"] = task_file(self.problems.task)
-        return described | {"version": version, "split": self.split, "start": self.start, "stop": self.stop}
+        task = self.problems.task
+        described = vars(self.problems) | {"task": task.saved_name, "sizes": dict(self.problems.sizes)}
+        return described | {"version": task.version, "split": self.split, "start": self.start, "stop": self.stop}
 
 
 def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
@@ -78,11 +76,9 @@ def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
 def write_shards(problem_sets: Sequence[ProblemSet], folder: Path, num_proc: int) -> None:
     """Writes the shards of these configurations that are not there yet; see `build.build_folder`."""
     shards = [shard for problems in problem_sets for shard in plan_shards(problems, folder)]
-    _check_one_task(folder, {(task_file(p.task), load_task(p.task).version) for p in problem_sets})
-    for directory in {shard.path.parent for shard in shards}:
-        _check_directory(directory, {shard.path: shard for shard in shards})
-    for task in {problems.task for problems in problem_sets}:
-        copy_table(task, folder)
+    _check_one_task(folder, {(p.task.saved_name, p.task.version) for p in problem_sets})
+    _check_present({shard.path: shard for shard in shards})
+    problem_sets[0].task.save(folder)
     missing = [shard for shard in shards if not shard.path.exists()]
     _forget_card(folder, {shard.problems.name for shard in missing})
     with tqdm(
@@ -138,8 +134,9 @@ def _forget_card(folder: Path, unfinished: set[str]) -> None:
             card.unlink()
 
 
-def _check_directory(directory: Path, expected: dict[Path, Shard]) -> None:
-    for path in sorted(directory.glob("*.parquet")):
+def _check_present(expected: dict[Path, Shard]) -> None:
+    """Each file beside these shards is one of them."""
+    for path in sorted(file for folder in {path.parent for path in expected} for file in folder.glob("*.parquet")):
         shard = expected.get(path)
         if shard is None or not _holds(path, shard):
             raise DatasetMismatchError(

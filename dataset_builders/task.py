@@ -2,18 +2,23 @@
 
 import hashlib
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools import Tool, make_tool
 
-_SPLIT_SHARES = {"train": 80, "validation": 10, "test": 10}
+_SPLIT_ENDS = {"train": 80, "validation": 90, "test": 100}
+"""Up to where, of 100, a problem's hash falls into a split."""
 
 
-class Task(Protocol):
+class Task(ABC):
     """A problem distribution and the algorithm that solves it by calling real tools.
+
+    It can be pickled: a builder hands it to its processes.
 
     Attributes:
         title: one line for the dataset card.
@@ -29,39 +34,75 @@ class Task(Protocol):
     adversarial: Sequence[str]
     unit: str
 
+    @property
+    def name(self) -> str:
+        """What ids, folders and titles call it: the name of its file."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def saved_name(self) -> str:
+        """What a dataset's card or a model's facts call it, by which `catalog.load_task` finds it there again."""
+        return self.name
+
+    def save(self, folder: Path) -> str:
+        """Puts what `catalog.load_task` needs, beside this package, into a dataset's or a model's folder.
+
+        Returns:
+            `saved_name`.
+        """
+        return self.saved_name
+
+    @abstractmethod
     def tools(self, variant: str) -> list[dict[str, Any]]:
         """The tools that a variant calls, as a model's config names them."""
 
+    @abstractmethod
     def cells(self, variant: str) -> Sequence[str]:
         """The cells that problems, thoughts and outputs are made of, each one character."""
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
-        """A problem from the training distribution."""
+        """A problem from the training distribution: by default of any length up to that."""
+        return self.sample_test(rng, rng.randint(1, max_length))
 
+    @abstractmethod
     def sample_test(self, rng: random.Random, length: int) -> str:
         """A problem of exactly that length."""
 
+    @abstractmethod
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
-        """The problem number `index` of an adversarial set."""
+        """The problem number `index` of an adversarial set.
+
+        Raises:
+            InvalidProblemError: no set has that name, or its problems cannot be so long.
+            TooFewProblemsError: the set has no problem of that number or length.
+        """
 
     def held_out(self, problem: str) -> bool:
         """Whether a problem may only be tested, whatever its hash says."""
+        return False
 
+    @abstractmethod
     def length(self, problem: str) -> int:
         """The length of a problem in the task's unit."""
 
+    @abstractmethod
     def solve(self, problem: str, variant: str) -> Trajectory:
         """The trajectory of the algorithm, recorded by driving the real tool."""
 
+    @abstractmethod
     def answer(self, problem: str, variant: str) -> str:
         """The right answer as the variant writes it, found in another way than by its algorithm."""
 
+    def check_variant(self, variant: str) -> str:
+        """The variant's name; raises InvalidProblemError where the task has no such variant."""
+        if variant not in self.variants:
+            raise InvalidProblemError(f"{self.name} has no variant {variant!r}; they are {', '.join(self.variants)}")
+        return variant
 
-def check_variant(task: Task, variant: str) -> None:
-    """Raises InvalidProblemError where the task has no variant of that name."""
-    if variant not in task.variants:
-        name = type(task).__module__.rpartition(".")[2]
-        raise InvalidProblemError(f"{name} has no variant {variant!r}; they are {', '.join(task.variants)}")
+    def unknown_set(self, name: str) -> InvalidProblemError:
+        """What `sample_adversarial` raises for a name that is none of `adversarial`."""
+        sets = ", ".join(self.adversarial)
+        return InvalidProblemError(f"{self.name} has no adversarial set {name!r}; they are {sets}")
 
 
 def task_tool(task: Task, variant: str) -> Tool:
@@ -70,8 +111,7 @@ def task_tool(task: Task, variant: str) -> Tool:
     Raises:
         InvalidProblemError: the task has no such variant.
     """
-    check_variant(task, variant)
-    (spec,) = task.tools(variant)
+    (spec,) = task.tools(task.check_variant(variant))
     return make_tool(spec)
 
 
@@ -79,12 +119,8 @@ def split_of(task: Task, problem: str) -> str:
     """The split that a problem belongs to, decided by the problem alone: splits are disjoint by construction."""
     if task.held_out(problem):
         return "test"
-    bucket = int.from_bytes(hashlib.sha256(problem.encode()).digest()[:8]) % sum(_SPLIT_SHARES.values())
-    for split, share in _SPLIT_SHARES.items():
-        if bucket < share:
-            return split
-        bucket -= share
-    raise AssertionError("the shares cover every bucket")
+    bucket = int.from_bytes(hashlib.sha256(problem.encode()).digest()[:8]) % 100
+    return next(split for split, end in _SPLIT_ENDS.items() if bucket < end)
 
 
 def example_rng(*identity: object) -> random.Random:

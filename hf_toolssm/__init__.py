@@ -46,25 +46,9 @@ _HOME_OF = {
     "Trajectory": "hf_toolssm.protocol.trajectory",
 }
 
-__all__ = [
-    "MambaState",
-    "Renderer",
-    "Session",
-    "RmtConfig",
-    "RmtForCausalLM",
-    "RmtModel",
-    "RnnConfig",
-    "RnnForCausalLM",
-    "RnnModel",
-    "Step",
-    "StepKind",
-    "ToolMambaConfig",
-    "ToolMambaForCausalLM",
-    "ToolMambaModel",
-    "Trajectory",
-    "add_tool_tokens",
-    "generate_with_tools",
-]
+__all__ = ["Renderer", "Session", "Step", "StepKind", "Trajectory", "add_tool_tokens", "generate_with_tools"]
+__all__ += ["MambaState", "ToolMambaConfig", "ToolMambaForCausalLM", "ToolMambaModel"]
+__all__ += ["RmtConfig", "RmtForCausalLM", "RmtModel", "RnnConfig", "RnnForCausalLM", "RnnModel"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataset_builders.catalog import load_task, task_beside, task_name
+from dataset_builders.catalog import load_task
 from dataset_builders.task import Task, example_rng
 from hf_toolssm.errors import DidNotHaltError, ToolSSMError
 from hf_toolssm.evaluation.report import weights_digest
@@ -80,7 +80,7 @@ def verify(claim: Mapping[str, Any], folder: Path, model: str | None, count_toke
     Raises:
         CertificateError: something does not hold.
     """
-    task = load_task(task_beside(folder, claim["task"]))
+    task = load_task(claim["task"], beside=folder)
     if task.version != claim["task_version"]:
         raise CertificateError(
             f"the task has changed since, from version {claim['task_version']} to {task.version}: check it with the "
@@ -92,7 +92,7 @@ def verify(claim: Mapping[str, Any], folder: Path, model: str | None, count_toke
     if task.length(problem) != claim["length"]:
         raise CertificateError(f"the problem has {task.length(problem):,} {task.unit}, not {claim['length']}")
     origin = f"seed {claim['seed']}" if claim["problem"] is None else "given as a text"
-    yield f"the problem is {task_name(claim['task'])}, {claim['length']:,} {task.unit}, {origin}"
+    yield f"the problem is {task.name}, {claim['length']:,} {task.unit}, {origin}"
     right = digest(task.answer(problem, claim["variant"])) == claim["answer_sha256"]
     if (right and claim["complete"]) != claim["exact"]:
         raise CertificateError(
@@ -123,7 +123,7 @@ def state_problem(task: Task, claim: Mapping[str, Any]) -> str:
     """The problem that was given as a text, or drawn by task, length and seed."""
     if claim["problem"] is not None:
         return claim["problem"]
-    rng = example_rng("long problem", task_name(claim["task"]), claim["length"], claim["seed"])
+    rng = example_rng("long problem", task.name, claim["length"], claim["seed"])
     return task.sample_test(rng, claim["length"])
 
 

@@ -7,15 +7,12 @@ model's folder, or `outputs/` for a model on the Hub.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer, HfArgumentParser
 
-from dataset_builders.catalog import load_task, task_beside
-from dataset_builders.mixture import trained_part
-from dataset_builders.problem_sets import ReferenceTrajectories, references_of
-from dataset_builders.task import check_variant
+from dataset_builders.mixture import measured_task, trained_part
+from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
 from hf_toolssm.evaluation.report import table, training_facts, weights_digest, write_report
 from hf_toolssm.files import escape_unprintable
@@ -47,14 +44,13 @@ def main() -> None:
     if not (options.lengths or options.adversarial_lengths or options.teacher_forced_lengths):
         parser.error("nothing to measure: give --lengths, --adversarial_lengths or --teacher_forced_lengths")
     about = training_facts(options.model)
-    task_name = options.task or task_beside(options.model, about.get("task", "addition"))
-    task = load_task(task_name)
-    part = trained_part(about, task_name)
-    variant = options.variant or part.get("variant", task.variants[0])
-    check_variant(task, variant)
+    task, variant = measured_task(about, options.model, options.task, options.variant)
 
     # All problems before the first run: a set that does not exist is said at once.
-    drawn = partial(references_of, task_name, variant, num_problems=options.num_problems, seed=options.seed)
+    def drawn(lengths: list[int], adversarial_lengths: list[int]) -> list[ReferenceTrajectories]:
+        sets = evaluation_sets(task, variant, lengths, adversarial_lengths, options.num_problems, options.seed)
+        return list(map(ReferenceTrajectories, sets))
+
     plain, adversarial = drawn(options.lengths, []), drawn([], options.adversarial_lengths)
     forced = drawn(options.teacher_forced_lengths, [])
 
@@ -73,8 +69,8 @@ def main() -> None:
     adversarial_results = list(map(free_running, adversarial))
     forced_results = list(map(teacher_forced, forced))
     measured = {
-        "train_max_length": part.get("train_max_length"),
-        "task": task_name,
+        "train_max_length": trained_part(about, task).get("train_max_length"),
+        "task": task.saved_name,
         "variant": variant,
         "unit": task.unit,
         "problem_seed": options.seed,

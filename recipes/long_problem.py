@@ -16,9 +16,8 @@ from certificate import commit, digest, state_problem
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
-from dataset_builders.catalog import copy_table, load_task, task_beside, task_file, task_name
-from dataset_builders.mixture import trained_part
-from dataset_builders.task import check_variant
+from dataset_builders.mixture import measured_task
+from dataset_builders.task import Task
 from hf_toolssm import Session
 from hf_toolssm.evaluation.exactness import first_difference
 from hf_toolssm.evaluation.report import hardware, peak_memory_mib, training_facts, weights_digest, write_json
@@ -49,11 +48,7 @@ def main() -> None:
     (options,) = parser.parse_args_into_dataclasses()
     if (options.length is None) == (options.problem is None):
         parser.error("give the --length of a random problem, or the --problem itself")
-    about = training_facts(options.model)
-    options.task = options.task or task_beside(options.model, about.get("task", "addition"))
-    task = load_task(options.task)
-    options.variant = options.variant or trained_part(about, options.task).get("variant", task.variants[0])
-    check_variant(task, options.variant)
+    task, options.variant = measured_task(training_facts(options.model), options.model, options.task, options.variant)
     problem = state_problem(task, asdict(options))
     options.length = task.length(problem)
     expected = task.answer(problem, options.variant)  # before the run: a problem without an answer is said at once
@@ -61,10 +56,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    session, history = open_session(options, output, model, tokenizer, problem)
+    session, history = open_session(stated(options, task), output, model, tokenizer, problem)
 
     saved, stride = time.perf_counter(), 100
-    name = f"{task_name(options.task)} {options.length:,}"
+    name = f"{task.name} {options.length:,}"
     with tqdm(initial=session.tokens, desc=name, unit="token", unit_scale=True) as bar:
         while not session.finished and session.tokens < options.max_new_tokens:
             start = time.perf_counter()
@@ -72,14 +67,14 @@ def main() -> None:
             taken = time.perf_counter() - start
             stride, history.seconds = stride * 2 if taken < SLICE / 2 else stride, history.seconds + taken
             if time.perf_counter() - saved >= options.save_seconds:
-                save(session, history, options, output)
+                save(session, history, stated(options, task), output)
                 saved, stride = time.perf_counter(), 100
     row = session.rows[0]
     found = session.answers[0]
     wrong = first_difference(expected, found)
-    copy_table(options.task, output)
+    task.save(output)
     certificate = {
-        **stated(options),
+        **stated(options, task),
         "problem_sha256": digest(problem),
         "exact": row.complete and wrong is None,
         "first_wrong_symbol": wrong,
@@ -102,11 +97,10 @@ def main() -> None:
     print(json.dumps({key: value for key, value in certificate.items() if key != "hardware"}, indent=2))
 
 
-def stated(options: LongProblemArguments) -> dict[str, Any]:
+def stated(options: LongProblemArguments, task: Task) -> dict[str, Any]:
     """What says which problem it is; a table of the user's own lies beside the certificate by its name."""
-    assert options.task is not None
     named = {name: getattr(options, name) for name in ("variant", "length", "seed", "problem")}
-    return {"task": task_file(options.task), **named, "task_version": load_task(options.task).version}
+    return {"task": task.saved_name, **named, "task_version": task.version}
 
 
 @dataclass
@@ -126,7 +120,7 @@ class History:
     resumed: int = 0
 
 
-def open_session(options: LongProblemArguments, output: Path, model, tokenizer, problem) -> tuple[Session, History]:
+def open_session(facts: dict[str, Any], output: Path, model, tokenizer, problem) -> tuple[Session, History]:
     """The session that an earlier run saved, or a new one; and what was measured so far."""
     path = output / "session.safetensors"
     progress = output / "progress.json"
@@ -134,7 +128,7 @@ def open_session(options: LongProblemArguments, output: Path, model, tokenizer, 
     if not path.exists() or not progress.exists():
         return Session.start(model, [Renderer(tokenizer).problem(problem)], tokenizer=tokenizer), history
     before = json.loads(progress.read_text(encoding="utf-8"))
-    if any(before.get(name) != value for name, value in stated(options).items()):
+    if any(before.get(name) != value for name, value in facts.items()):
         raise SystemExit(f"{output} holds a session of another problem: give another --output")
     session = Session.load(path, model, tokenizer=tokenizer)
     history.seconds = before["seconds_per_token"] * session.tokens  # the session may be older than the file beside it
@@ -143,10 +137,10 @@ def open_session(options: LongProblemArguments, output: Path, model, tokenizer, 
     return session, history
 
 
-def save(session: Session, history: History, options: LongProblemArguments, output: Path) -> None:
+def save(session: Session, history: History, facts: dict[str, Any], output: Path) -> None:
     peak = max(history.peak_memory_mib, peak_memory_mib())
-    facts = {**stated(options), **asdict(history), "peak_memory_mib": peak}
-    write_json(output / "progress.json", facts | {"seconds_per_token": history.seconds / session.tokens})
+    progress = {**facts, **asdict(history), "peak_memory_mib": peak}
+    write_json(output / "progress.json", progress | {"seconds_per_token": history.seconds / session.tokens})
     session.save(output / "session.safetensors")
 
 

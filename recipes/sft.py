@@ -20,9 +20,9 @@ from sft_arguments import RecipeArguments
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import TrlParser
 
-from dataset_builders.catalog import copy_table, load_task, task_name
+from dataset_builders.catalog import load_task
 from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, training_shares
-from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTrajectories, references_of
+from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.task import example_rng
 from dataset_builders.training_rows import training_rows
 from hf_toolssm.errors import ToolSSMError, UnsafeTrainingError
@@ -49,19 +49,21 @@ def main() -> None:
     # What cannot be is said before anything is built.
     destination = training_destination(config)
     tokenizer = tokenizer_of(recipe)
-    shares = training_shares(recipe.task, recipe.variant, recipe.train_max_length, recipe.mixture)
-    first, task = shares[0], load_task(recipe.task)
+    task = load_task(recipe.task)
+    shares = training_shares(task, recipe.variant, recipe.train_max_length, recipe.mixture)
+    first = shares[0]
     example = task.sample_training(example_rng("model card"), recipe.train_max_length)
     plain, adversarial = [], []
     if state.is_main_process:  # the others measure nothing
-        test = partial(references_of, recipe.task, first.variant, num_problems=recipe.eval_num_problems)
-        plain, adversarial = test(recipe.eval_lengths, []), test([], recipe.eval_adversarial_lengths)
+        test = partial(evaluation_sets, task, first.variant, num_problems=recipe.eval_num_problems)
+        plain = list(map(ReferenceTrajectories, test(recipe.eval_lengths, [])))
+        adversarial = list(map(ReferenceTrajectories, test([], recipe.eval_adversarial_lengths)))
 
     with state.main_process_first():
         read = partial(training_rows, num_proc=recipe.num_proc, builds=state.is_main_process)
         sets = [share.training_set(recipe.num_examples, recipe.dataset_seed) for share in shares]
         rows, dataset_revision = read(sets[0], recipe.dataset, output / "dataset")
-        more = [read(each, None, output / f"dataset-{task_name(each.task)}")[0] for each in sets[1:]]
+        more = [read(each, None, output / f"dataset-{each.task.name}")[0] for each in sets[1:]]
     set_seed(config.seed)
     model, tokenizer = model_and_tokenizer(recipe, shares, tokenizer)
     revision = recipe.model and tool_models.checkpoint_revision(recipe.model)  # now: asking may fail
@@ -96,7 +98,7 @@ def main() -> None:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
     about = {
-        "task": [copy_table(share.task, output) for share in shares][0],
+        "task": [share.task.save(output) for share in shares][0],
         "variant": first.variant,
         "unit": task.unit,
         "example_problem": example,
@@ -165,7 +167,7 @@ def model_and_tokenizer(
     recipe: RecipeArguments, shares: list[Share], tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A small model with a tokenizer of the tasks' cells, or the checkpoint with its own and the tool tokens added."""
-    tasks = [(load_task(share.task), share.variant) for share in shares]
+    tasks = [(share.task, share.variant) for share in shares]
     if recipe.model is not None:
         return tool_models.from_checkpoint(recipe.model, tokenizer, merge_tools(tasks))
     return tool_models.from_scratch(

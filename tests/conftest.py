@@ -126,8 +126,8 @@ def random_model(tokenizer, specs, seed=0, **shape):
 @pytest.fixture(scope="session")
 def memorised(tokenizer, specs):
     """A model that knows two problems by heart, and their references."""
-    (problems,) = evaluation_sets("addition", "local", [1], [], 2)
-    references = ReferenceTrajectories(problems, "test")
+    (problems,) = evaluation_sets(load_task("addition"), "local", [1], [], 2)
+    references = ReferenceTrajectories(problems)
     rows = [Renderer(tokenizer).render(reference) for reference in references]
     model = random_model(tokenizer, specs, hidden_size=48, state_size=16).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from dataset_builders.build import build_folder
+from dataset_builders.catalog import load_task
 from dataset_builders.mixture import parse_share
 from dataset_builders.problem_sets import evaluation_sets
 from hf_toolssm.errors import UnknownTaskError
@@ -103,7 +104,7 @@ def test_a_share_of_a_mixture_may_name_a_drive():
 def test_cards_are_the_same_bytes_in_an_ascii_locale(tmp_path):
     for folder in ("here", "ascii"):
         shutil.copytree(ROOT / "model_cards" / "addition", tmp_path / folder)
-    build_folder(evaluation_sets("addition", "local", [4], [], 3), tmp_path / "here" / "rows")
+    build_folder(evaluation_sets(load_task("addition"), "local", [4], [], 3), tmp_path / "here" / "rows")
     write_model_card(tmp_path / "here", ROOT / "model_cards" / "template.md")
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = run(["-c", ASCII_CODE], tmp_path / "ascii" / "rows", tmp_path / "ascii", **locale)

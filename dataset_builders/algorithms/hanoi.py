@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from dataset_builders.algorithms.decimal_numbers import DIGITS
+from dataset_builders.task import Task
 from hf_toolssm.errors import InvalidProblemError
 
 RODS = "ABC"
@@ -19,7 +20,7 @@ MOST_DISKS = 99
 _DISKS = re.compile(r"((?!00)[0-9][0-9])+")
 
 
-class HanoiPuzzle:
+class HanoiPuzzle(Task):
     """The problems of both tasks and their right answers.
 
     Attributes:
@@ -34,19 +35,11 @@ class HanoiPuzzle:
     def cells(self, variant: str) -> Sequence[str]:
         return (*DIGITS, *RODS, self.end)
 
-    def sample_training(self, rng: random.Random, max_length: int) -> str:
-        return self.sample_test(rng, rng.randint(1, max_length))
-
     def sample_test(self, rng: random.Random, length: int) -> str:
         _check_number(length)
         return self._problem(rng.sample(range(1, 100), length))
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
-        """The problem number `index` of an adversarial set.
-
-        Raises:
-            InvalidProblemError: no set has that name, or there are not so many labels.
-        """
         _check_number(length)
         if name == "consecutive_labels":  # neighbours share their tens
             start = rng.randint(1, MOST_DISKS - length + 1)
@@ -58,11 +51,8 @@ class HanoiPuzzle:
         elif name == "growing_labels":  # the larger the disk, the smaller its label
             labels = sorted(rng.sample(range(1, 100), length))
         else:
-            raise InvalidProblemError(f"there is no adversarial set {name!r}; they are {', '.join(self.adversarial)}")
+            raise self.unknown_set(name)
         return self._problem(labels)
-
-    def held_out(self, problem: str) -> bool:
-        return False
 
     def length(self, problem: str) -> int:
         return len(self.labels(problem))

@@ -18,9 +18,8 @@ S). Also possible are `blank:`, the symbol of all cells that were never written 
 `machine_inputs.py`.
 """
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +44,10 @@ class Rule:
     state: str
     symbol: str
     move: str
+
+
+_Found = list[tuple[int, str, str, Rule]]
+"""Line, state, symbol and rule."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Machine:
         inputs: what its problems look like.
         rules: by state and symbol.
         letters: one character for each state, which is no symbol.
-        digest: of the whole table; another table has another.
+        table: the whole text.
     """
 
     name: str
@@ -90,7 +93,7 @@ class Machine:
     inputs: Inputs
     rules: Mapping[tuple[str, str], Rule]
     letters: Mapping[str, str]
-    digest: str
+    table: str
 
     def rule(self, state: str, symbol: str) -> Rule:
         """What to do in a state on a symbol.
@@ -157,7 +160,7 @@ def parse_machine(text: str, name: str) -> Machine:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     titles = [line.strip("# \t") for _, line in lines[:1] if line.startswith("#")]
     fields: dict[str, tuple[int, str]] = {}
-    found: list[tuple[int, str, str, Rule]] = []
+    found: _Found = []
     for number, line in lines:
         if line.startswith("#"):
             continue
@@ -169,19 +172,24 @@ def parse_machine(text: str, name: str) -> Machine:
                 raise _wrong(name, number, f"{field[1]} was given in line {fields[field[1]][0]} already")
             fields[field[1]] = number, field[2].strip()
         else:
-            raise _wrong(
-                name, number, f"{line!r} is neither a rule like `right 01 -> right R` nor one of {sorted(_FIELDS)}"
-            )
+            expected = f"a rule like `right 01 -> right R` nor one of {sorted(_FIELDS)}"
+            raise _wrong(name, number, f"{line!r} is neither {expected}")
     for needed in ("symbols", "input", "start", "halt"):
         if needed not in fields:
             raise InvalidMachineError(f"{name}: a line `{needed}: ...` is missing")
-    symbols, blank = _alphabet(name, fields)
+    number, symbols = fields["symbols"]
+    try:
+        Tape(symbols)
+    except UnknownToolError as error:
+        raise _wrong(name, number, str(error)) from error
+    number, blank = fields.get("blank", (number, "_"))
+    if len(blank) != 1 or blank not in symbols:
+        raise _wrong(name, number, f"the blank {blank!r} is none of the symbols {symbols}")
     halts = fields["halt"][1].split()
     if not halts:
         raise _wrong(name, fields["halt"][0], "halt names no state: write one or several in which the machine stops")
     rules = _rules(name, found, symbols, halts)
-    start = fields["start"][1]
-    _check_states(name, fields, found, start, halts)
+    _check_states(name, fields, found, halts)
     answer = fields.get("answer", (0, TAPE))
     if answer[1] not in (TAPE, STATE):
         raise _wrong(name, answer[0], f"answer is tape or state, not {answer[1]!r}")
@@ -192,6 +200,7 @@ def parse_machine(text: str, name: str) -> Machine:
         raise _wrong(name, number, str(error)) from error
     if unknown := inputs.symbols - set(symbols):
         raise _wrong(name, number, f"the input has {min(unknown)!r}, which is none of the symbols {symbols}")
+    start = fields["start"][1]
     states = list(dict.fromkeys([start, *(state for _, state, _, _ in found), *halts]))
     return Machine(
         name=name,
@@ -204,7 +213,7 @@ def parse_machine(text: str, name: str) -> Machine:
         inputs=inputs,
         rules=rules,
         letters=_letters(name, states, symbols),
-        digest=hashlib.sha256(text.encode()).hexdigest()[:16],
+        table=text,
     )
 
 
@@ -212,57 +221,32 @@ def _wrong(name: str, number: int, message: str) -> InvalidMachineError:
     return InvalidMachineError(f"{name}, line {number}: {message}")
 
 
-def _alphabet(name: str, fields: Mapping[str, tuple[int, str]]) -> tuple[str, str]:
-    number, symbols = fields["symbols"]
-    try:
-        Tape(symbols)
-    except UnknownToolError as error:
-        raise _wrong(name, number, str(error)) from error
-    number, blank = fields.get("blank", (number, "_"))
-    if len(blank) != 1 or blank not in symbols:
-        raise _wrong(name, number, f"the blank {blank!r} is none of the symbols {symbols}")
-    return symbols, blank
-
-
-def _rules(
-    name: str, found: Sequence[tuple[int, str, str, Rule]], symbols: str, halts: Sequence[str]
-) -> dict[tuple[str, str], Rule]:
+def _rules(name: str, found: _Found, symbols: str, halts: Sequence[str]) -> dict[tuple[str, str], Rule]:
     rules: dict[tuple[str, str], Rule] = {}
-    lines: dict[tuple[str, str], int] = {}
     for number, state, symbol, rule in found:
         for used in (symbol, rule.symbol):
             if used not in symbols:
                 raise _wrong(name, number, f"{used!r} is none of the symbols {symbols}")
         if state in halts:
             raise _wrong(name, number, f"{state} is a halt state, and has a rule")
-        if (state, symbol) in rules:
-            raise _wrong(
-                name, number, f"the state {state} on {symbol!r} has a rule in line {lines[state, symbol]} already"
-            )
-        rules[state, symbol], lines[state, symbol] = rule, number
+        if rules.setdefault((state, symbol), rule) is not rule:
+            first = next(line for line, *key, _ in found if key == [state, symbol])
+            raise _wrong(name, number, f"the state {state} on {symbol!r} has a rule in line {first} already")
     return rules
 
 
-def _check_states(
-    name: str,
-    fields: Mapping[str, tuple[int, str]],
-    found: Sequence[tuple[int, str, str, Rule]],
-    start: str,
-    halts: Sequence[str],
-) -> None:
+def _check_states(name: str, fields: Mapping[str, tuple[int, str]], found: _Found, halts: Sequence[str]) -> None:
     """Every state that is named has rules or halts, and is reached from the start."""
+    line, start = fields["start"]
     with_rules = {state for _, state, _, _ in found}
     if start not in with_rules:
-        raise _wrong(name, fields["start"][0], f"the start state {start} has no rule")
+        raise _wrong(name, line, f"the start state {start} has no rule")
     for number, _, _, rule in found:
         if rule.state not in with_rules and rule.state not in halts:
             raise _wrong(name, number, f"the state {rule.state} has no rule and is no halt state")
-    reached, waiting = {start}, [start]
-    while waiting:
-        state = waiting.pop()
-        for target in {rule.state for _, source, _, rule in found if source == state} - reached:
-            reached.add(target)
-            waiting.append(target)
+    reached = [start]
+    for state in reached:  # it grows meanwhile
+        reached += {rule.state for _, source, _, rule in found if source == state}.difference(reached)
     for number, state, _, _ in found:
         if state not in reached:
             raise _wrong(name, number, f"the state {state} is never reached from {start}: remove it, or lead to it")
@@ -273,15 +257,13 @@ def _check_states(
 
 def _letters(name: str, states: Sequence[str], symbols: str) -> dict[str, str]:
     """A character for each state: its own name where that is one, and otherwise the next free letter."""
-    letters = {state: state for state in states if len(state) == 1 and state not in symbols}
-    free: Iterator[str] = (letter for letter in _LETTERS if letter not in symbols and letter not in letters)
-    for state in states:
-        if state not in letters:
-            letter = next(free, None)
-            if letter is None:
-                raise InvalidMachineError(
-                    f"{name}: {len(states)} states are more than the {len(_LETTERS)} letters that name them: leave "
-                    "states out, or give some of them a single character as their name"
-                )
-            letters[state] = letter
-    return {state: letters[state] for state in states}
+    own = {state for state in states if len(state) == 1 and state not in symbols}
+    free = [letter for letter in _LETTERS if letter not in own and letter not in symbols]
+    others = [state for state in states if state not in own]
+    if len(others) > len(free):
+        raise InvalidMachineError(
+            f"{name}: {len(states)} states are more than the {len(_LETTERS)} letters that name them: leave "
+            "states out, or give some of them a single character as their name"
+        )
+    letters = dict(zip(others, free))
+    return {state: letters.get(state, state) for state in states}

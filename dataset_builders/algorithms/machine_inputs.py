@@ -92,9 +92,9 @@ class Inputs:
         """How long each part is. Bounded parts are drawn evenly as far as the others leave room; then open ones share
         what is left, at random cuts, and bounded ones take what is too much for them."""
         sizes, spare = [part.shortest for part in self.parts], length - sum(part.shortest for part in self.parts)
-        bounded = [at for at, part in enumerate(self.parts) if part.longest is not None]
-        for at in rng.sample(bounded, len(bounded)):
-            taken = min(spare, rng.randint(0, _room(self.parts[at], sizes[at])))
+        bounded = [(at, part.longest) for at, part in enumerate(self.parts) if part.longest is not None]
+        for at, longest in rng.sample(bounded, len(bounded)):
+            taken = min(spare, rng.randint(0, longest - sizes[at]))
             sizes[at], spare = sizes[at] + taken, spare - taken
         open_ended = [at for at, part in enumerate(self.parts) if part.longest is None]
         if open_ended:
@@ -102,8 +102,8 @@ class Inputs:
             for at, low, high in zip(open_ended, [0, *cuts], [*cuts, spare]):
                 sizes[at] += high - low
             return sizes
-        for at in rng.sample(bounded, len(bounded)):
-            taken = min(spare, _room(self.parts[at], sizes[at]))
+        for at, longest in rng.sample(bounded, len(bounded)):
+            taken = min(spare, longest - sizes[at])
             sizes[at], spare = sizes[at] + taken, spare - taken
         return sizes
 
@@ -160,11 +160,6 @@ def parse_inputs(pattern: str) -> Inputs:
             f"{pattern!r} is no input: write parts like [01]+ and 1{{1,9}}, or `palindrome [ab]`, or `balanced ()`"
         )
     return Inputs(None, tuple(parts))
-
-
-def _room(part: _Part, size: int) -> int:
-    assert part.longest is not None
-    return part.longest - size
 
 
 def _word(rng: random.Random, symbols: str, length: int, runs: bool) -> str:

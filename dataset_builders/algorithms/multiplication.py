@@ -46,7 +46,7 @@ from typing import Any
 from dataset_builders.algorithms.decimal_numbers import DIGITS, number_with_zeros, operands, random_number
 from dataset_builders.algorithms.partial_products import PARTIAL_PRODUCTS, add_partial_products
 from dataset_builders.algorithms.pointer_steps import look, output_number, repeat, walk, walk_new_pointer
-from dataset_builders.task import task_tool
+from dataset_builders.task import Task, task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
@@ -62,7 +62,7 @@ LEAD = 7
 """R's steps before a column's product, of the 9 to the next digit."""
 
 
-class Multiplication:
+class Multiplication(Task):
     """See the module's text. Problems read `98765*4321=`; numbers have no sign and no leading zero.
 
     Attributes:
@@ -72,7 +72,7 @@ class Multiplication:
     second_digits: int | None = None
     title = "Multiplication of two decimal numbers of n digits with a pointer memory"
     version = "4"
-    variants: Sequence[str] = ("local",)
+    variants: Sequence[str] = ("local", PARTIAL_PRODUCTS)
     adversarial: Sequence[str] = ("nines", "zeros_inside", "zero_or_one", "power_of_ten", "equal_digits")
     unit = "digits"
 
@@ -93,11 +93,6 @@ class Multiplication:
         return f"{random_number(rng, length)}*{random_number(rng, self.second_digits or length)}="
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
-        """The problem number `index` of an adversarial set.
-
-        Raises:
-            InvalidProblemError: no set has that name.
-        """
         second_length = self.second_digits or length
         if name == "nines":  # the largest carries; problem 0 is nothing but nines
             lengths = (length, second_length)
@@ -111,9 +106,7 @@ class Multiplication:
         elif name == "equal_digits":
             first, second = rng.choice(DIGITS[1:]) * length, rng.choice(DIGITS[1:]) * second_length
         else:
-            raise InvalidProblemError(
-                f"multiplication has no adversarial set {name!r}; they are {', '.join(self.adversarial)}"
-            )
+            raise self.unknown_set(name)
         if self.second_digits is None and rng.random() < 0.5:
             first, second = second, first
         return f"{first}*{second}="

@@ -10,12 +10,14 @@ model writes the answer: the halt state's letter, or, cell by cell from the left
 blanks. The last five tokens determine the next one at any length, since the machine's table does.
 """
 
+import hashlib
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dataset_builders.algorithms.machine import LEFT, RIGHT, STATE, Machine
-from dataset_builders.task import task_tool
+from dataset_builders.task import Task, task_tool
 from hf_toolssm.errors import (
     DidNotHaltError,
     EmptyProblemError,
@@ -23,9 +25,13 @@ from hf_toolssm.errors import (
     TapeFullError,
     TooFewProblemsError,
 )
+from hf_toolssm.files import write_atomically
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools.tape import TAPE_BEGIN, TAPE_END, TAPE_LEFT, TAPE_READ, TAPE_RIGHT, tape_write
+
+TABLE = ".tm"
+"""How the name of a table's file ends."""
 
 RECORDED_STEPS = 20_000_000
 """A trajectory of more steps would not fit into memory."""
@@ -46,20 +52,39 @@ def allowed_steps(length: int) -> int:
     return min(200 + 10 * length**2, MAX_STEPS)
 
 
-class TuringMachine:
-    """The task of one machine; see `dataset_builders.task.Task`."""
+class TuringMachine(Task):
+    """The task of one machine.
+
+    Args:
+        machine: what it does.
+        of_user: its table is not in `machines/`, and goes with datasets and models.
+    """
 
     variants: Sequence[str] = ("tape",)
     unit = "symbols"
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, machine: Machine, of_user: bool = False) -> None:
+        self.machine, self.of_user = machine, of_user
         self.title = machine.title
         # Where blank cells are an input, the tape of them alone is the problem that matters: a busy beaver's.
         inputs, blank = machine.inputs, machine.blank
         has_blank = inputs.may_be_only(blank) and inputs.symbols != {blank}
         self.adversarial: Sequence[str] = ("runs", "blank") if has_blank else ("runs",)
-        self.version = f"2-{machine.digest}"
+        self.version = f"2-{hashlib.sha256(machine.table.encode()).hexdigest()[:16]}"
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+    @property
+    def saved_name(self) -> str:
+        return f"{self.name}{TABLE}" if self.of_user else self.name
+
+    def save(self, folder: Path) -> str:
+        if self.of_user:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / self.saved_name, self.machine.table)
+        return self.saved_name
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
         return [{"name": "tape", "symbols": self.machine.symbols}]
@@ -105,8 +130,7 @@ class TuringMachine:
             NoRuleError: its table does not say how it goes on.
         """
         if name not in self.adversarial:
-            sets = ", ".join(self.adversarial)
-            raise InvalidProblemError(f"{self.machine.name} has no adversarial set {name!r}; they are {sets}")
+            raise self.unknown_set(name)
         if name == "blank":
             self.machine.run(self.machine.blank * length, RECORDED_STEPS)  # said before it is recorded
             return self.machine.blank * length

@@ -37,8 +37,8 @@ from dataset_builders.algorithms.addition_regimes import (
 )
 from dataset_builders.algorithms.decimal_numbers import DIGITS, number_with_zeros, operands, random_number
 from dataset_builders.algorithms.pointer_steps import look, walk, walk_new_pointer
-from dataset_builders.task import task_tool
-from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
+from dataset_builders.task import Task, task_tool
+from hf_toolssm.errors import TooFewProblemsError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
 from hf_toolssm.tools.pointer_memory import left
@@ -46,19 +46,13 @@ from hf_toolssm.tools.pointer_memory import left
 LOCAL, TWO_POINTERS = "local", "two_pointers"
 
 
-class Addition:
+class Addition(Task):
     """See the module's text. Problems read `98765+4321=`; numbers have no sign and no leading zero."""
 
     title = "Addition of two decimal numbers with a pointer memory"
     version = "3"
     variants: Sequence[str] = (LOCAL, TWO_POINTERS, *REGIMES)
-    adversarial: Sequence[str] = (
-        "all_carries",
-        "no_carry",
-        "nines_plus_power_of_ten",
-        "zeros_inside",
-        "unequal_lengths",
-    )
+    adversarial = ("all_carries", "no_carry", "nines_plus_power_of_ten", "zeros_inside", "unequal_lengths")
     unit = "digits"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
@@ -77,12 +71,6 @@ class Addition:
         return f"{random_number(rng, length)}+{random_number(rng, length)}="
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
-        """The problem number `index` of an adversarial set.
-
-        Raises:
-            InvalidProblemError: no set has that name.
-            TooFewProblemsError: the set has no problem of that number.
-        """
         if name == "all_carries":  # every column's digits sum to at least 10
             columns = [(a, rng.randint(10 - a, 9)) for a in (rng.randint(1, 9) for _ in range(length))]
             first, second = ("".join(str(column[side]) for column in columns) for side in (0, 1))
@@ -106,9 +94,7 @@ class Addition:
             if rng.random() < 0.5:
                 first, second = second, first
         else:
-            raise InvalidProblemError(
-                f"addition has no adversarial set {name!r}; they are {', '.join(self.adversarial)}"
-            )
+            raise self.unknown_set(name)
         return f"{first}+{second}="
 
     def held_out(self, problem: str) -> bool:

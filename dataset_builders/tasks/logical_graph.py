@@ -44,7 +44,7 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import Any
 
-from dataset_builders.task import task_tool
+from dataset_builders.task import Task, task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import Trajectory
@@ -62,7 +62,7 @@ NO_OPERATOR = "="
 _LINE = re.compile(r"([01]):([a-z]{3})|([a-z]{3})([+-])(?:([&|=])=|/)([a-z]{3})|>([a-z]{3})")
 
 
-class LogicalGraph:
+class LogicalGraph(Task):
     """See the module's text. The length counts the nodes that are no inputs."""
 
     title = "The value of a logical graph, depth-first with a search memory"
@@ -77,19 +77,12 @@ class LogicalGraph:
     def cells(self, variant: str) -> Sequence[str]:
         return (*ascii_lowercase, *"01+-&|=:/<>", NEWLINE)
 
-    def sample_training(self, rng: random.Random, max_length: int) -> str:
-        return self.sample_test(rng, rng.randint(1, max_length))
-
     def sample_test(self, rng: random.Random, length: int) -> str:
         """Each node takes one node that none has used yet, where there is one, so that nearly all lead to the last."""
-        return _graph(rng, length, lambda at, free: [free if rng.random() < 0.9 else _any(rng, at), _any(rng, at)])
+        any_of = rng.randrange
+        return _graph(rng, length, lambda at, free: [free if rng.random() < 0.9 else any_of(at), any_of(at)])
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
-        """The problem number `index` of an adversarial set.
-
-        Raises:
-            InvalidProblemError: no set has that name, or there are not so many names.
-        """
         if name == "deep_chain":  # every node needs the one before, which is always asked first
             return _graph(rng, length, lambda at, free: [rng.randrange(INPUTS), at - 1], ordered=True)
         if name == "wide":  # a tree over nodes of inputs alone
@@ -99,12 +92,7 @@ class LogicalGraph:
             return _graph(rng, length, lambda at, free: [at - 1, min(hub, at - 1)], ordered=True, undecided=True)
         if name == "never_decided_early":  # every first value leaves the second open
             return _graph(rng, length, lambda at, free: [at - 1, free], undecided=True)
-        raise InvalidProblemError(
-            f"logical_graph has no adversarial set {name!r}; they are {', '.join(self.adversarial)}"
-        )
-
-    def held_out(self, problem: str) -> bool:
-        return False
+        raise self.unknown_set(name)
 
     def length(self, problem: str) -> int:
         return sum(line[-WIDTH - 1] == FIRST_TERM for line in _lines(problem))
@@ -241,7 +229,7 @@ def _graph(rng: random.Random, length: int, operands: Any, ordered: bool = False
     free = list(range(INPUTS))
     rng.shuffle(free)
     for at in range(INPUTS, INPUTS + length):
-        used = list(dict.fromkeys(operands(at, free[-1] if free else _any(rng, at))))
+        used = list(dict.fromkeys(operands(at, free[-1] if free else rng.randrange(at))))
         if not ordered:
             used = used[: 1 if rng.random() < 0.25 else 2]
             rng.shuffle(used)
@@ -258,10 +246,6 @@ def _graph(rng: random.Random, length: int, operands: Any, ordered: bool = False
         free = [n for n in free[-8:] if n not in used] + [at]
         rng.shuffle(free)
     return NEWLINE.join([*lines, ">" + names[-1], ""])
-
-
-def _any(rng: random.Random, at: int) -> int:
-    return rng.randrange(at)
 
 
 def _wide(rng: random.Random, at: int, length: int) -> list[int]:

@@ -1,9 +1,6 @@
 """Multiplication of n digits by two digits; see multiplication.py."""
 
-from collections.abc import Sequence
-
 from dataset_builders.algorithms.multiplication import Multiplication
-from dataset_builders.algorithms.partial_products import PARTIAL_PRODUCTS
 
 
 class MultiplicationNx2(Multiplication):
@@ -11,4 +8,3 @@ class MultiplicationNx2(Multiplication):
 
     second_digits = 2
     title = "Multiplication of a decimal number of n digits by one of two digits with a pointer memory"
-    variants: Sequence[str] = ("local", PARTIAL_PRODUCTS)

@@ -5,3 +5,5 @@ from dataset_builders.algorithms.multiplication import Multiplication
 
 class MultiplicationNxn(Multiplication):
     """Problems read `98765*43210=`; training draws the two lengths apart from each other."""
+
+    variants = ("local",)

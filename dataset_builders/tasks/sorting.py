@@ -33,7 +33,7 @@ from typing import Any
 
 from dataset_builders.algorithms.decimal_numbers import DIGITS
 from dataset_builders.algorithms.pointer_steps import look, repeat
-from dataset_builders.task import task_tool
+from dataset_builders.task import Task, task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
@@ -48,7 +48,7 @@ BY_UNITS, BY_TENS = "x", "y"
 _PROBLEM = re.compile(r"([0-9]{3},)+=")
 
 
-class Sorting:
+class Sorting(Task):
     """See the module's text. Problems read `735,020,=`; the answer is `020,735,`."""
 
     title = "Sorting of decimal keys with a pointer memory"
@@ -63,18 +63,10 @@ class Sorting:
     def cells(self, variant: str) -> Sequence[str]:
         return (*DIGITS, ",", "=", BY_UNITS, BY_TENS)
 
-    def sample_training(self, rng: random.Random, max_length: int) -> str:
-        return self.sample_test(rng, rng.randint(1, max_length))
-
     def sample_test(self, rng: random.Random, length: int) -> str:
         return _problem(_key(rng) for _ in range(length))
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
-        """The problem number `index` of an adversarial set.
-
-        Raises:
-            InvalidProblemError: no set has that name.
-        """
         if name in ("sorted", "reversed"):
             return _problem(sorted((_key(rng) for _ in range(length)), reverse=name == "reversed"))
         if name == "equal_keys":
@@ -85,10 +77,7 @@ class Sorting:
         if name == "equal_last_digits":  # the first pass keeps the order, and nine of its pointers find nothing
             end = rng.choice(DIGITS)
             return _problem(_key(rng)[:-1] + end for _ in range(length))
-        raise InvalidProblemError(f"sorting has no adversarial set {name!r}; they are {', '.join(self.adversarial)}")
-
-    def held_out(self, problem: str) -> bool:
-        return False
+        raise self.unknown_set(name)
 
     def length(self, problem: str) -> int:
         return problem.count(",")

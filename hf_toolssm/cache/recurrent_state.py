@@ -65,6 +65,17 @@ class RecurrentState(DynamicCache):
         ):
             raise StateMismatchError("cache_params is the state of another model: use the model that it came from")
 
+    @classmethod
+    def begin(cls, model: Any, given: Self | None, rows: int, use_cache: bool | None) -> tuple[Self | None, bool]:
+        """The state that a model's forward starts from, and whether it is asked for: by default outside training.
+
+        It is the given one, checked, and otherwise a new one where it is asked for.
+        """
+        asked = model.config.use_cache and not model.training if use_cache is None else use_cache
+        if given is not None:
+            cls.check(given, model.config, rows)
+        return cls(model.config) if given is None and asked else given, asked
+
     @property
     def batch_size(self) -> int | None:
         """The number of rows; None before the first token."""

@@ -1,6 +1,6 @@
 """What counts as right: the answer, and the whole trajectory, equal to the reference (PAPER: exact recovery)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -120,13 +120,7 @@ def exactness(predictions: Sequence[Sequence[Any]], references: Sequence[Sequenc
     return {"exactness": exact / len(references), "num_problems": len(references)}
 
 
-def summarize(
-    problem_set: str,
-    length: int,
-    mode: str,
-    rows: Sequence[RowOutcome],
-    seconds: float,
-) -> LengthResult:
+def summarize(problem_set: str, length: int, mode: str, rows: Sequence[RowOutcome], seconds: float) -> LengthResult:
     """Puts the rows of one problem set together."""
     errors = [row.first_error for row in rows if row.first_error is not None]
     return LengthResult(
@@ -141,8 +135,3 @@ def summarize(
         tokens=sum(row.tokens for row in rows),
         seconds=seconds,
     )
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """Consecutive parts of at most that size."""
-    return (items[at : at + size] for at in range(0, len(items), size))

@@ -2,21 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
-import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.generation.streamers import BaseStreamer
 
-from hf_toolssm.evaluation.exactness import (
-    LengthResult,
-    RowOutcome,
-    batches,
-    first_error,
-    most_tokens,
-    summarize,
-)
+from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, most_tokens, summarize
 from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.ops.plain_modules import input_device
 from hf_toolssm.protocol.render import Renderer
@@ -51,11 +43,12 @@ def evaluate_free_running(
     start = time.perf_counter()
     was_training = model.training
     model.eval()
-    for part in batches(references, batch_size):
+    for first in range(0, len(references), batch_size):
+        part = references[first : first + batch_size]
         written = [renderer.render(r)["input_ids"][len(r.problem) :] for r in part]
         inputs = renderer.prompts(r.problem for r in part).to(input_device(model))
         longest = max(map(len, written))
-        with tqdm(total=longest, desc=f"{problem_set}, free-running", unit="step", disable=None) as bar:
+        with tqdm(total=longest + 1, desc=f"{problem_set}, free-running", unit="step", disable=None) as bar:
             result: Any = generate_with_tools(  # its fields are None only before the run
                 model,
                 **inputs,
@@ -63,7 +56,7 @@ def evaluate_free_running(
                 do_sample=False,
                 max_new_tokens=most_tokens(longest),
                 return_dict_in_generate=True,
-                streamer=_ProgressStreamer(bar),
+                streamer=SimpleNamespace(put=lambda _, bar=bar: bar.update(), end=bar.refresh),  # the prompt, steps
             )
         width = inputs["input_ids"].shape[1]
         for row, (reference, expected) in enumerate(zip(part, written)):
@@ -74,19 +67,3 @@ def evaluate_free_running(
             outcomes.append(RowOutcome(reference.problem, exact, error is None, error, len(found)))
     model.train(was_training)
     return summarize(problem_set, length, "free-running", outcomes, time.perf_counter() - start)
-
-
-class _ProgressStreamer(BaseStreamer):
-    """Moves a progress bar by one for every step of the loop."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self._bar = bar
-        self._prompt_seen = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self._bar.update()
-        self._prompt_seen = True
-
-    def end(self) -> None:
-        self._bar.refresh()

@@ -128,11 +128,8 @@ def plot_by_length(results: Sequence[LengthResult], trained_length: int | None, 
 
 
 def write_report(
-    folder: Path,
-    by_length: Sequence[LengthResult],
-    adversarial: Sequence[LengthResult],
-    about: Mapping[str, Any],
-) -> dict[str, Any]:
+    folder: Path, by_length: Sequence[LengthResult], adversarial: Sequence[LengthResult], about: Mapping[str, Any]
+) -> None:
     """Writes `results.json` and, for plain test sets, `length_generalization.png`.
 
     Args:
@@ -140,9 +137,6 @@ def write_report(
         by_length: the plain test sets.
         adversarial: the adversarial ones.
         about: where the model comes from (task, seed, ...); `unit` and `train_max_length` label the picture.
-
-    Returns:
-        The content of `results.json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -155,4 +149,3 @@ def write_report(
     if by_length:
         picture = folder / "length_generalization.png"
         plot_by_length(by_length, about.get("train_max_length"), about.get("unit", "tokens"), picture)
-    return content

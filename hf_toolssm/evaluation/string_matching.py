@@ -11,13 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from hf_toolssm.errors import ToolError
-from hf_toolssm.evaluation.exactness import (
-    LengthResult,
-    RowOutcome,
-    first_error,
-    most_tokens,
-    summarize,
-)
+from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, most_tokens, summarize
 from hf_toolssm.protocol.calls import Call, CallReader, CommandTokens
 from hf_toolssm.protocol.locality import END_OF_TURN
 from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory

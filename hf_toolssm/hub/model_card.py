@@ -12,27 +12,24 @@ from hf_toolssm.errors import UnfinishedModelError
 from hf_toolssm.files import write_atomically
 
 
-def write_model_card(folder: Path, template: Path, repo_id: str | None = None) -> Path:
-    """Writes `README.md` into a trained model's folder.
+def write_model_card(folder: Path, template: Path) -> Path:
+    """Writes what `model_card` gives into the folder itself, as `README.md`, and returns its path."""
+    path = folder / "README.md"
+    write_atomically(path, model_card(folder, template))
+    return path
+
+
+def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
+    """The text of a trained model's card.
 
     Args:
         folder: holds `results.json` as `evaluation.report.write_report` writes it, and `config.json`.
         template: the Jinja template, `model_cards/template.md`.
         repo_id: where the model is loaded from in the card's example; by default the folder itself.
 
-    Returns:
-        The card's path.
-
     Raises:
         UnfinishedModelError: the folder has no `results.json`, or a fact is missing there.
     """
-    path = folder / "README.md"
-    write_atomically(path, model_card(folder, template, repo_id))
-    return path
-
-
-def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
-    """The text that `write_model_card` writes."""
     if not (folder / "results.json").exists():
         raise UnfinishedModelError(f"{folder} has no results.json: measure the model first, as recipes/sft.py does")
     results, config = read_json(folder / "results.json"), read_json(folder / "config.json")

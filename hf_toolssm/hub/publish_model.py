@@ -80,7 +80,7 @@ def publish_model(folder: Path, destination: Destination, template: Path, messag
     Args:
         folder: stays as it is; checkpoints, datasets, logs and whatever else lies there are left out.
         destination: where.
-        template: of the card, see `write_model_card`.
+        template: of the card, see `model_card`.
         message: the commit's first line; by default what is published.
 
     Raises:

@@ -5,10 +5,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
+from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput
+from transformers.utils import can_return_tuple
 
 from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import UnsupportedGenerationError
+from hf_toolssm.models.labelled_head import with_labelled_head
 
 
 class RecurrentLM(GenerationMixin):
@@ -34,18 +36,18 @@ class RecurrentLM(GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.backbone.set_input_embeddings(new_embeddings)
-
-    def with_logits(
+    @with_labelled_head
+    @can_return_tuple
+    def forward(
         self,
-        output: MambaOutput,
-        labels: Tensor | None,
-        logits_to_keep: int | Tensor,
-        return_dict: bool | None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_params: RecurrentState | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> tuple | MambaCausalLMOutput:
         """The backbone's output with logits, and with the loss where there are labels.
@@ -53,17 +55,24 @@ class RecurrentLM(GenerationMixin):
         Args:
             labels: (b, l), -100 where there is no loss; they are shifted inside.
             logits_to_keep: how many of the last positions get logits, or which; 0 is all.
-            kwargs: go to the loss function.
+            kwargs: go to the loss function; all others to the backbone.
         """
+        output = self.backbone(
+            input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            cache_params=cache_params,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
         logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep)).float()
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        result = MambaCausalLMOutput(
+        return MambaCausalLMOutput(
             loss=loss, logits=logits, cache_params=output.cache_params, hidden_states=output.hidden_states
         )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return result if as_dict else result.to_tuple()
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         # Not the method that this overrides: it names the cache by whether the class is called a Mamba.
@@ -74,17 +83,9 @@ class RecurrentLM(GenerationMixin):
         if generation_config.use_cache is not False and model_kwargs.get("cache_params") is None:
             model_kwargs["cache_params"] = self.state_class(self.config)
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        is_first_iteration: bool | None = False,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As for any model, but from the second step on there is no padding: one token per row is fed."""
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, use_cache=use_cache, **kwargs
-        )
-        if use_cache and not is_first_iteration:
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if kwargs.get("use_cache") and not kwargs.get("is_first_iteration"):
             inputs["attention_mask"] = None
         return inputs

@@ -9,17 +9,16 @@ The state is the memory and the tokens of the segment that is not full yet, so t
 pieces or singly with the same result. Each row counts its own segments.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
-from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
+from transformers.models.mamba.modeling_mamba import MambaOutput
+from transformers.utils import can_return_tuple
 
 from hf_toolssm.cache.recurrent_state import RecurrentState
+from hf_toolssm.errors import InputMismatchError
 from hf_toolssm.models.causal_lm import RecurrentLM
 from hf_toolssm.models.configuration_rmt import RmtConfig
-from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.ops.checks import check_model_inputs
 from hf_toolssm.ops.padding import gather_rows, tokens_first
 
@@ -72,6 +71,7 @@ class RmtLayer(nn.Module):
 class RmtPreTrainedModel(PreTrainedModel):
     config_class = RmtConfig
     base_model_prefix = "backbone"
+    _input_embed_layer = "embeddings"
     _no_split_modules = ["RmtLayer"]
     _is_stateful = True
 
@@ -101,19 +101,15 @@ class RmtModel(RmtPreTrainedModel):
         self.norm = nn.LayerNorm(width)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
-    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.embeddings = new_embeddings
-
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         cache_params: RmtState | None = None,
         use_cache: bool | None = None,
-        return_dict: bool | None = None,
+        output_hidden_states: bool | None = None,
     ) -> tuple | MambaOutput:
         """Reads the tokens from `cache_params` on, which then holds the state after each row's last real token.
 
@@ -124,17 +120,18 @@ class RmtModel(RmtPreTrainedModel):
             use_cache: return the state; by default so outside training.
 
         Raises:
-            InputMismatchError: ids or mask do not fit each other or the model.
+            InputMismatchError: ids or mask do not fit each other or the model; or there are embeddings in place of
+                ids, or hidden states are asked for.
             PaddingError: a row has padding between its tokens.
             StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
+        if input_ids is None or inputs_embeds is not None or output_hidden_states:
+            raise InputMismatchError(
+                "a recurrent memory transformer keeps tokens in its state and reads segments: give input_ids, and ask "
+                "for no hidden states"
+            )
         rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, None, attention_mask)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if cache_params is None and use_cache:
-            cache_params = RmtState(self.config)
-        if cache_params is not None:
-            RmtState.check(cache_params, self.config, rows)
+        cache_params, use_cache = RmtState.begin(self, cache_params, rows, use_cache)
         batch, length = input_ids.shape
         lengths, back = input_ids.new_full((batch,), length), None
         if attention_mask is not None:
@@ -160,9 +157,7 @@ class RmtModel(RmtPreTrainedModel):
             self._write(cache_params, memory, begun, total - rest)
         if back is not None:
             hidden = gather_rows(hidden, back)
-        output = MambaOutput(last_hidden_state=hidden, cache_params=cache_params if use_cache else None)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return MambaOutput(last_hidden_state=hidden, cache_params=cache_params if use_cache else None)
 
     def _segment(self, tokens: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """What the layers make of a segment's tokens (b, s), and of the memory behind them."""
@@ -207,24 +202,6 @@ class RmtForCausalLM(RecurrentLM, RmtPreTrainedModel, GenerationMixin):
 
     backbone_class = RmtModel
     state_class = RmtState
-
-    @with_labelled_head
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        cache_params: RmtState | None = None,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> tuple | MambaCausalLMOutput:
-        """See `RmtModel` and `RecurrentLM.with_logits`."""
-        output = self.backbone(
-            input_ids, attention_mask, cache_params=cache_params, use_cache=use_cache, return_dict=True
-        )
-        return self.with_logits(output, labels, logits_to_keep, return_dict, **kwargs)
 
 
 AutoConfig.register(RmtConfig.model_type, RmtConfig)

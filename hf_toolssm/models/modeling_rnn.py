@@ -5,17 +5,16 @@ is.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
-from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaOutput
+from transformers.models.mamba.modeling_mamba import MambaOutput
+from transformers.utils import can_return_tuple
 
 from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.models.causal_lm import RecurrentLM
 from hf_toolssm.models.configuration_rnn import RnnConfig
-from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.ops.checks import check_model_inputs
 from hf_toolssm.ops.padding import gather_rows, tokens_first
 from hf_toolssm.ops.plain_modules import is_plain
@@ -104,6 +103,7 @@ class RnnLayer(nn.Module):
 class RnnPreTrainedModel(PreTrainedModel):
     config_class = RnnConfig
     base_model_prefix = "backbone"
+    _input_embed_layer = "embeddings"
     _no_split_modules = ["RnnLayer"]
     _is_stateful = True
 
@@ -126,12 +126,7 @@ class RnnModel(RnnPreTrainedModel):
         self.layers = nn.ModuleList(RnnLayer(config, index) for index in range(config.num_hidden_layers))
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings
-
-    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.embeddings = new_embeddings
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -140,7 +135,6 @@ class RnnModel(RnnPreTrainedModel):
         cache_params: RnnState | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
     ) -> tuple | MambaOutput:
         """Runs the layers from `cache_params`, which then holds the state after each row's last real token.
 
@@ -157,12 +151,7 @@ class RnnModel(RnnPreTrainedModel):
             StateMismatchError: `cache_params` is the state of another model, or of another number of rows.
         """
         rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, inputs_embeds, attention_mask)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if cache_params is None and use_cache:
-            cache_params = RnnState(self.config)
-        if cache_params is not None:
-            RnnState.check(cache_params, self.config, rows)
+        cache_params, use_cache = RnnState.begin(self, cache_params, rows, use_cache)
         x = self.embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         lengths = back = None
         if attention_mask is not None:
@@ -176,13 +165,11 @@ class RnnModel(RnnPreTrainedModel):
             hidden_states = [gather_rows(h, back) for h in hidden_states]
 
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        output = MambaOutput(
+        return MambaOutput(
             last_hidden_state=hidden_states[-1],
             cache_params=cache_params if use_cache else None,
             hidden_states=tuple(hidden_states) if wanted else None,
         )
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
 
 
 class RnnForCausalLM(RecurrentLM, RnnPreTrainedModel, GenerationMixin):
@@ -190,32 +177,6 @@ class RnnForCausalLM(RecurrentLM, RnnPreTrainedModel, GenerationMixin):
 
     backbone_class = RnnModel
     state_class = RnnState
-
-    @with_labelled_head
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        cache_params: RnnState | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> tuple | MambaCausalLMOutput:
-        """See `RnnModel` and `RecurrentLM.with_logits`."""
-        output = self.backbone(
-            input_ids,
-            attention_mask=attention_mask,
-            inputs_embeds=inputs_embeds,
-            cache_params=cache_params,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        return self.with_logits(output, labels, logits_to_keep, return_dict, **kwargs)
 
 
 AutoConfig.register(RnnConfig.model_type, RnnConfig)

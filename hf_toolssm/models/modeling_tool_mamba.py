@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MambaForCausalLM, Mam
 from transformers.activations import SiLUActivation
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.models.mamba.modeling_mamba import MambaBlock, MambaMixer, MambaOutput
+from transformers.utils import can_return_tuple
 
 from hf_toolssm.cache.recurrent_state import MambaState, StateInForward
 from hf_toolssm.generation.tool_loop import generate_with_tools
@@ -131,6 +132,7 @@ class ToolMambaModel(MambaModel):
         self.norm_f = ToolMambaNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -138,7 +140,6 @@ class ToolMambaModel(MambaModel):
         cache_params: MambaState | None = None,
         use_cache: bool | None = None,
         attention_mask: Tensor | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> tuple | MambaOutput:
         """Runs the layers from `cache_params`, which then holds the state after each row's last real token.
@@ -155,14 +156,8 @@ class ToolMambaModel(MambaModel):
             StateMismatchError: `cache_params` is no state of this model and of as many rows.
         """
         rows, attention_mask = check_model_inputs(self.embeddings.weight, input_ids, inputs_embeds, attention_mask)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if cache_params is None and use_cache:
-            cache_params = MambaState(self.config)
-        running = None
-        if cache_params is not None:
-            MambaState.check(cache_params, self.config, rows)
-            running = StateInForward(cache_params)
+        cache_params, use_cache = MambaState.begin(self, cache_params, rows, use_cache)
+        running = None if cache_params is None else StateInForward(cache_params)
 
         back = None
         if attention_mask is not None:
@@ -190,8 +185,7 @@ class ToolMambaModel(MambaModel):
             output.last_hidden_state = gather_rows(output.last_hidden_state, back)
             if output.hidden_states is not None:
                 output.hidden_states = tuple(gather_rows(h, back) for h in output.hidden_states)
-        as_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if as_dict else output.to_tuple()
+        return output
 
 
 class ToolMambaForCausalLM(MambaForCausalLM):

@@ -48,8 +48,7 @@ def add_tool_tokens_to_model(
     config.tools, config.tool_token_ids = [dict(spec) for spec in tools], ids
     config.unknown_token_id = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
     special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
-    for name, token in special.items():
-        setattr(config, name, token)
+    config.update(special)
     before = model.generation_config
     lengths = {name: getattr(before, name) for name in ("max_length", "max_new_tokens")}
     # `do_sample` is said, because a pipeline samples where nothing is.

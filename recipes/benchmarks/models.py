@@ -135,7 +135,7 @@ class Solved:
 def solved_additions(tokenizer: PreTrainedTokenizerBase, digits: int, count: int) -> list[Solved]:
     """Problems whose numbers have that many digits each, so that all prompts are equally long."""
     renderer = Renderer(tokenizer)
-    problems = ProblemSet(TASK, TEST, digits, (("test", count),), VARIANT)
+    problems = ProblemSet(load_task(TASK), TEST, digits, (("test", count),), VARIANT)
     solved = []
     for trajectory in ReferenceTrajectories(problems, "test"):
         ids, size = renderer.render(trajectory)["input_ids"], len(trajectory.problem)
@@ -150,7 +150,7 @@ def training_batch(tokenizer: PreTrainedTokenizerBase, rows: int, length: int) -
         `input_ids`, `labels` and `attention_mask`, (rows, length) each.
     """
     renderer = Renderer(tokenizer)
-    problems = ProblemSet(TASK, TRAINING, 5, (("train", rows),), VARIANT)
+    problems = ProblemSet(load_task(TASK), TRAINING, 5, (("train", rows),), VARIANT)
     batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
     for trajectory in ReferenceTrajectories(problems, "train"):
         row = renderer.render(trajectory)

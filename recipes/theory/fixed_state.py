@@ -93,10 +93,10 @@ def finished_runs(runs: Path, seed: int) -> dict[str, Path]:
 def different_answers(variant: str, length: int, count: int) -> dict[str, str]:
     """Problems of that many digits with their answers, of which no two are equal; fewer where there are fewer."""
     task, found = load_task("addition"), {}
-    problems = ProblemSet("addition", TEST, length, (("test", 20 * count),), variant)
+    problems = ProblemSet(task, TEST, length, (("test", 20 * count),), variant)
     seen: set[str] = set()
     for index in range(20 * count):
-        problem = problem_at(task, problems, "test", index)
+        problem = problem_at(problems, "test", index)
         answer = task.answer(problem, variant)
         if answer not in seen:
             found[problem] = answer

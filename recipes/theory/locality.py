@@ -16,6 +16,7 @@ from pathlib import Path
 from dataset_builders.card import read_rows, whole_identity
 from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
+from dataset_builders.task import Task
 from hf_toolssm.errors import DatasetMismatchError
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.protocol.locality import locality, open_contexts
@@ -36,7 +37,7 @@ def main() -> None:
     if (options.task is None) == (options.dataset is None):
         parser.error("give a --task, or the folder of a --dataset")
     if options.task is not None:
-        sets = of_task(options.task, options.variants, options.lengths, options.rows)
+        sets = of_task(load_task(options.task), options.variants, options.lengths, options.rows)
     else:
         sets = of_folder(options.dataset, options.rows)
     for name, trajectories in sets:
@@ -44,13 +45,13 @@ def main() -> None:
 
 
 def of_task(
-    name: str, variants: Iterable[str] | None, lengths: Iterable[int], rows: int
+    task: Task, variants: Iterable[str] | None, lengths: Iterable[int], rows: int
 ) -> Iterator[tuple[str, list[Trajectory]]]:
     """Every variant's solved problems of the first length, then those of the second with them, and so on."""
-    for variant in variants or load_task(name).variants:
+    for variant in variants or task.variants:
         so_far: list[Trajectory] = []
         measured: list[str] = []
-        for problems in evaluation_sets(name, variant, sorted(lengths), [], rows):
+        for problems in evaluation_sets(task, variant, sorted(lengths), [], rows):
             so_far = [*so_far, *ReferenceTrajectories(problems, "test")]
             measured.append(f"{problems.length:,}")
             yield f"{variant}, length {' and '.join(measured)}", so_far

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from dataset_builders.algorithms.turing_machine import TuringMachine
-from dataset_builders.catalog import load_task, task_name
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TEST, TRAINING, ProblemSet, ReferenceTrajectories
 from dataset_builders.task import task_tool
 from hf_toolssm.evaluation.report import markdown_table, write_json
@@ -60,15 +60,15 @@ def main() -> None:
     if not isinstance(task, TuringMachine):
         parser.error(f"{options.task} is no Turing machine: give one of dataset_builders/machines/, or a .tm of yours")
     drawn = max(options.sizes) * options.repeats
-    training = ProblemSet(options.task, TRAINING, options.train_max_length, (("train", drawn),), VARIANT)
-    test = ProblemSet(options.task, TEST, options.length, (("test", options.num_problems),), VARIANT)
+    training = ProblemSet(task, TRAINING, options.train_max_length, (("train", drawn),), VARIANT)
+    test = ProblemSet(task, TEST, options.length, (("test", options.num_problems),), VARIANT)
     pool, references = list(ReferenceTrajectories(training, "train")), list(ReferenceTrajectories(test, "test"))
     needed = pairs(references)
     others = replace(training, sizes=(("train", options.estimate),), seed=1)
     shown = Counter(pair for other in ReferenceTrajectories(others, "train") for pair in pairs([other]))
     shares = {pair: shown[pair] / options.estimate for pair in needed}
     rows = []
-    with tqdm(total=len(options.sizes) * options.repeats, desc=task_name(options.task), unit="run") as bar:
+    with tqdm(total=len(options.sizes) * options.repeats, desc=task.name, unit="run") as bar:
         for size in options.sizes:
             coverage, accuracy = [], []
             for repeat in range(options.repeats):
@@ -91,12 +91,13 @@ def main() -> None:
             )
     result = {
         **asdict(options),
+        "task": task.name,
         "pairs_needed": len(needed),
         "rarest_pair": min((share, *pair) for pair, share in shares.items()),
         "enough_by_the_bound": enough(shares.values(), options.delta),
         "rows": rows,
     }
-    folder = Path(options.output) / f"string_matching_{task_name(options.task)}"
+    folder = Path(options.output) / f"string_matching_{task.name}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", result)
     write_atomically(folder / "table.md", table(result))
@@ -136,7 +137,7 @@ def table(result: dict[str, Any]) -> str:
     share, state, symbol = result["rarest_pair"]
     promised = result["enough_by_the_bound"]
     return (
-        f"# String matching on {task_name(result['task'])}\n\nTrained on inputs of at most "
+        f"# String matching on {result['task']}\n\nTrained on inputs of at most "
         f"{result['train_max_length']} symbols, {result['num_problems']} test inputs of {result['length']:,}, "
         f"free-running: median / worst of {result['repeats']} training sets. {result['pairs_needed']} pairs are "
         f"needed; the rarest, `{state}` on `{symbol}`, is in {share:.1%} of training trajectories, estimated from "
@@ -160,7 +161,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("training trajectories")
     axes.set_ylabel("share: median (line), worst (dots)")
-    axes.set_title(f"String matching on {task_name(result['task'])}, {result['length']:,} symbols")
+    axes.set_title(f"String matching on {result['task']}, {result['length']:,} symbols")
     axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 

@@ -14,6 +14,7 @@ import pytest
 from datasets import load_dataset
 
 from dataset_builders import build, shards
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import (
     TRAINING,
     ProblemSet,
@@ -30,7 +31,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def training_set(train=90, validation=10, seed=0):
-    return ProblemSet("addition", TRAINING, 3, (("train", train), ("validation", validation)), "local", seed)
+    return ProblemSet(
+        load_task("addition"), TRAINING, 3, (("train", train), ("validation", validation)), "local", seed
+    )
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def assert_same_bytes(one, other):
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
-    sets = [training_set(), *evaluation_sets("addition", "local", [4], [4], 5)]
+    sets = [training_set(), *evaluation_sets(load_task("addition"), "local", [4], [4], 5)]
     for num_proc in (1, 2, 3):
         build.build_folder(sets, tmp_path / str(num_proc), num_proc)
     assert_same_bytes(tmp_path / "1", tmp_path / "2")
@@ -57,7 +60,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(tmp_path):
 
 
 def test_load_dataset_gives_the_rows_that_the_card_describes(tmp_path, small_shards):
-    sets = [training_set(), *evaluation_sets("addition", "local", [4], [6], 5)]
+    sets = [training_set(), *evaluation_sets(load_task("addition"), "local", [4], [6], 5)]
     folder = build.build_folder(sets, tmp_path / "data")
     for problems in sets:
         loaded = load_dataset(str(folder), problems.name, cache_dir=tmp_path / "cache")
@@ -77,7 +80,7 @@ def test_load_dataset_gives_the_rows_that_the_card_describes(tmp_path, small_sha
 
 
 def test_the_commands_on_the_card_build_the_folder_again(tmp_path):
-    sets = [training_set(), *evaluation_sets("addition", "two_pointers", [4], [], 5)]
+    sets = [training_set(), *evaluation_sets(load_task("addition"), "two_pointers", [4], [], 5)]
     card = (build.build_folder(sets, tmp_path / "first") / "README.md").read_text(encoding="utf-8")
     commands = [line for line in card.splitlines() if line.startswith("python -m dataset_builders.build")]
     assert len(commands) == 2
@@ -107,11 +110,11 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path):
 
 
 def training_set_of_40_000():
-    return ProblemSet("addition", TRAINING, 5, (("train", 40_000),), "local")
+    return ProblemSet(load_task("addition"), TRAINING, 5, (("train", 40_000),), "local")
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_that_passes_as_whole(tmp_path, small_shards):
-    sets = [training_set(train=20), ProblemSet("addition", "length", 400, (("test", 25),), "local")]
+    sets = [training_set(train=20), ProblemSet(load_task("addition"), "length", 400, (("test", 25),), "local")]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The small set fits under the limit, the large one does not.
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
@@ -156,7 +159,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_set_that_runs_out_of_problems_leaves_nothing_behind(tmp_path):
-    sets = evaluation_sets("addition", "local", [], [2], 30)
+    sets = evaluation_sets(load_task("addition"), "local", [], [2], 30)
     with pytest.raises(TooFewProblemsError, match="nines_plus_power_of_ten has 4"):
         build.build_folder(sets, tmp_path / "data")
     assert all(name.endswith(".parquet") for name in all_files(tmp_path / "data"))
@@ -173,7 +176,7 @@ def test_a_second_call_adds_configurations_and_rebuilds_none(tmp_path):
     folder = build.build_folder([training_set()], tmp_path / "data")
     shard = folder / "max_length_3" / "train-00000-of-00001.parquet"
     stamp = shard.stat().st_mtime_ns
-    build.build_folder(evaluation_sets("addition", "local", [4], [], 5), folder)
+    build.build_folder(evaluation_sets(load_task("addition"), "local", [4], [], 5), folder)
     assert shard.stat().st_mtime_ns == stamp
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "config_name: max_length_3" in card
@@ -196,12 +199,12 @@ def test_nothing_to_build_is_said_at_once(tmp_path, capsys):
 
 
 def test_reference_trajectories_are_the_rows_of_the_dataset_and_are_solved_when_they_are_asked_for(monkeypatch):
-    (problems,) = evaluation_sets("addition", "local", [6], [], 5)
+    (problems,) = evaluation_sets(load_task("addition"), "local", [6], [], 5)
     rows = [Trajectory.from_row(row) for row in generate_rows(problems, "test", 0, 5)]
     solved = []
     solve = Addition.solve
     monkeypatch.setattr(Addition, "solve", lambda *words: solved.append(words[1]) or solve(*words))
-    references = ReferenceTrajectories(problems, "test")
+    references = ReferenceTrajectories(problems)
     assert len(references) == 5
     assert solved == []
     assert (references[-1].answer, len(solved)) == (rows[-1].answer, 1)

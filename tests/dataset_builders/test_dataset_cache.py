@@ -6,6 +6,7 @@ import pytest
 from datasets import load_dataset
 
 from dataset_builders.build import build_folder
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING, ProblemSet, evaluation_sets
 from dataset_builders.tasks.addition import Addition
 from hf_toolssm.errors import DatasetMismatchError, TooFewProblemsError
@@ -13,7 +14,7 @@ from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory, step
 
 
 def training_set(seed=0, train=20):
-    return ProblemSet("addition", TRAINING, 3, (("train", train),), "local", seed)
+    return ProblemSet(load_task("addition"), TRAINING, 3, (("train", train),), "local", seed)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_an_interrupted_build_leaves_no_card_that_names_the_rows_before(tmp_path
     folder = build_folder([training_set()], tmp_path / "data")
     opened(folder)
     shutil.rmtree(folder / "max_length_3")
-    too_many = evaluation_sets("addition", "local", [], [2], 30)
+    too_many = evaluation_sets(load_task("addition"), "local", [], [2], 30)
     with pytest.raises(TooFewProblemsError):
         build_folder([training_set(1), *too_many], folder)
     with pytest.raises(ValueError, match="max_length_3"):
@@ -75,7 +76,7 @@ def test_an_interrupted_build_leaves_no_card_that_names_the_rows_before(tmp_path
 def test_a_build_that_only_adds_to_a_folder_leaves_it_open_to_readers_when_it_fails(tmp_path, opened):
     folder = build_folder([training_set()], tmp_path / "data")
     with pytest.raises(TooFewProblemsError):
-        build_folder(evaluation_sets("addition", "local", [], [2], 30), folder)
+        build_folder(evaluation_sets(load_task("addition"), "local", [], [2], 30), folder)
     assert opened(folder).num_rows == 20
 
 

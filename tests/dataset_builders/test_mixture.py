@@ -1,12 +1,23 @@
 """A mixture draws its tasks by weight, and has the tools and cells of all of them; one model can learn them all."""
 
+import pickle
+import shutil
 from itertools import permutations
 
 import pytest
 from datasets import Dataset
 
-from dataset_builders.catalog import available_tasks, load_task
-from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, parse_share, trained_part
+from dataset_builders.catalog import MACHINES, available_tasks, load_task
+from dataset_builders.mixture import (
+    Share,
+    measured_task,
+    merge_cells,
+    merge_tools,
+    mix,
+    parse_share,
+    trained_part,
+    training_shares,
+)
 from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.task import example_rng
 from hf_toolssm.errors import InvalidMixtureError, InvalidProblemError, UnknownTaskError
@@ -17,8 +28,9 @@ LONG = {"hanoi_iterative": 8, "hanoi_recursive": 8, "multiplication_nxn": 25}
 
 
 def test_a_share_names_task_length_and_weight():
-    assert parse_share("addition:5=0.25") == Share("addition", "local", 5, 0.25)
-    assert parse_share("addition/two_pointers:12=2") == Share("addition", "two_pointers", 12, 2.0)
+    assert str(parse_share("addition:5=0.25")) == "addition/local:5=0.25"
+    share = parse_share("addition/two_pointers:12=2")
+    assert (share.task.name, share.variant, share.max_length, share.weight) == ("addition", "two_pointers", 12, 2.0)
 
 
 @pytest.mark.parametrize("text", ["addition", "addition=1", "addition:0=1", "addition:5=0", "addition:5=1.2.3", ""])
@@ -30,17 +42,47 @@ def test_what_is_no_share_is_named(text):
 def test_what_a_model_was_trained_on_is_found_for_every_task_of_its_mixture():
     about = {"task": "addition", "variant": "local", "train_max_length": 5, "seed": 0}
     about["mixture"] = ["hanoi_iterative/copied_states:3=1"]
-    assert trained_part(about, "addition") == {"variant": "local", "train_max_length": 5}
-    assert trained_part(about, "hanoi_iterative") == {"variant": "copied_states", "train_max_length": 3}
-    assert trained_part(about, "sorting") == trained_part({}, "sorting") == {}
+    addition, hanoi, sorting = map(load_task, ("addition", "hanoi_iterative", "sorting"))
+    assert trained_part(about, addition) == {"variant": "local", "train_max_length": 5}
+    assert trained_part(about, hanoi) == {"variant": "copied_states", "train_max_length": 3}
+    assert trained_part(about, sorting) == trained_part({}, sorting) == {}
 
 
-def test_a_table_of_the_users_own_is_found_beside_the_model_by_its_name():
+def test_a_table_of_the_users_own_is_found_beside_the_model_by_its_name(tmp_path):
     """Training knew it by another path, and the model's folder may have been moved since."""
-    about = {"task": "mine.tm", "variant": "tape", "train_max_length": 8}
-    about["mixture"] = [str(Share("somewhere/yours.tm", "tape", 6, 0.5))]
-    assert trained_part(about, "elsewhere/mine.tm") == {"variant": "tape", "train_max_length": 8}
-    assert trained_part(about, "elsewhere/yours.tm") == {"variant": "tape", "train_max_length": 6}
+    for path in ("here/mine.tm", "there/yours.tm"):
+        (tmp_path / path).parent.mkdir()
+        shutil.copy(MACHINES / "copy.tm", tmp_path / path)
+    model = tmp_path / "model"
+    mine, yours = (load_task(str(tmp_path / path)) for path in ("here/mine.tm", "there/yours.tm"))
+    about = {"task": mine.save(model), "variant": "tape", "train_max_length": 8}
+    about["mixture"] = [str(Share(yours, "tape", 6, 0.5))]
+    yours.save(model)
+    shutil.rmtree(tmp_path / "here")
+    found, variant = measured_task(about, str(model), None, None)
+    assert (found.name, found.version, variant) == ("mine", mine.version, "tape")
+    assert trained_part(about, found) == {"variant": "tape", "train_max_length": 8}
+    found, _ = measured_task(about, str(model), str(model / "yours.tm"), None)
+    assert trained_part(about, found) == {"variant": "tape", "train_max_length": 6}
+
+
+def test_two_tables_of_one_name_are_named_unless_they_are_the_same(tmp_path):
+    for folder, machine in (("here", "copy"), ("there", "palindrome"), ("again", "copy")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(MACHINES / f"{machine}.tm", tmp_path / folder / "mine.tm")
+    task = load_task(str(tmp_path / "here" / "mine.tm"))
+    with pytest.raises(InvalidMixtureError, match="two tables.*'mine.tm'.*rename one"):
+        training_shares(task, None, 5, [f"{tmp_path}/there/mine.tm:5=1"])
+    assert len(training_shares(task, None, 5, [f"{tmp_path}/again/mine.tm:6=1"])) == 2
+
+
+@pytest.mark.parametrize("name", ["addition", "hanoi_iterative", "multiplication_nx2", "rule_110"])
+def test_a_task_may_be_passed_to_another_process(name):
+    task = load_task(name)
+    passed = pickle.loads(pickle.dumps(task))
+    assert (passed.name, passed.saved_name, passed.version) == (name, name, task.version)
+    problem = task.sample_test(example_rng(name), 4)
+    assert passed.solve(problem, passed.variants[0]) == task.solve(problem, task.variants[0])
 
 
 def test_an_unknown_task_or_variant_of_a_mixture_is_named():
@@ -93,8 +135,8 @@ def test_only_addition_and_multiplication_which_walk_alike_move_the_same_pointer
 def test_all_tasks_together_are_as_local_as_the_least_local_of_them():
     def solved(name):
         variant, long = load_task(name).variants[0], LONG.get(name, 60)
-        training = ProblemSet(name, TRAINING, 5, (("train", 150),), variant)
-        sets = evaluation_sets(name, variant, [long], [long], 4)
+        training = ProblemSet(load_task(name), TRAINING, 5, (("train", 150),), variant)
+        sets = evaluation_sets(load_task(name), variant, [long], [long], 4)
         return [
             t
             for s, split in [(training, "train"), *((s, "test") for s in sets)]

@@ -100,9 +100,9 @@ def test_a_wrong_digit_anywhere_in_a_row_is_found():
 
 @every_task
 def test_k_does_not_grow_beyond_training(name):
-    training = ProblemSet(name, TRAINING, 5, (("train", 300),), "local")
+    training = ProblemSet(load_task(name), TRAINING, 5, (("train", 300),), "local")
     short = ReferenceTrajectories(training, "train")
-    long = [t for s in evaluation_sets(name, "local", [50], [50], 2) for t in ReferenceTrajectories(s, "test")]
+    long = [t for s in evaluation_sets(load_task(name), "local", [50], [50], 2) for t in ReferenceTrajectories(s)]
     assert locality(short).k == locality([*short, *long]).k == 9
 
 
@@ -118,13 +118,13 @@ def test_the_papers_algorithm_is_local_for_one_digit_and_not_for_two():
 
 @pytest.mark.parametrize(("name", "max_length"), [(TASKS[0], 10), (TASKS[1], 10), (TASKS[2], 5)])
 def test_training_shows_every_table_entry_that_long_problems_look_up(name, max_length):
-    training = ProblemSet(name, TRAINING, max_length, (("train", 2_000),), "local")
+    training = ProblemSet(load_task(name), TRAINING, max_length, (("train", 2_000),), "local")
     shown = Counter()
     for trajectory in ReferenceTrajectories(training, "train"):
         shown.update(used_table_entries("".join(trajectory.problem), trajectory))
     needed = set()
-    for problems in evaluation_sets(name, "local", [60], [60], 3):
-        for trajectory in ReferenceTrajectories(problems, "test"):
+    for problems in evaluation_sets(load_task(name), "local", [60], [60], 3):
+        for trajectory in ReferenceTrajectories(problems):
             needed |= used_table_entries("".join(trajectory.problem), trajectory)
     assert min(shown[entry] for entry in needed) >= 3
 

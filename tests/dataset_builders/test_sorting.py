@@ -67,9 +67,11 @@ def test_two_keys_of_one_pass_in_the_wrong_order_are_found(sorting):
 
 
 def test_k_does_not_grow_beyond_training(sorting):
-    training = ProblemSet("sorting", TRAINING, 10, (("train", 300),), "local")
+    training = ProblemSet(load_task("sorting"), TRAINING, 10, (("train", 300),), "local")
     short = ReferenceTrajectories(training, "train")
-    long = [t for s in evaluation_sets("sorting", "local", [100], [100], 2) for t in ReferenceTrajectories(s, "test")]
+    long = [
+        t for s in evaluation_sets(load_task("sorting"), "local", [100], [100], 2) for t in ReferenceTrajectories(s)
+    ]
     assert locality(short).k == locality([*short, *long]).k == 10
 
 
@@ -78,10 +80,10 @@ def test_training_shows_every_pointer_every_digit_to_copy_and_to_pass_by(sorting
         texts = [s.text for s in trajectory.steps]
         return set(zip(texts, texts[1:], texts[2:]))  # a read, the digit, and what follows
 
-    training = ProblemSet("sorting", TRAINING, 10, (("train", 200),), "local")
+    training = ProblemSet(load_task("sorting"), TRAINING, 10, (("train", 200),), "local")
     shown = set().union(*map(decisions, ReferenceTrajectories(training, "train")))
-    for problems in evaluation_sets("sorting", "local", [200], [200], 1):
-        for trajectory in ReferenceTrajectories(problems, "test"):
+    for problems in evaluation_sets(load_task("sorting"), "local", [200], [200], 1):
+        for trajectory in ReferenceTrajectories(problems):
             assert decisions(trajectory) <= shown
 
 

@@ -48,14 +48,16 @@ trained = pytest.mark.parametrize(("name", "variant"), TRAINED)
 
 def some_sets(name, variant):
     """A training set, plain tests and every adversarial set, small."""
-    training = ProblemSet(name, TRAINING, 5, (("train", 60), ("validation", 20)), variant)
-    return [training, *evaluation_sets(name, variant, reachable(name, 1, 5, 12), reachable(name, 6, 17), 12)]
+    training = ProblemSet(load_task(name), TRAINING, 5, (("train", 60), ("validation", 20)), variant)
+    return [
+        training,
+        *evaluation_sets(load_task(name), variant, reachable(name, 1, 5, 12), reachable(name, 6, 17), 12),
+    ]
 
 
 def problems_of(name, variant):
-    task = load_task(name)
     return {
-        (s.name, split, index): problem_at(task, s, split, index)
+        (s.name, split, index): problem_at(s, split, index)
         for s in some_sets(name, variant)
         for split, size in s.sizes
         for index in range(size)
@@ -72,8 +74,8 @@ def test_another_seed_shares_next_to_nothing(name, variant):
     task = load_task(name)
 
     def drawn(seed):
-        sets = ProblemSet(name, TRAINING, 20, (("train", 200),), variant, seed)
-        problems = {problem_at(task, sets, "train", index) for index in range(200)}
+        sets = ProblemSet(load_task(name), TRAINING, 20, (("train", 200),), variant, seed)
+        problems = {problem_at(sets, "train", index) for index in range(200)}
         return {problem for problem in problems if task.length(problem) > 3}  # of the shortest there are few at all
 
     assert len(drawn(0)) > 100
@@ -101,7 +103,7 @@ def test_the_recorded_answer_is_right_by_another_way_of_solving(name, variant):
 
 @both
 def test_the_reference_scores_one_and_a_wrong_answer_less(name, variant):
-    sets = evaluation_sets(name, variant, [3], [], 6)
+    sets = evaluation_sets(load_task(name), variant, [3], [], 6)
     answers = [t.answer for t in ReferenceTrajectories(sets[0], "test")]
     assert exactness(answers, answers)["exactness"] == 1.0
     assert exactness(["x" + answers[0], *answers[1:]], answers)["exactness"] == pytest.approx(5 / 6)
@@ -138,7 +140,7 @@ def test_the_trained_variant_is_local_at_every_length(name, variant):
     task = load_task(name)
     trajectories = [task.solve(problem, variant) for problem in problems_of(name, variant).values()]
     far = reachable(name, 60)
-    long = [t for s in evaluation_sets(name, variant, far, far, 2) for t in ReferenceTrajectories(s, "test")]
+    long = [t for s in evaluation_sets(load_task(name), variant, far, far, 2) for t in ReferenceTrajectories(s)]
     found = locality([*trajectories, *long])
     assert found.k is not None, found
     assert found.k <= LARGEST_K, found
@@ -147,16 +149,16 @@ def test_the_trained_variant_is_local_at_every_length(name, variant):
 @trained
 def test_test_problems_have_the_length_that_their_set_names(name, variant):
     task = load_task(name)
-    for problems in evaluation_sets(name, variant, [1, 4, 30], [4, 30], 8):
+    for problems in evaluation_sets(load_task(name), variant, [1, 4, 30], [4, 30], 8):
         for index in range(8 if problems.length > 1 else 1):
-            assert task.length(problem_at(task, problems, "test", index)) == problems.length, problems.name
+            assert task.length(problem_at(problems, "test", index)) == problems.length, problems.name
 
 
 @trained
 def test_training_problems_are_no_longer_than_the_maximum_and_reach_it(name, variant):
     task = load_task(name)
-    sets = ProblemSet(name, TRAINING, 5, (("train", 300),), variant)
-    lengths = {task.length(problem_at(task, sets, "train", index)) for index in range(300)}
+    sets = ProblemSet(load_task(name), TRAINING, 5, (("train", 300),), variant)
+    lengths = {task.length(problem_at(sets, "train", index)) for index in range(300)}
     assert lengths <= {1, 2, 3, 4, 5}
     assert 5 in lengths
 
@@ -179,7 +181,7 @@ def test_an_unknown_task_is_named():
 )
 def test_a_problem_set_that_cannot_be_is_named(kind, length, sizes, variant, message):
     with pytest.raises(InvalidProblemError, match=message):
-        ProblemSet("addition", kind, length, sizes, variant)
+        ProblemSet(load_task("addition"), kind, length, sizes, variant)
 
 
 NUMBERS = st.integers(0, 10**30).map(str)
@@ -196,9 +198,7 @@ def test_addition_adds(addition, first, second):
 def test_every_regime_of_addition_has_the_same_problems(addition):
     def problems(variant):
         sets = some_sets("addition", variant)
-        return [
-            problem_at(addition, s, split, index) for s in sets for split, size in s.sizes for index in range(size)
-        ]
+        return [problem_at(s, split, index) for s in sets for split, size in s.sizes for index in range(size)]
 
     assert all(problems(variant) == problems("local") for variant in addition.variants)
 

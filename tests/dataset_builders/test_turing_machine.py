@@ -54,16 +54,15 @@ every = pytest.mark.parametrize("name", available_machines())
 
 def problem_sets(name):
     far = [9] if name.startswith("busy_beaver") else [25, 30]  # on longer tapes busy beavers hardly ever halt
-    training = ProblemSet(name, TRAINING, 8, (("train", 200), ("validation", 20)), "tape")
-    tests = evaluation_sets(name, "tape", far, far[-1:], 6)
+    training = ProblemSet(load_task(name), TRAINING, 8, (("train", 200), ("validation", 20)), "tape")
+    tests = evaluation_sets(load_task(name), "tape", far, far[-1:], 6)
     # Nobody waits for the busy beaver of five states.
     return [training, *(s for s in tests if (name, s.kind) != ("busy_beaver_5", "blank"))]
 
 
 def problems_of(name):
-    task = load_task(name)
     return {
-        (s.name, split, i): problem_at(task, s, split, i)
+        (s.name, split, i): problem_at(s, split, i)
         for s in problem_sets(name)
         for split, n in s.sizes
         for i in range(n)
@@ -119,9 +118,9 @@ def test_training_shows_every_state_on_every_symbol_that_a_longer_problem_meets(
         texts = [[s.text for s in t.steps] for t in trajectories]
         return {(a, b, c) for steps in texts for a, b, c in zip(steps, steps[1:], steps[2:]) if b == "<|tape_read|>"}
 
-    training = ProblemSet(name, TRAINING, 8, (("train", 500),), "tape")
+    training = ProblemSet(load_task(name), TRAINING, 8, (("train", 500),), "tape")
     longer = [s for s in problem_sets(name) if s.kind != TRAINING]
-    needed = contexts(t for s in longer for t in ReferenceTrajectories(s, "test"))
+    needed = contexts(t for s in longer for t in ReferenceTrajectories(s))
     assert needed <= contexts(ReferenceTrajectories(training, "train"))
 
 
@@ -264,7 +263,7 @@ def test_a_users_own_machine_is_one_file_away_from_a_dataset(tmp_path):
     assert 'pretty_name: "Adds one."' in card
     assert "of `mine`" in card
     moved = shutil.copytree(tmp_path, tmp_path.parent / "elsewhere") / "mine.tm"
-    here, there = (ProblemSet(str(table), TEST, 9, (("test", 1),), "tape") for table in (path, moved))
+    here, there = (ProblemSet(load_task(str(table)), TEST, 9, (("test", 1),), "tape") for table in (path, moved))
     assert next(generate_rows(here, "test", 0, 1)) == next(generate_rows(there, "test", 0, 1))
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.evaluation import evaluate_free_running, evaluate_teacher_forced, free_running
@@ -33,9 +34,9 @@ def test_the_first_difference_is_the_first(one, other):
 
 def test_a_model_that_would_forget_at_every_piece_is_not_teacher_forced(tokenizer):
     attention = make_model("gpt_neox", len(tokenizer), width=16, depth=1, state_size=4, mamba={})
-    (problems,) = evaluation_sets("addition", "local", [2], [], 1)
+    (problems,) = evaluation_sets(load_task("addition"), "local", [2], [], 1)
     with pytest.raises(UnsupportedArchitectureError, match="free-running"):
-        evaluate_teacher_forced(attention, tokenizer, "x", 2, ReferenceTrajectories(problems, "test"))
+        evaluate_teacher_forced(attention, tokenizer, "x", 2, ReferenceTrajectories(problems))
 
 
 def test_a_missing_end_is_a_difference():
@@ -107,7 +108,10 @@ def test_an_answer_that_was_cut_before_its_end_does_not_count(memorised, tokeniz
 
 def test_results_do_not_depend_on_batch_or_piece(memorised, tokenizer):
     model, references = memorised
-    references = [*references, *ReferenceTrajectories(evaluation_sets("addition", "local", [2], [], 3)[0], "test")]
+    references = [
+        *references,
+        *ReferenceTrajectories(evaluation_sets(load_task("addition"), "local", [2], [], 3)[0]),
+    ]
     free = [evaluate_free_running(model, tokenizer, "x", 2, references, batch_size=size) for size in (1, 2, 5)]
     forced = [evaluate_teacher_forced(model, tokenizer, "x", 2, references, piece=piece) for piece in (1, 7, 1_000)]
     for results in (free, forced):
@@ -115,7 +119,7 @@ def test_results_do_not_depend_on_batch_or_piece(memorised, tokenizer):
 
 
 def test_an_untrained_model_scores_zero_and_ends(model, tokenizer):
-    references = ReferenceTrajectories(evaluation_sets("addition", "local", [3], [], 4)[0], "test")
+    references = ReferenceTrajectories(evaluation_sets(load_task("addition"), "local", [3], [], 4)[0])
     result = evaluate_free_running(model, tokenizer, "length_3", 3, references)
     assert (result.answer_accuracy, result.trajectory_accuracy, result.num_problems) == (0.0, 0.0, 4)
     assert result.first_error is not None

@@ -10,14 +10,14 @@ from hf_toolssm.evaluation.string_matching import StringMatchingLearner, evaluat
 
 def measured(name, k, trained, length=60, variant="tape"):
     tool = task_tool(load_task(name), variant)
-    references = ReferenceTrajectories(ProblemSet(name, TEST, length, (("test", 5),), variant), "test")
+    references = ReferenceTrajectories(ProblemSet(load_task(name), TEST, length, (("test", 5),), variant), "test")
     return evaluate_string_matching(
         StringMatchingLearner(k).fit(trained), tool, f"length_{length}", length, references
     )
 
 
 def rows(name, count, variant="tape"):
-    return ReferenceTrajectories(ProblemSet(name, TRAINING, 8, (("train", count),), variant), "train")
+    return ReferenceTrajectories(ProblemSet(load_task(name), TRAINING, 8, (("train", count),), variant), "train")
 
 
 @pytest.mark.parametrize("name", ["palindrome", "binary_addition", "copy"])
@@ -39,7 +39,9 @@ def test_a_pair_that_was_never_seen_is_guessed_wrong():
 
 
 def test_it_learns_the_pointer_memory_as_well():
-    trained = ReferenceTrajectories(ProblemSet("addition", TRAINING, 5, (("train", 3_000),), "local"), "train")
+    trained = ReferenceTrajectories(
+        ProblemSet(load_task("addition"), TRAINING, 5, (("train", 3_000),), "local"), "train"
+    )
     assert measured("addition", 7, trained, 100, "local").trajectory_accuracy == 1.0
 
 

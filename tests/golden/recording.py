@@ -92,7 +92,9 @@ def test_rows(task, variant):
     """Two rows of about five symbols; some lengths of some tasks have no test problem."""
     for length in range(LENGTHS.get(task, 5), 40):
         try:
-            return list(generate_rows(ProblemSet(task, TEST, length, (("test", 2),), variant), "test", 0, 2))
+            return list(
+                generate_rows(ProblemSet(load_task(task), TEST, length, (("test", 2),), variant), "test", 0, 2)
+            )
         except TooFewProblemsError:
             continue
     raise AssertionError(f"{task} has no test problems")

@@ -216,9 +216,12 @@ def test_what_is_no_tensor_or_of_another_width_is_refused(model):
             each([[1, 2]])
         with pytest.raises(InputMismatchError, match="mask is a list"):
             each(ids, attention_mask=[[1, 1]])
-        if not isinstance(each, RmtForCausalLM):
-            with pytest.raises(InputMismatchError, match=r"\(rows, tokens, 32\)"):
-                each(inputs_embeds=torch.zeros(1, 2, 5))
+        is_rmt = isinstance(each, RmtForCausalLM)
+        with pytest.raises(InputMismatchError, match="give input_ids" if is_rmt else r"\(rows, tokens, 32\)"):
+            each(inputs_embeds=torch.zeros(1, 2, 5))
+        if is_rmt:
+            with pytest.raises(InputMismatchError, match="ask for no hidden states"):
+                each(ids, output_hidden_states=True)
     with pytest.raises(InputMismatchError, match="input_ids is a list"):
         model.generate([[3, 4]])
 

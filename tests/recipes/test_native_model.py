@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from dataset_builders.catalog import load_task
 from dataset_builders.mixture import Share
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.errors import TokenizerNeededError, UnsafeTrainingError
@@ -16,7 +17,7 @@ from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 1
-ADDITION = [Share("addition", "local", 5, 1.0)]
+ADDITION = [Share(load_task("addition"), "local", 5, 1.0)]
 
 
 @pytest.fixture

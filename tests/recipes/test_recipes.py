@@ -259,7 +259,8 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
 def test_rows_come_from_the_folder_that_was_built_whatever_another_folder_of_that_name_holds(tmp_path):
     """`datasets` caches a folder by its last name and configurations, and would answer with another task's rows."""
     for task in ("multiplication_nx1", "multiplication_nx2", "multiplication_nx1"):
-        problems, folder = Share(task, "local", 3, 1.0).training_set(20, seed=0), tmp_path / task / "dataset"
+        problems = Share(load_task(task), "local", 3, 1.0).training_set(20, seed=0)
+        folder = tmp_path / task / "dataset"
         rows, revision = training_rows(problems, None, folder, num_proc=1, builds=True)
         assert {row["id"].split("/")[0] for row in rows} == {task}
         assert training_rows(problems, str(folder), tmp_path, num_proc=1, builds=True)[0]["id"] == rows["id"]

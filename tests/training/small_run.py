@@ -29,7 +29,7 @@ def make_trainer(
     specs = task.tools("local")
     tokenizer = build_task_tokenizer(task.cells("local"), [make_tool(spec) for spec in specs])
     renderer = Renderer(tokenizer)
-    problems = ProblemSet("addition", TRAINING, 3, (("train", 64),), "local")
+    problems = ProblemSet(load_task("addition"), TRAINING, 3, (("train", 64),), "local")
     rows = Dataset.from_list([renderer.row(row) for row in generate_rows(problems, "train", 0, 64)])
     set_seed(0)
     model = make_model(architecture, len(tokenizer), width=16, depth=2, state_size=4, mamba={})

@@ -9,6 +9,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from small_run import make_trainer
 
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTrajectories
 from hf_toolssm.evaluation import evaluate_free_running
 from hf_toolssm.training.curriculum import short_rows_first
@@ -53,7 +54,7 @@ def test_among_checkpoints_of_equal_accuracy_the_one_of_the_lowest_loss_is_kept(
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_measuring_by_free_runs_does_not_change_the_training(tmp_path, lora_rank):
-    problems = ProblemSet("addition", TRAINING, 4, (("validation", 2),), "local")
+    problems = ProblemSet(load_task("addition"), TRAINING, 4, (("validation", 2),), "local")
     references = ReferenceTrajectories(problems, "validation")
 
     def accuracy(model):
