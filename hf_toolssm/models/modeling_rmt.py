@@ -19,7 +19,6 @@ from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaO
 from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.models.causal_lm import RecurrentLM
 from hf_toolssm.models.configuration_rmt import RmtConfig
-from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.ops.checks import check_model_inputs
 from hf_toolssm.ops.padding import gather_rows, tokens_first
 
@@ -208,7 +207,6 @@ class RmtForCausalLM(RecurrentLM, RmtPreTrainedModel, GenerationMixin):
     backbone_class = RmtModel
     state_class = RmtState
 
-    @with_labelled_head
     def forward(
         self,
         input_ids: Tensor,

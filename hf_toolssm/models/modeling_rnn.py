@@ -15,7 +15,6 @@ from transformers.models.mamba.modeling_mamba import MambaCausalLMOutput, MambaO
 from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.models.causal_lm import RecurrentLM
 from hf_toolssm.models.configuration_rnn import RnnConfig
-from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.ops.checks import check_model_inputs
 from hf_toolssm.ops.padding import gather_rows, tokens_first
 from hf_toolssm.ops.plain_modules import is_plain
@@ -191,7 +190,6 @@ class RnnForCausalLM(RecurrentLM, RnnPreTrainedModel, GenerationMixin):
     backbone_class = RnnModel
     state_class = RnnState
 
-    @with_labelled_head
     def forward(
         self,
         input_ids: Tensor | None = None,
