@@ -41,6 +41,10 @@ def check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
             f"torch.compile is refused for a {type(owner).__name__}: its kernels are compiled already, and what is "
             "left would be compiled again for every length of a batch. Leave it out."
         )
+    if owner is not None and any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+        raise UnsafeTrainingError(
+            "an adapter of virtual tokens shifts every label: train a LoRA or all weights instead"
+        )
     frozen = owner is not None and not any(p.requires_grad for p in owner.get_input_embeddings().parameters())
     if frozen and owner.config.tool_token_ids:
         logger.warning(
