@@ -278,7 +278,8 @@ def test_an_adapter_that_leaves_the_tool_tokens_frozen_is_said(tmp_path, caplog,
 
 def test_an_adapter_of_virtual_tokens_is_refused(tmp_path):
     trainer = make_trainer(tmp_path, 4, 1)
-    adapted = get_peft_model(trainer.model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    sizes = {"task_type": "CAUSAL_LM", "num_layers": 2, "token_dim": 16, "num_attention_heads": 1}
+    adapted = get_peft_model(trainer.model, PromptTuningConfig(num_virtual_tokens=2, **sizes))
     with pytest.raises(UnsafeTrainingError, match="an adapter of virtual tokens shifts every label"):
         ToolSFTTrainer(adapted, trainer.args, trainer.train_dataset, processing_class=trainer.processing_class)
 
