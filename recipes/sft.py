@@ -34,10 +34,11 @@ from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.hub.publish_model import publish_model, training_destination
 from hf_toolssm.models import tool_models
 from hf_toolssm.models.architectures import TOOL_MAMBA
+from hf_toolssm.training.checkpoints import last_whole_checkpoint
 from hf_toolssm.training.curriculum import in_curriculum
 from hf_toolssm.training.rendered_rows import render_rows
 from hf_toolssm.training.sft_config import ToolSFTConfig
-from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
+from hf_toolssm.training.trainer import ToolSFTTrainer
 
 CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 

@@ -10,7 +10,6 @@ from transformers.utils import can_return_tuple
 
 from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import UnsupportedGenerationError
-from hf_toolssm.models.labelled_head import with_labelled_head
 
 
 class RecurrentLM(GenerationMixin):
@@ -36,7 +35,6 @@ class RecurrentLM(GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    @with_labelled_head
     @can_return_tuple
     def forward(
         self,

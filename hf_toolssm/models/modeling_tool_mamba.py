@@ -18,7 +18,6 @@ from transformers.utils import can_return_tuple
 from hf_toolssm.cache.recurrent_state import MambaState, StateInForward
 from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
-from hf_toolssm.models.labelled_head import with_labelled_head
 from hf_toolssm.models.native_checkpoint import NATIVE_NAMES
 from hf_toolssm.ops.causal_convolution import causal_convolution
 from hf_toolssm.ops.causal_convolution_cuda import convolve_from_state
@@ -207,8 +206,6 @@ class ToolMambaForCausalLM(MambaForCausalLM):
         super().__init__(config)
         self.backbone = ToolMambaModel(config)
         self.post_init()
-
-    forward = with_labelled_head(MambaForCausalLM.forward)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs) -> None:
         ours = generation_config.use_cache is not False and generation_config.cache_implementation is None

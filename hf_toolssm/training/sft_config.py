@@ -47,6 +47,9 @@ class ToolSFTConfig(SFTConfig):
         default=True, metadata={"help": "What the saved model's config says; training itself keeps no cache."}
     )
     data_seed: int | None = field(default=None, metadata={"help": "Seed of the order of the rows; by default `seed`."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every trained weight has a gradient in every batch: none is searched for."}
+    )
     bf16: bool | None = field(default=False, metadata={"help": "bfloat16 autocast; worth it on a GPU."})
 
     def __post_init__(self) -> None:

@@ -5,32 +5,44 @@ share of the batches from the final states of the batch before (Ruiz & Gu, arXiv
 them.
 """
 
-import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
 
 from hf_toolssm.cache.recurrent_state import RecurrentState
-from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
-from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS
+from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.protocol.render import IGNORED
+from hf_toolssm.training.checks import check_model, check_rows, own_models
 from hf_toolssm.training.freed_memory import keep_freed_memory
-from hf_toolssm.training.hidden_states import CarriedStates, Start
+from hf_toolssm.training.heads import (
+    Head,
+    TargetCollator,
+    heads_on_model,
+    load_heads,
+    modules_of,
+    save_heads,
+    try_head,
+)
+from hf_toolssm.training.hidden_states import CarriedStates, Start, reading
+from hf_toolssm.training.labelled_scores import NO_LOGITS, score_labels
+from hf_toolssm.training.pieces import cut, labels_of_next_tokens
 from hf_toolssm.training.sft_config import ToolSFTConfig
+from hf_toolssm.training.token_means import TokenMeans
 
 logger = logging.getLogger(__name__)
+
+_TARGET_COUNTS = "target_counts"
+"""In a batch, by head: how many targets all batches of the step hold, of all processes."""
 
 
 class ToolSFTTrainer(SFTTrainer):
@@ -52,6 +64,8 @@ class ToolSFTTrainer(SFTTrainer):
             from 0 to 1. Every evaluation then reports it as `eval_accuracy`, and `eval_selection`, which orders models
             by it and those of equal accuracy by their loss on `eval_dataset`: `load_best_model_at_end` with
             `metric_for_best_model="selection"` keeps the best.
+        heads: what else is learned from the hidden states, see `training.heads`. One forward serves the language model
+            and all of them. They are trained, clipped, saved and resumed with the model, in a file of their own.
 
     Attributes:
         states: what is passed on, see `CarriedStates`; None where nothing is.
@@ -59,10 +73,13 @@ class ToolSFTTrainer(SFTTrainer):
     Raises:
         UnsafeTrainingError: a state is to be passed on that the model does not have, a LoRA is where it cannot train
             or leaves the tool tokens untrained (see `training.lora.complete_lora`), a loss is cut by `bptt_length`,
-            or among the first 100 rows one has no labels, no label that carries loss, or nothing but such labels.
+            among the first 100 rows one has no labels, no label that carries loss, or nothing but such labels, or a
+            head does not fit the model, the rows or another head.
     """
 
     args: ToolSFTConfig
+    data_collator: Any
+    _signature_columns: Any
 
     def __init__(
         self,
@@ -70,13 +87,16 @@ class ToolSFTTrainer(SFTTrainer):
         args: ToolSFTConfig,
         train_dataset: Dataset,
         accuracy: Callable[[Any], float] | None = None,
+        heads: Sequence[Head] = (),
         **kwargs: Any,
     ) -> None:
-        _check_rows(train_dataset)
+        self.heads = list(heads)
+        self._head_modules = modules_of(self.heads)
+        check_rows(train_dataset, self.heads)
         held_out = kwargs.get("eval_dataset")
         for rows in held_out.values() if isinstance(held_out, dict) else [held_out]:
             if isinstance(rows, Dataset):
-                _check_rows(rows)
+                check_rows(rows, self.heads)
         if accuracy is not None and isinstance(held_out, dict):
             raise UnsafeTrainingError(
                 "accuracy chooses by one evaluation set, and eval_dataset names several: pass one of them"
@@ -85,15 +105,18 @@ class ToolSFTTrainer(SFTTrainer):
             from hf_toolssm.training.lora import complete_lora  # needs the extra `peft`
 
             kwargs["peft_config"] = complete_lora(model, kwargs["peft_config"])
-        before = {module: vars(module).get("forward") for module in _own_models(model)}
+        before = {module: vars(module).get("forward") for module in own_models(model)}
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
-        for module in _own_models(self.model):
-            del module.forward  # TRL's: the class's own answers the same call
+        for module in own_models(self.model):
+            del module.forward  # TRL's: `compute_loss` does without
             if before.get(module) is not None:
                 module.forward = before[module]
         self._check_loss()
-        self._owner: Any = next(iter(_own_models(self.model)), None)
-        _check_model(self.model, self._owner, args)
+        self._owner: Any = next(iter(own_models(self.model)), None)
+        check_model(self.model, self._owner, args)
+        self._causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        self._means = TokenMeans(self.accelerator)
+        self._take_heads()
         self.states: CarriedStates | None = None
         if self._owner is not None and args.starts_from_states:
             state_class = type(self._owner).state_class
@@ -102,6 +125,31 @@ class ToolSFTTrainer(SFTTrainer):
             keep_freed_memory()
         self._accuracy = accuracy
 
+    def _take_heads(self) -> None:
+        if not self.heads:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.ddp_find_unused_parameters:
+            raise UnsafeTrainingError(
+                "heads are trained on one device or by data parallelism, without ddp_find_unused_parameters"
+            )
+        self._head_modules.to(self.args.device)
+        for head in self.heads:
+            try_head(head, self._causal_lm.config.get_text_config().hidden_size, self.train_dataset)
+        self.data_collator = TargetCollator(self.data_collator, [head.column for head in self.heads])
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' training. The heads stand on the model meanwhile, so that whatever trains it trains them."""
+        with self._heads_on_model(True):
+            return super().train(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Transformers' optimizer of the model and the heads."""
+        with self._heads_on_model(True):
+            return super().create_optimizer(model)
+
+    def _heads_on_model(self, on: bool) -> AbstractContextManager[None]:
+        return heads_on_model(self.model, self._head_modules, on)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Transformers' evaluation, with the given accuracy; see the class."""
         metrics = super().evaluate(*args, **kwargs)
@@ -109,7 +157,7 @@ class ToolSFTTrainer(SFTTrainer):
             model = self.accelerator.unwrap_model(self.model)
             # Of PEFT's wrapper, the model with the adapters in it, which can run free.
             free = model.get_base_model() if hasattr(model, "get_base_model") else model
-            with _as_saved(model):
+            with _as_saved(model), self._heads_on_model(False):
                 accuracy = self._accuracy(free)
             # At most a thousandth, less than one problem of many is worth.
             tie_break = 1e-3 / (1 + metrics["eval_loss"])
@@ -124,6 +172,22 @@ class ToolSFTTrainer(SFTTrainer):
             sampler.seed = self.args.data_seed  # transformers has one order for all seeds
             self.add_callback(_EpochOfRows(sampler))
         return sampler
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns = [*{*self._signature_columns, *(head.column for head in self.heads)}]
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list, Tensor | int | None]:
+        """Transformers' batches of a step, which know how many targets of a head the step has."""
+        batches, num_items_in_batch = super().get_batch_samples(*args, **kwargs)
+        if self.heads and num_items_in_batch is not None:
+            per_head = [sum((batch[head.column] != IGNORED).sum() for batch in batches) for head in self.heads]
+            counts = torch.stack(per_head).to(self.args.device)
+            if self.args.average_tokens_across_devices:
+                counts = self.accelerator.reduce(counts, "sum")
+            for batch in batches:
+                batch[_TARGET_COUNTS] = {head.name: count for head, count in zip(self.heads, counts)}
+        return batches, num_items_in_batch
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -148,9 +212,99 @@ class ToolSFTTrainer(SFTTrainer):
             state = start.end
         if self.states is not None:
             self.states.keep(state)
-        if len(pieces) > 1:
-            self._average_piece_metrics(pieces)
         return torch.stack(losses).sum()
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The language model's loss on the labelled tokens, and of every head its weight times its loss.
+
+        One forward gives the hidden states for all of them. Models that are not ours are scored as TRL does it, which
+        knows how each makes logits of them.
+        """
+        columns = {head.column for head in self.heads}
+        given = {name: value for name, value in inputs.items() if name not in columns | {_TARGET_COUNTS}}
+        with reading(self._causal_lm.base_model) as hidden:
+            if self._owner is None:
+                result = super().compute_loss(model, given, return_outputs, num_items_in_batch)
+            else:
+                result = self._language_model_loss(model, given, hidden, return_outputs, num_items_in_batch)
+        if not self.heads:
+            return result
+        loss, outputs = result if return_outputs else (result, None)
+        # As for the language model: DDP averages gradients, and the counts are those of every process.
+        processes = self._processes_averaged(num_items_in_batch)
+        label_count = (labels_of_next_tokens(inputs) != IGNORED).sum()
+        lm_sum = loss * (label_count if num_items_in_batch is None else num_items_in_batch / processes)
+        sums = {"lm_loss": (lm_sum, label_count)}
+        self._head_modules.train(self.model.training)
+        with self.accelerator.autocast():
+            for head in self.heads:
+                head_sum, count = sums[f"{head.name}_loss"] = head.sums(hidden[0], inputs[head.column])
+                total = inputs.get(_TARGET_COUNTS, {head.name: count})[head.name]
+                loss = loss + head.weight * processes * head_sum / total.clamp(min=1)
+        self._means.add(self._mode, sums)
+        return (loss, outputs) if return_outputs else loss
+
+    def _language_model_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        hidden: list[Tensor],
+        return_outputs: bool,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Any:
+        is_smoothed = self.label_smoother is not None and self.args.loss_type == "nll"
+        needs_logits = return_outputs or is_smoothed or self.compute_loss_func is not None
+        without_labels = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
+        if not needs_logits:
+            without_labels["logits_to_keep"] = NO_LOGITS
+        outputs = model(**without_labels, use_cache=False)
+
+        next_tokens = labels_of_next_tokens(inputs)
+        mask = next_tokens != IGNORED
+        before_labels = hidden[0][:, : mask.shape[1]][mask]
+        with self.accelerator.autocast():
+            scores = score_labels(self._owner.get_output_embeddings(), before_labels, next_tokens[mask])
+        count = mask.sum()
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
+        elif is_smoothed:
+            loss = self.label_smoother(
+                outputs, inputs["labels"], shift_labels=True, num_items_in_batch=num_items_in_batch
+            )
+        else:
+            log_probs = torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, scores.log_probs)
+            per_token = -log_probs
+            if self.args.loss_type == "dft":  # arXiv 2508.05629
+                per_token = per_token * log_probs.exp().detach()
+            items = count if num_items_in_batch is None else num_items_in_batch
+            loss = per_token.sum() / torch.as_tensor(items).clamp(min=1)
+        loss = loss * self._processes_averaged(num_items_in_batch)
+        means = {"entropy": (scores.entropy.sum(), count), "mean_token_accuracy": (scores.is_top1.sum(), count)}
+        self._means.add(self._mode, means, inputs["attention_mask"].sum() if self.model.training else None)
+        return (loss, outputs) if return_outputs else loss
+
+    def _processes_averaged(self, num_items_in_batch: Tensor | int | None) -> int:
+        """Over how many processes DDP averages a loss that was divided by what all of them hold."""
+        everywhere = self.args.average_tokens_across_devices and num_items_in_batch is not None
+        return self.accelerator.num_processes if everywhere else 1
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log, with the means over the tokens since the last one; see `TokenMeans`."""
+        means = self._means.take(self._mode)
+        if "entropy" in means:
+            means["num_tokens"] = self._means.num_tokens
+        logs.update({(name if self.model.training else f"eval_{name}"): value for name, value in means.items()})
+        super().log(logs, start_time)
 
     def _check_loss(self) -> None:
         if self.args.bptt_length is None:
@@ -160,7 +314,7 @@ class ToolSFTTrainer(SFTTrainer):
             for name, used in {
                 "label_smoothing_factor": self.label_smoother is not None,
                 "compute_loss_func": self.compute_loss_func is not None,
-                f"{type(self).__name__}.compute_loss": type(self).compute_loss is not SFTTrainer.compute_loss,
+                f"{type(self).__name__}.compute_loss": type(self).compute_loss is not ToolSFTTrainer.compute_loss,
             }.items()
             if used
         ]
@@ -184,35 +338,14 @@ class ToolSFTTrainer(SFTTrainer):
         longest = self.accelerator.gather((real[-1] + 1).to(self.args.device)).max().item()
         if longest <= length:
             return [inputs]
-        # Every process runs as many pieces, because each piece's metrics are gathered.
-        count = -(-longest // length)
-        shifted = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED)
-        columns = {
-            "input_ids": (inputs["input_ids"], 0),
-            "attention_mask": (inputs["attention_mask"], 0),
-            "labels": (inputs["labels"], IGNORED),
-            "shift_labels": (shifted, IGNORED),
-        }
-        pieces = []
-        for start in range(0, count * length, length):
-            stop = min(start + length, longest)
-            width = 1 if bool((~inputs["attention_mask"][:, start:stop].bool()).all()) else stop - start
-            pieces.append(
-                {
-                    name: F.pad(part := values[:, start : start + width], (0, width - part.shape[1]), value=fill)
-                    for name, (values, fill) in columns.items()
-                }
-            )
-        return pieces
+        return cut(inputs, length, longest, [head.column for head in self.heads])
 
-    def _average_piece_metrics(self, pieces: list[dict[str, Tensor]]) -> None:
-        """Leaves one entry for the batch in TRL's metrics, in which pieces weigh as much as they have labels."""
-        counts = torch.stack([(piece["shift_labels"] != IGNORED).sum() for piece in pieces]).to(self.args.device)
-        weights = self.accelerator.reduce(counts).tolist()
-        for name in ("entropy", "mean_token_accuracy"):
-            entries = self._metrics["train"][name]
-            parts = entries[-len(pieces) :]
-            entries[-len(pieces) :] = [sum(w * part for w, part in zip(weights, parts)) / max(1, sum(weights))]
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Transformers' files of the model, and the heads' beside them."""
+        if self.heads and self.args.should_save:  # first: saving the model may publish the folder
+            save_heads(self.heads, output_dir or self.args.output_dir)
+        with self._heads_on_model(False):
+            super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # First, because the file that says that a checkpoint is whole comes last.
@@ -221,7 +354,10 @@ class ToolSFTTrainer(SFTTrainer):
         super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with self._heads_on_model(False):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.heads:
+            load_heads(self.heads, resume_from_checkpoint)
         if self.states is None:
             return
         path = self.states.file(Path(resume_from_checkpoint))
@@ -229,6 +365,12 @@ class ToolSFTTrainer(SFTTrainer):
             self.states.load(Path(resume_from_checkpoint), str(self.args.device))
         else:
             logger.warning("%s is missing: the first batch starts from zeros, unlike in an uninterrupted run", path)
+
+    def _load_best_model(self) -> None:
+        with self._heads_on_model(False):
+            super()._load_best_model()
+        if self.heads:
+            load_heads(self.heads, self.state.best_model_checkpoint)
 
 
 class _EpochOfRows(TrainerCallback):
@@ -241,34 +383,6 @@ class _EpochOfRows(TrainerCallback):
         self._sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
-def last_whole_checkpoint(folder: Path) -> Path:
-    """The latest checkpoint of a run that was written to its end; one that an interruption cut off is passed over.
-
-    Raises:
-        NoCheckpointError: there is none.
-    """
-    whole = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
-    if not whole:
-        raise NoCheckpointError(
-            f"{folder} holds no whole checkpoint to resume from: start the run without resume_from_checkpoint"
-        )
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))  # transformers writes it last
-    except (OSError, json.JSONDecodeError):
-        return False
-    return True
-
-
-def _own_models(model: Any) -> list[Any]:
-    """The causal language models in it that have a state to pass on."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()  # a name is loaded by TRL
-    return [module for module in modules if hasattr(type(module), "state_class")]
-
-
 @contextmanager
 def _as_saved(model: Any) -> Iterator[None]:
     """Takes off what accelerate puts on a model for mixed precision, which is no part of what is saved."""
@@ -278,60 +392,3 @@ def _as_saved(model: Any) -> Iterator[None]:
     finally:
         if mixed is not None:
             model.forward = mixed
-
-
-def _check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
-    if owner is None and (args.starts_from_states or args.bptt_length is not None):
-        raise UnsafeTrainingError(
-            f"{type(model).__name__} has no state that this trainer could pass on: set state_passing_share: 0, no "
-            "state_noise_share and no bptt_length, or load a Mamba checkpoint with ToolMambaForCausalLM"
-        )
-    if args.state_noise_share > 0 and not type(owner).state_class.continuous:
-        raise UnsafeTrainingError(
-            f"the state of {type(model).__name__} holds tokens, which noise would make into others: set "
-            "state_noise_share: 0"
-        )
-    compiled = args.torch_compile or any(m._compiled_call_impl or hasattr(m, "_orig_mod") for m in model.modules())
-    if owner is not None and compiled:
-        raise UnsafeTrainingError(
-            f"torch.compile is refused for a {type(owner).__name__}: its kernels are compiled already, and what is "
-            "left would be compiled again for every length of a batch. Leave it out."
-        )
-    frozen = owner is not None and not any(p.requires_grad for p in owner.get_input_embeddings().parameters())
-    if frozen and owner.config.tool_token_ids:
-        logger.warning(
-            "the embeddings of the tool tokens are frozen and stay as they are: if they are new, pass a LoraConfig as "
-            "peft_config to the trainer, or use hf_toolssm.training.lora.add_lora, which train them"
-        )
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and name.rpartition(".")[2] not in ADAPTER_TARGETS:
-            raise UnsafeTrainingError(
-                f"a LoRA on {name} would not train or not merge: target only {', '.join(ADAPTER_TARGETS)}"
-            )
-
-
-def _check_rows(dataset: Dataset) -> None:
-    if not isinstance(dataset, Dataset):
-        raise UnsafeTrainingError(
-            f"the rows are a {type(dataset).__name__}, whose labels cannot be checked: pass a datasets.Dataset"
-        )
-    missing = {"input_ids", "labels"} - set(dataset.column_names)
-    if missing:
-        raise UnsafeTrainingError(
-            f"the training rows have no {' and '.join(sorted(missing))}: render them with "
-            "hf_toolssm.Renderer, which leaves problem and observations without loss"
-        )
-    for index in range(min(len(dataset), 100)):
-        row = dataset[index]
-        if len(row["input_ids"]) != len(row["labels"]):
-            raise UnsafeTrainingError(
-                f"row {index} has {len(row['input_ids'])} tokens and {len(row['labels'])} labels"
-            )
-        labels = torch.tensor(row["labels"])
-        if bool((labels == IGNORED).all()):
-            raise UnsafeTrainingError(f"no token of row {index} carries loss: render the rows again")
-        if not bool((labels == IGNORED).any()):
-            raise UnsafeTrainingError(
-                f"every token of row {index} carries loss, the problem and the observations included: "
-                "render the rows with hf_toolssm.Renderer"
-            )

@@ -21,7 +21,7 @@ from experiment import ROOT, Experiment, Run, load_experiment, names
 from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.report import write_json
 from hf_toolssm.files import escape_unprintable
-from hf_toolssm.training.trainer import last_whole_checkpoint
+from hf_toolssm.training.checkpoints import last_whole_checkpoint
 from summary import summarize, write_summary
 
 

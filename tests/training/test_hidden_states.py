@@ -8,7 +8,15 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import AutoPeftModelForCausalLM, IA3Config, LoHaConfig, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    IA3Config,
+    LoHaConfig,
+    LoraConfig,
+    PeftModel,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from small_run import make_trainer
 
 from hf_toolssm import ToolMambaForCausalLM
@@ -266,6 +274,14 @@ def test_an_adapter_that_leaves_the_tool_tokens_frozen_is_said(tmp_path, caplog,
     with caplog.at_level(logging.WARNING):
         ToolSFTTrainer(adapted, trainer.args, trainer.train_dataset, processing_class=trainer.processing_class)
     assert "the embeddings of the tool tokens are frozen" in caplog.text
+
+
+def test_an_adapter_of_virtual_tokens_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    sizes = {"task_type": "CAUSAL_LM", "num_layers": 2, "token_dim": 16, "num_attention_heads": 1}
+    adapted = get_peft_model(trainer.model, PromptTuningConfig(num_virtual_tokens=2, **sizes))
+    with pytest.raises(UnsafeTrainingError, match="an adapter of virtual tokens shifts every label"):
+        ToolSFTTrainer(adapted, trainer.args, trainer.train_dataset, processing_class=trainer.processing_class)
 
 
 def test_a_saved_adapter_generates_and_trains_on(tmp_path, model, tokenizer):

@@ -15,8 +15,10 @@ from transformers import MambaConfig, MambaForCausalLM, set_seed
 
 from hf_toolssm import MambaState, ToolMambaForCausalLM
 from hf_toolssm.errors import NoCheckpointError, UnsafeTrainingError
+from hf_toolssm.training.checkpoints import last_whole_checkpoint
+from hf_toolssm.training.labelled_scores import score_labels
 from hf_toolssm.training.sft_config import ToolSFTConfig
-from hf_toolssm.training.trainer import ToolSFTTrainer, last_whole_checkpoint
+from hf_toolssm.training.trainer import ToolSFTTrainer
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "small_run.py"
@@ -62,20 +64,16 @@ def test_only_labelled_tokens_are_scored_and_their_scores_are_those_of_the_full_
     trainer = make_trainer(tmp_path, 4, 1)
     batch = next(iter(trainer.get_train_dataloader()))
     model, labels = trainer.model, batch["labels"][:, 1:]
-    scored = model(
-        batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"], fused_lm_head=True
-    )
+    mask = labels != -100
+    hidden = model.backbone(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    scored = score_labels(model.lm_head, hidden[:, :-1][mask], labels[mask])
     logits = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     log_probs = logits.log_softmax(-1)
-    mask = labels != -100
-    assert torch.equal(scored.label_mask, mask)
     chosen = log_probs.gather(2, labels.clamp(min=0)[:, :, None])[:, :, 0]
     entropy = -(log_probs.exp() * log_probs).sum(-1)
-    assert torch.allclose(scored.log_probs[mask], chosen[mask], atol=1e-5)
-    assert torch.allclose(scored.entropy[mask], entropy[mask], atol=1e-5)
-    assert torch.equal(scored.is_top1[mask], (logits.argmax(-1) == labels)[mask])
-    for values in (scored.log_probs, scored.entropy, scored.is_top1):
-        assert not values[~mask].any()
+    assert torch.allclose(scored.log_probs, chosen[mask], atol=1e-5)
+    assert torch.allclose(scored.entropy, entropy[mask], atol=1e-5)
+    assert torch.equal(scored.is_top1, (logits.argmax(-1) == labels)[mask])
     found = torch.autograd.grad(scored.log_probs.sum(), list(model.parameters()))
     expected = torch.autograd.grad(chosen[mask].sum(), list(model.parameters()))
     for a, b in zip(found, expected):
@@ -206,19 +204,21 @@ def test_a_cut_off_checkpoint_is_passed_over(tmp_path):
         last_whole_checkpoint(tmp_path / "checkpoint-2")
 
 
+def launch(config, output, *words):
+    """Runs small_run.py under accelerate and returns its report."""
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
+    command += ["--main_process_port", "0", str(SCRIPT), str(output), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
+    # Not the exit code: a process of two now and then aborts while it exits, when all is done and written.
+    assert (output / "report.json").exists(), done.stderr[-3000:]
+    return json.loads((output / "report.json").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("bptt_length", [1_000, 16])
 def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path, bptt_length):
-    def run(config, rows_per_process):
-        output = tmp_path / config
-        command = [sys.executable, "-m", "accelerate.commands.launch"]
-        command += ["--config_file", str(ROOT / "recipes" / "accelerate" / f"{config}.yaml")]
-        command += ["--main_process_port", "0", str(SCRIPT), str(output), str(rows_per_process), "5", str(bptt_length)]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=ROOT)
-        # Not the exit code: a process of two now and then aborts while it exits, when all is done and written.
-        assert (output / "report.json").exists(), done.stderr[-3000:]
-        return json.loads((output / "report.json").read_text(encoding="utf-8"))
-
-    one, two = run("cpu", 8), run("cpu_two_processes", 4)
+    one = launch("cpu", tmp_path / "one", 8, 5, bptt_length)
+    two = launch("cpu_two_processes", tmp_path / "two", 4, 5, bptt_length)
     assert (one["processes"], two["processes"]) == (1, 2)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
 

@@ -1,0 +1,97 @@
+"""What is refused before a training begins, because it would quietly train something else."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+
+from hf_toolssm.errors import UnsafeTrainingError
+from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS
+from hf_toolssm.protocol.render import IGNORED
+from hf_toolssm.training.heads import Head
+from hf_toolssm.training.sft_config import ToolSFTConfig
+
+logger = logging.getLogger(__name__)
+
+
+def own_models(model: Any) -> list[Any]:
+    """The causal language models in it that have a state to pass on."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()  # a name is loaded by TRL
+    return [module for module in modules if hasattr(type(module), "state_class")]
+
+
+def check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
+    """Raises UnsafeTrainingError where a model, or the one of ours in it (`owner`), cannot be trained as asked."""
+    if owner is None and (args.starts_from_states or args.bptt_length is not None):
+        raise UnsafeTrainingError(
+            f"{type(model).__name__} has no state that this trainer could pass on: set state_passing_share: 0, no "
+            "state_noise_share and no bptt_length, or load a Mamba checkpoint with ToolMambaForCausalLM"
+        )
+    if args.state_noise_share > 0 and not type(owner).state_class.continuous:
+        raise UnsafeTrainingError(
+            f"the state of {type(model).__name__} holds tokens, which noise would make into others: set "
+            "state_noise_share: 0"
+        )
+    compiled = args.torch_compile or any(m._compiled_call_impl or hasattr(m, "_orig_mod") for m in model.modules())
+    if owner is not None and compiled:
+        raise UnsafeTrainingError(
+            f"torch.compile is refused for a {type(owner).__name__}: its kernels are compiled already, and what is "
+            "left would be compiled again for every length of a batch. Leave it out."
+        )
+    if owner is not None and any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values()):
+        raise UnsafeTrainingError(
+            "an adapter of virtual tokens shifts every label: train a LoRA or all weights instead"
+        )
+    frozen = owner is not None and not any(p.requires_grad for p in owner.get_input_embeddings().parameters())
+    if frozen and owner.config.tool_token_ids:
+        logger.warning(
+            "the embeddings of the tool tokens are frozen and stay as they are: if they are new, pass a LoraConfig as "
+            "peft_config to the trainer, or use hf_toolssm.training.lora.add_lora, which train them"
+        )
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_A") and name.rpartition(".")[2] not in ADAPTER_TARGETS:
+            raise UnsafeTrainingError(
+                f"a LoRA on {name} would not train or not merge: target only {', '.join(ADAPTER_TARGETS)}"
+            )
+
+
+def check_rows(dataset: Dataset, heads: Sequence[Head]) -> None:
+    """Raises UnsafeTrainingError where the first 100 rows lack labels or targets, or have too many."""
+    if not isinstance(dataset, Dataset):
+        raise UnsafeTrainingError(
+            f"the rows are a {type(dataset).__name__}, whose labels cannot be checked: pass a datasets.Dataset"
+        )
+    missing = {"input_ids", "labels"} - set(dataset.column_names)
+    if missing:
+        raise UnsafeTrainingError(
+            f"the training rows have no {' and '.join(sorted(missing))}: render them with "
+            "hf_toolssm.Renderer, which leaves problem and observations without loss"
+        )
+    for head in heads:
+        if head.column not in dataset.column_names:
+            raise UnsafeTrainingError(
+                f"the rows have no {head.column}, from which head {head.name} takes its targets: add that column"
+            )
+    for index in range(min(len(dataset), 100)):
+        row = dataset[index]
+        for head in heads:
+            if len(row["input_ids"]) != len(row[head.column]):
+                raise UnsafeTrainingError(
+                    f"row {index} has {len(row['input_ids'])} tokens and {len(row[head.column])} targets in "
+                    f"{head.column}: give one for each token, and {IGNORED} where there is none"
+                )
+        if len(row["input_ids"]) != len(row["labels"]):
+            raise UnsafeTrainingError(
+                f"row {index} has {len(row['input_ids'])} tokens and {len(row['labels'])} labels"
+            )
+        labels = torch.tensor(row["labels"])
+        if bool((labels == IGNORED).all()):
+            raise UnsafeTrainingError(f"no token of row {index} carries loss: render the rows again")
+        if not bool((labels == IGNORED).any()):
+            raise UnsafeTrainingError(
+                f"every token of row {index} carries loss, the problem and the observations included: "
+                "render the rows with hf_toolssm.Renderer"
+            )
