@@ -22,6 +22,7 @@ from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory, canonical, step
 from hf_toolssm.tools import make_tool
 
 # The same examples on every machine; a failure is reported as found, because shrinking one takes minutes here.
@@ -104,6 +105,21 @@ def specs(addition):
 @pytest.fixture(scope="session")
 def tokenizer(addition, specs):
     return build_task_tokenizer(addition.cells("local"), [make_tool(spec) for spec in specs])
+
+
+def written(trajectory):
+    """The kind and the text of every token behind the problem but the end."""
+    return [(kind, cell) for kind, cell in trajectory.cells() if kind is not StepKind.INPUT]
+
+
+def remembered(trajectory):
+    """The kind and the text of every token behind the problem that enters memory: thoughts and outputs."""
+    return [(kind, cell) for kind, cell in written(trajectory) if kind in (StepKind.THOUGHT, StepKind.OUTPUT)]
+
+
+def thinking(trajectory, cells):
+    """The same problem with other thoughts and outputs behind it."""
+    return Trajectory(canonical([trajectory.steps[0], *(step(kind, (cell,)) for kind, cell in cells)]))
 
 
 @pytest.fixture
