@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
@@ -105,6 +107,21 @@ def specs(addition):
 @pytest.fixture(scope="session")
 def tokenizer(addition, specs):
     return build_task_tokenizer(addition.cells("local"), [make_tool(spec) for spec in specs])
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer():
+    """A real byte-level BPE tokenizer that merges digits, as large models' tokenizers do."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend.train_from_iterator(["12345 98765 12 34 the sum of the numbers"] * 50, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
 
 
 def written(trajectory):

@@ -1,6 +1,8 @@
 """Trajectories to `input_ids` and `labels`: a cell is one token, a span of text as many as it takes."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -8,10 +10,13 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from hf_toolssm.errors import CellNotOneTokenError, CorruptRowError, EmptyProblemError
 from hf_toolssm.protocol.calls import begin_token, end_token
 from hf_toolssm.protocol.plain_text import encode_plain
-from hf_toolssm.protocol.trajectory import WRITER_OF, Step, StepKind, Trajectory, Writer
+from hf_toolssm.protocol.trajectory import SHORT, WRITER_OF, Step, StepKind, Trajectory, Writer
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""
+
+MOST_KNOWN = 65_536
+"""Short steps whose tokens a renderer keeps."""
 
 
 class Renderer:
@@ -28,6 +33,9 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._token_of: dict[str, int] = {}
+        # Of short steps of cells, which `step` makes one object: each with its tokens and their writers. By identity,
+        # since the hash of a step costs more than all else here.
+        self._known: dict[int, tuple[Step, Sequence[int], bytes]] = {}
 
     def token(self, cell: str) -> int:
         """The token id of a cell.
@@ -94,23 +102,31 @@ class Renderer:
             CellNotOneTokenError, CorruptRowError, UnspellableTextError: see `step`.
         """
         ids, writers = self.written(trajectory)
+        model = int(Writer.MODEL)  # a comparison of enums takes several times as long
         return {
             "input_ids": ids,
-            "labels": [token if writer == Writer.MODEL else IGNORED for token, writer in zip(ids, writers)],
+            "labels": [token if writer == model else IGNORED for token, writer in zip(ids, writers)],
         }
 
     def written(self, trajectory: Trajectory) -> tuple[list[int], bytearray]:
         """The tokens of `render`, and the `Writer` of each; `parse` is the inverse."""
-        ids: list[int] = []
-        writers = bytearray()
-        end: int = self._tokenizer.eos_token_id
-        for number, each in enumerate(trajectory.steps):
-            if number and each.kind is StepKind.INPUT:
-                ids.append(end)
-                writers.append(Writer.MODEL)
-            ids += self.step(each)
-            writers += bytes([WRITER_OF.get(each.kind, Writer.MODEL)]) * (len(ids) - len(writers))
-        return [*ids, end], writers + bytes([Writer.MODEL])
+        known = self._known
+        parts = [known.get(id(each)) or self._written(each) for each in trajectory.steps]
+        begin = 1 if trajectory.steps[:1] and trajectory.steps[0].kind is StepKind.INPUT else 0
+        ids = [*chain.from_iterable(map(itemgetter(1), parts)), self._tokenizer.eos_token_id]
+        writers = bytearray().join(map(itemgetter(2), parts)) + bytes([Writer.MODEL])
+        return ids[begin:], writers[begin:]
+
+    def _written(self, step: Step) -> tuple[Step, Sequence[int], bytes]:
+        """A step, its tokens and their writers; in front of an input stands the end of the turn before."""
+        tokens = self.step(step)
+        writers = bytes([WRITER_OF.get(step.kind, Writer.MODEL)]) * len(tokens)
+        if step.kind is StepKind.INPUT:
+            tokens, writers = [self._tokenizer.eos_token_id, *tokens], bytes([Writer.MODEL]) + writers
+        is_short = len(tokens) <= SHORT + 2 and not isinstance(step.content, str) and step.ids is None
+        if is_short and len(self._known) < MOST_KNOWN:
+            self._known[id(step)] = step, tokens, writers
+        return step, tokens, writers
 
     def step(self, step: Step) -> Sequence[int]:
         """The tokens of a step.

@@ -5,7 +5,7 @@ import string
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import random_model, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import Heard

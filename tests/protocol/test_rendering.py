@@ -5,7 +5,7 @@ import copy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_toolssm.errors import CellNotOneTokenError, EmptyProblemError, MissingToolTokensError
@@ -17,21 +17,6 @@ from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, PointerMemory
 
 PROBLEMS = st.tuples(st.integers(0, 99_999), st.integers(0, 99_999)).map(lambda pair: f"{pair[0]}+{pair[1]}=")
-
-
-@pytest.fixture(scope="module")
-def byte_tokenizer():
-    """A real byte-level BPE tokenizer that merges digits, as large models' tokenizers do."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    backend.train_from_iterator(["12345 98765 12 34 the sum of the numbers"] * 50, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
 
 
 @given(problem=PROBLEMS)
