@@ -18,6 +18,9 @@ IGNORED = -100
 MOST_KNOWN = 65_536
 """Short steps whose tokens a renderer keeps."""
 
+_Part = tuple[Step, Sequence[int], Sequence[int], bytes]
+"""A step with its tokens, their labels and their writers; of an input with the end of the turn before in front."""
+
 
 class Renderer:
     """Writes trajectories as tokens.
@@ -33,9 +36,9 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._token_of: dict[str, int] = {}
-        # Of short steps of cells, which `step` makes one object: each with its tokens and their writers. By identity,
-        # since the hash of a step costs more than all else here.
-        self._known: dict[int, tuple[Step, Sequence[int], bytes]] = {}
+        # Short steps of cells, which are one object where they are equal, by identity: hashing one costs more than all
+        # else here.
+        self._known: dict[int, _Part] = {}
 
     def token(self, cell: str) -> int:
         """The token id of a cell.
@@ -101,32 +104,36 @@ class Renderer:
         Raises:
             CellNotOneTokenError, CorruptRowError, UnspellableTextError: see `step`.
         """
-        ids, writers = self.written(trajectory)
-        model = int(Writer.MODEL)  # a comparison of enums takes several times as long
-        return {
-            "input_ids": ids,
-            "labels": [token if writer == model else IGNORED for token, writer in zip(ids, writers)],
-        }
+        parts, end = self._parts(trajectory), self._tokenizer.eos_token_id
+        ids, labels = ([*chain.from_iterable(map(itemgetter(of), parts)), end] for of in (1, 2))
+        return {"input_ids": ids, "labels": labels}
 
     def written(self, trajectory: Trajectory) -> tuple[list[int], bytearray]:
         """The tokens of `render`, and the `Writer` of each; `parse` is the inverse."""
-        known = self._known
-        parts = [known.get(id(each)) or self._written(each) for each in trajectory.steps]
-        begin = 1 if trajectory.steps[:1] and trajectory.steps[0].kind is StepKind.INPUT else 0
+        parts = self._parts(trajectory)
         ids = [*chain.from_iterable(map(itemgetter(1), parts)), self._tokenizer.eos_token_id]
-        writers = bytearray().join(map(itemgetter(2), parts)) + bytes([Writer.MODEL])
-        return ids[begin:], writers[begin:]
+        return ids, bytearray().join(map(itemgetter(3), parts)) + bytes([Writer.MODEL])
 
-    def _written(self, step: Step) -> tuple[Step, Sequence[int], bytes]:
-        """A step, its tokens and their writers; in front of an input stands the end of the turn before."""
-        tokens = self.step(step)
-        writers = bytes([WRITER_OF.get(step.kind, Writer.MODEL)]) * len(tokens)
-        if step.kind is StepKind.INPUT:
-            tokens, writers = [self._tokenizer.eos_token_id, *tokens], bytes([Writer.MODEL]) + writers
+    def _parts(self, trajectory: Trajectory) -> list[_Part]:
+        """Of every step what it is written as, and in front of every input but the first the end of a turn."""
+        first, others = trajectory.steps[:1], trajectory.steps[1:]
+        parts: list[Any] = list(map(self._known.get, map(id, others)))
+        if not all(parts):
+            parts = [known or self._written(each, StepKind.INPUT) for each, known in zip(others, parts)]
+        return [*map(self._written, first), *parts]
+
+    def _written(self, step: Step, ends_turn: StepKind | None = None) -> _Part:
+        tokens, writer = self.step(step), WRITER_OF.get(step.kind, Writer.MODEL)
+        labels = tokens if writer is Writer.MODEL else [IGNORED] * len(tokens)
+        writers = bytes([writer]) * len(tokens)
+        if step.kind is ends_turn:
+            end = self._tokenizer.eos_token_id
+            tokens, labels, writers = [end, *tokens], [end, *labels], bytes([Writer.MODEL]) + writers
+        part = step, tokens, labels, writers
         is_short = len(tokens) <= SHORT + 2 and not isinstance(step.content, str) and step.ids is None
-        if is_short and len(self._known) < MOST_KNOWN:
-            self._known[id(step)] = step, tokens, writers
-        return step, tokens, writers
+        if is_short and ends_turn and len(self._known) < MOST_KNOWN:
+            self._known[id(step)] = part
+        return part
 
     def step(self, step: Step) -> Sequence[int]:
         """The tokens of a step.
