@@ -109,7 +109,8 @@ def verify(claim: Mapping[str, Any], folder: Path, model: str | None, count_toke
 
 def _count(task: Task, problem: str, claim: Mapping[str, Any]) -> str:
     try:
-        tokens = len(task.solve(problem, claim["variant"]).steps) + 1  # and the end token
+        cells = list(task.solve(problem, claim["variant"]).cells())
+        tokens = len(cells) - len(problem) + 1  # behind the problem, and the end token
     except DidNotHaltError as error:
         return f"tokens not counted: {error}"
     if tokens != claim["tokens"]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
@@ -22,6 +24,7 @@ from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory, canonical, step
 from hf_toolssm.tools import make_tool
 
 # The same examples on every machine; a failure is reported as found, because shrinking one takes minutes here.
@@ -104,6 +107,36 @@ def specs(addition):
 @pytest.fixture(scope="session")
 def tokenizer(addition, specs):
     return build_task_tokenizer(addition.cells("local"), [make_tool(spec) for spec in specs])
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer():
+    """A real byte-level BPE tokenizer that merges digits, as large models' tokenizers do."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    backend.train_from_iterator(["12345 98765 12 34 the sum of the numbers"] * 50, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+
+
+def written(trajectory):
+    """The kind and the text of every token behind the problem but the end."""
+    return [(kind, cell) for kind, cell in trajectory.cells() if kind is not StepKind.INPUT]
+
+
+def remembered(trajectory):
+    """The kind and the text of every token behind the problem that enters memory: thoughts and outputs."""
+    return [(kind, cell) for kind, cell in written(trajectory) if kind in (StepKind.THOUGHT, StepKind.OUTPUT)]
+
+
+def thinking(trajectory, cells):
+    """The same problem with other thoughts and outputs behind it."""
+    return Trajectory(canonical([trajectory.steps[0], *(step(kind, (cell,)) for kind, cell in cells)]))
 
 
 @pytest.fixture

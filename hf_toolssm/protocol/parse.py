@@ -64,7 +64,6 @@ class _Reading:
     def take(self, token: int, writer: int) -> None:
         if writer == Writer.USER:
             if self._kind is not StepKind.INPUT:
-                self._break_off()
                 self._answering = False
             self._add(StepKind.INPUT, token)
         elif writer == Writer.TOOL:
@@ -89,7 +88,7 @@ class _Reading:
 
     def _add(self, kind: StepKind, token: int) -> None:
         if kind is not self._kind:
-            self._finish()
+            self._break_off()
             self._kind = kind
         self._tokens.append(token)
 

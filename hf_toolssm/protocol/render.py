@@ -1,6 +1,8 @@
 """Trajectories to `input_ids` and `labels`: a cell is one token, a span of text as many as it takes."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -8,10 +10,16 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from hf_toolssm.errors import CellNotOneTokenError, CorruptRowError, EmptyProblemError
 from hf_toolssm.protocol.calls import begin_token, end_token
 from hf_toolssm.protocol.plain_text import encode_plain
-from hf_toolssm.protocol.trajectory import WRITER_OF, Step, StepKind, Trajectory, Writer
+from hf_toolssm.protocol.trajectory import SHORT, WRITER_OF, Step, StepKind, Trajectory, Writer
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""
+
+MOST_KNOWN = 65_536
+"""Short steps whose tokens a renderer keeps."""
+
+_Part = tuple[Step, Sequence[int], Sequence[int], bytes]
+"""A step with its tokens, their labels and their writers; of an input with the end of the turn before in front."""
 
 
 class Renderer:
@@ -28,6 +36,9 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._token_of: dict[str, int] = {}
+        # Short steps of cells, which are one object where they are equal, by identity: hashing one costs more than all
+        # else here.
+        self._known: dict[int, _Part] = {}
 
     def token(self, cell: str) -> int:
         """The token id of a cell.
@@ -93,24 +104,36 @@ class Renderer:
         Raises:
             CellNotOneTokenError, CorruptRowError, UnspellableTextError: see `step`.
         """
-        ids, writers = self.written(trajectory)
-        return {
-            "input_ids": ids,
-            "labels": [token if writer == Writer.MODEL else IGNORED for token, writer in zip(ids, writers)],
-        }
+        parts, end = self._parts(trajectory), self._tokenizer.eos_token_id
+        ids, labels = ([*chain.from_iterable(map(itemgetter(of), parts)), end] for of in (1, 2))
+        return {"input_ids": ids, "labels": labels}
 
     def written(self, trajectory: Trajectory) -> tuple[list[int], bytearray]:
         """The tokens of `render`, and the `Writer` of each; `parse` is the inverse."""
-        ids: list[int] = []
-        writers = bytearray()
-        end: int = self._tokenizer.eos_token_id
-        for number, each in enumerate(trajectory.steps):
-            if number and each.kind is StepKind.INPUT:
-                ids.append(end)
-                writers.append(Writer.MODEL)
-            ids += self.step(each)
-            writers += bytes([WRITER_OF.get(each.kind, Writer.MODEL)]) * (len(ids) - len(writers))
-        return [*ids, end], writers + bytes([Writer.MODEL])
+        parts = self._parts(trajectory)
+        ids = [*chain.from_iterable(map(itemgetter(1), parts)), self._tokenizer.eos_token_id]
+        return ids, bytearray().join(map(itemgetter(3), parts)) + bytes([Writer.MODEL])
+
+    def _parts(self, trajectory: Trajectory) -> list[_Part]:
+        """Of every step what it is written as, and in front of every input but the first the end of a turn."""
+        first, others = trajectory.steps[:1], trajectory.steps[1:]
+        parts: list[Any] = list(map(self._known.get, map(id, others)))
+        if not all(parts):
+            parts = [known or self._written(each, StepKind.INPUT) for each, known in zip(others, parts)]
+        return [*map(self._written, first), *parts]
+
+    def _written(self, step: Step, ends_turn: StepKind | None = None) -> _Part:
+        tokens, writer = self.step(step), WRITER_OF.get(step.kind, Writer.MODEL)
+        labels = tokens if writer is Writer.MODEL else [IGNORED] * len(tokens)
+        writers = bytes([writer]) * len(tokens)
+        if step.kind is ends_turn:
+            end = self._tokenizer.eos_token_id
+            tokens, labels, writers = [end, *tokens], [end, *labels], bytes([Writer.MODEL]) + writers
+        part = step, tokens, labels, writers
+        is_short = len(tokens) <= SHORT + 2 and not isinstance(step.content, str) and step.ids is None
+        if is_short and ends_turn and len(self._known) < MOST_KNOWN:
+            self._known[id(step)] = part
+        return part
 
     def step(self, step: Step) -> Sequence[int]:
         """The tokens of a step.

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 from hf_toolssm.errors import CorruptRowError, EmptyProblemError
@@ -87,14 +88,18 @@ class Step:
             yield end_token(self.name)
 
 
+SHORT = 8
+"""Cells or characters of a step of which equal ones are one object, so that a trajectory of millions stays small."""
+
+
 @lru_cache(maxsize=65_536)
-def _same(kind: StepKind, content: Content, name: str) -> Step:
-    return Step(kind, content, name)
+def _same(kind: str, content: Content, name: str) -> Step:
+    return Step(StepKind(kind), content, name)
 
 
-def step(kind: StepKind, content: Content, name: str = "") -> Step:
-    """A step; equal short ones are one object, so that a trajectory of millions stays small."""
-    return _same(kind, content, name) if content is None or len(content) <= 8 else Step(kind, content, name)
+def step(kind: str, content: Content, name: str = "") -> Step:
+    """A step; equal short ones are one object."""
+    return (_same if content is None or len(content) <= SHORT else _same.__wrapped__)(kind, content, name)
 
 
 def canonical(steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -146,7 +151,8 @@ class Trajectory:
     @property
     def answers(self) -> list[str]:
         """The text of every turn's outputs."""
-        return ["".join(s.text for s in turn if s.kind is StepKind.OUTPUT) for turn in self.turns()]
+        output = StepKind.OUTPUT
+        return ["".join(s.text for s in turn if s.kind is output) for turn in self.turns()]
 
     @property
     def answer(self) -> str:
@@ -155,12 +161,9 @@ class Trajectory:
 
     def turns(self) -> list[list[Step]]:
         """The steps of every turn, its input first."""
-        turns: list[list[Step]] = []
-        for each in self.steps:
-            if each.kind is StepKind.INPUT:
-                turns.append([])
-            turns[-1].append(each)
-        return turns
+        kind = StepKind.INPUT
+        begins = [at for at, each in enumerate(self.steps) if each.kind is kind]
+        return [list(self.steps[at:end]) for at, end in zip(begins, [*begins[1:], len(self.steps)])]
 
     def cells(self) -> Iterator[tuple[StepKind, str]]:
         """Every token's kind and text but for the ends of turns.
@@ -179,16 +182,17 @@ class Trajectory:
         """
         if not self.steps or self.steps[0].kind is not StepKind.INPUT or not self.steps[0].content:
             raise EmptyProblemError("the problem has no cell: state a problem of at least one cell")
-        for number, each in enumerate(self.steps):
+        for each in {id(s): s for s in self.steps}.values():  # equal short ones are one object
             if not _holds_text(each):
                 raise CorruptRowError(
-                    f"step {number} holds {each.content!r}: cells and spans are texts that are not empty, and only "
-                    "calls have a name and may hold nothing: rebuild the row"
+                    f"step {self.steps.index(each)} holds {each.content!r}: cells and spans are texts that are not "
+                    "empty, and only calls have a name and may hold nothing: rebuild the row"
                 )
+        call, observation = StepKind.CALL, StepKind.OBSERVATION
         for number, (first, second) in enumerate(pairwise(self.steps), 1):
-            if second.kind is StepKind.OBSERVATION and first.kind is not StepKind.CALL:
+            if second.kind is observation and first.kind is not call:
                 raise CorruptRowError(f"an observation follows no call (step {number}): rebuild the row")
-            if _are_one(first, second):
+            if second.kind is first.kind is not call and _are_one(first, second):
                 raise CorruptRowError(f"step {number} goes on with the one before: use protocol.trajectory.canonical")
         if sum(_check_turn(turn) for turn in self.turns()) == 0:
             raise CorruptRowError(f"no turn has a thought {ANSWER!r}, behind which an answer stands: rebuild the row")
@@ -236,8 +240,8 @@ def _holds_text(step: Step) -> bool:
 def _check_turn(turn: Sequence[Step]) -> bool:
     """Whether a turn has an answer marker; one that has not has no output either."""
     kinds = [s.kind for s in turn]
-    cells = [s.content if isinstance(s.content, tuple) and s.kind in _REMEMBERED else () for s in turn]
-    marked = [at for at, written in enumerate(cells) if ANSWER in written]
+    cells = [s.content if isinstance(s.content, tuple) else () for s in turn]
+    marked = [at for at, written in enumerate(cells) if ANSWER in written and kinds[at] in _REMEMBERED]
     at = marked[0] if marked else len(turn)
     if len(marked) > 1 or (marked and (kinds[at], cells[at].count(ANSWER)) != (StepKind.THOUGHT, 1)):
         raise CorruptRowError(f"a turn has at most one {ANSWER!r}, and thinks it: rebuild the row")
@@ -266,5 +270,5 @@ def _step_from_row(row: Mapping[str, Any]) -> Step:
     cells, text, ids = row["cells"], row["text"], row.get("ids")
     if isinstance(cells, str) or (cells is not None and text is not None):
         raise CorruptRowError("a step has either a list of cells or a text: rebuild the row")
-    found = step(StepKind(row["kind"]), text if cells is None else tuple(cells), row["name"] or "")
-    return found if ids is None else Step(found.kind, found.content, found.name, tuple(ids))
+    found = step(row["kind"], text if cells is None else tuple(cells), row["name"] or "")
+    return found if ids is None else Step(found.kind, found.content, found.name, tuple(map(index, ids)))

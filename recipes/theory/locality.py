@@ -20,7 +20,7 @@ from dataset_builders.task import Task
 from hf_toolssm.errors import DatasetMismatchError
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.protocol.locality import locality, open_contexts
-from hf_toolssm.protocol.trajectory import Trajectory
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def of_folder(folder: Path, rows: int) -> Iterator[tuple[str, list[Trajectory]]]
 
 def report(name: str, trajectories: list[Trajectory], k: int | None, contexts: int) -> None:
     found = locality(trajectories)
-    tokens = max(len(trajectory.steps) for trajectory in trajectories)
+    tokens = max(sum(kind is not StepKind.INPUT for kind, _ in trajectory.cells()) for trajectory in trajectories)
     needs = "no number of tokens is enough" if found.k is None else f"k = {found.k}"
     print(f"{name}: {needs}; {len(trajectories)} trajectories of at most {tokens:,} tokens", flush=True)
     if k is None:

@@ -27,7 +27,7 @@ from hf_toolssm.evaluation.report import markdown_table, write_json
 from hf_toolssm.evaluation.string_matching import StringMatchingLearner, evaluate_string_matching
 from hf_toolssm.files import escape_unprintable, write_atomically
 from hf_toolssm.protocol.calls import begin_token
-from hf_toolssm.protocol.trajectory import Trajectory
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory
 from hf_toolssm.tools.tape import TAPE_READ
 
 VARIANT = "tape"
@@ -110,7 +110,7 @@ def pairs(trajectories: Iterable[Trajectory]) -> set[Pair]:
     """What was read in which state; the walk over the tape for the answer counts as a state."""
     found, read = set(), begin_token(TAPE_READ)
     for trajectory in trajectories:
-        texts = [step.text for step in trajectory.steps]
+        texts = [cell for kind, cell in trajectory.cells() if kind is not StepKind.INPUT]
         found |= {(texts[at - 1], texts[at + 1]) for at, text in enumerate(texts) if text == read}
     return found
 

@@ -75,7 +75,7 @@ def test_load_dataset_gives_the_rows_that_the_card_describes(tmp_path, small_sha
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[1] == ", ".join(f"{split} {size}" for split, size in problems.sizes)
         assert int(cells[3]) == locality(rows).k
-        counts = sorted(len(t.problem) + len(t.steps) + 1 for t in rows)
+        counts = sorted(len(list(t.cells())) + 1 for t in rows)
         assert cells[2] == f"{counts[0]}, {counts[len(counts) // 2]}, {counts[-1]}"
 
 

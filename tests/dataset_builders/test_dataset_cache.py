@@ -33,8 +33,8 @@ def changed_code(monkeypatch):
 
     def at_once(self, problem, variant):
         answer = self.answer(problem, variant)
-        steps = [step(StepKind.THOUGHT, ANSWER), *(step(StepKind.OUTPUT, digit) for digit in answer)]
-        return Trajectory(tuple(problem), steps, answer).check()
+        said = {StepKind.INPUT: tuple(problem), StepKind.THOUGHT: (ANSWER,), StepKind.OUTPUT: tuple(answer)}
+        return Trajectory(tuple(step(kind, cells) for kind, cells in said.items())).check()
 
     return lambda: monkeypatch.setattr(Addition, "solve", at_once)
 

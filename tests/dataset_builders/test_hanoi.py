@@ -4,13 +4,13 @@ import random
 import re
 
 import pytest
+from conftest import written
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_builders.catalog import load_task
 from dataset_builders.tasks.hanoi_iterative import RESTING
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
-from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.protocol.trajectory import StepKind
 from hf_toolssm.tools.pointer_memory import read
 
@@ -79,7 +79,7 @@ def test_the_work_of_an_iterative_move_does_not_grow():
     rates = []
     for disks in (6, 11):
         problem = task.sample_test(random.Random(disks), disks)
-        rates.append(len(task.solve(problem, "half_speed").steps) / 2**disks)
+        rates.append(len(written(task.solve(problem, "half_speed"))) / 2**disks)
     assert rates[1] < rates[0] < 40
 
 
@@ -87,10 +87,10 @@ def test_the_direction_of_the_smallest_disk_is_read_and_not_remembered():
     task = load_task("hanoi_iterative")
     for disks in (4, 5):
         trajectory = task.solve(task.sample_test(random.Random(disks), disks), "half_speed")
-        signs = [s.text for s in trajectory.steps if s.kind is StepKind.OBSERVATION and s.text in "+-"]
+        signs = [cell for kind, cell in written(trajectory) if kind is StepKind.OBSERVATION and cell in "+-"]
         assert len(signs) >= 2 ** (disks - 1)
         assert set(signs[-(2 ** (disks - 1)) :]) == {"-" if disks % 2 else "+"}
-        assert begin_token(read(RESTING + 1)) in {s.text for s in trajectory.steps}
+        assert read(RESTING + 1) in {s.name for s in trajectory.steps}
 
 
 @pytest.mark.parametrize("name", TASKS)

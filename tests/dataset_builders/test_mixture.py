@@ -125,7 +125,7 @@ def test_only_addition_and_multiplication_which_walk_alike_move_the_same_pointer
     def moved(name):
         task = load_task(name)
         steps = task.solve(task.sample_test(example_rng(name), 4), task.variants[0]).steps
-        return {s.text for s in steps if s.text.startswith(("<|left_", "<|right_"))}
+        return {s.name for s in steps if s.name.startswith(("left_", "right_"))}
 
     for name, other in permutations(available_tasks(), 2):
         if not {name.partition("_")[0], other.partition("_")[0]} <= {"addition", "multiplication"}:

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 
 import pytest
+from conftest import remembered, thinking, written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,8 +24,8 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 def written_rows(trajectory):
     """The rows of a trajectory, each as its finished digits (lowest first) and its columns of 9 cells."""
-    written = [s.text for s in trajectory.steps if s.kind is StepKind.THOUGHT]
-    *rows, collected = "".join(written[: written.index(ANSWER)]).split(";")[1:]
+    thoughts = [cell for kind, cell in written(trajectory) if kind is StepKind.THOUGHT]
+    *rows, collected = "".join(thoughts[: thoughts.index(ANSWER)]).split(";")[1:]
     parsed = []
     for row in rows:
         finished, columns, *row_end = row.split("|")
@@ -84,11 +85,11 @@ def test_a_wrong_digit_anywhere_in_a_row_is_found():
     problem = "9070*608="
     trajectory = load_task("multiplication_nxn").solve(problem, "local")
     wrong, seen = 0, 0
-    for at, s in enumerate(trajectory.steps):
-        if s.kind is StepKind.THOUGHT and s.text.isdigit():
-            steps = list(trajectory.steps)
-            steps[at] = type(s)(s.kind, str((int(s.text) + 1) % 10))
-            changed = type(trajectory)(trajectory.problem, steps, trajectory.answer)
+    cells = remembered(trajectory)
+    assert rows_are_right(problem, thinking(trajectory, cells))
+    for at, (kind, cell) in enumerate(cells):
+        if kind is StepKind.THOUGHT and cell.isdigit():
+            changed = thinking(trajectory, [*cells[:at], (kind, str((int(cell) + 1) % 10)), *cells[at + 1 :]])
             # What a column's digit is computed from does not show in the row itself.
             seen += 1
             wrong += not rows_are_right(problem, changed)
@@ -133,7 +134,7 @@ def test_tokens_grow_with_the_number_of_columns():
     task = load_task("multiplication_nxn")
 
     def tokens(length):
-        return len(task.solve("9" * length + "*" + "7" * length + "=", "local").steps)
+        return len(written(task.solve("9" * length + "*" + "7" * length + "=", "local")))
 
     assert tokens(60) < 35 * 60 * 60
 

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from conftest import remembered, thinking, written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTraject
 from dataset_builders.task import example_rng
 from hf_toolssm.errors import EmptyProblemError, InvalidProblemError
 from hf_toolssm.protocol.locality import locality
-from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind
 
 KEYS = st.lists(st.integers(0, 999).map("{:03}".format), min_size=1, max_size=12)
 
@@ -27,7 +28,7 @@ def keys_of(text):
 
 def lists_of(trajectory):
     """The lists that the passes read and write, with the digits as they stand there."""
-    memory = [*trajectory.problem, *(s.text for s in trajectory.steps if s.kind is StepKind.THOUGHT)]
+    memory = [*trajectory.problem, *(cell for kind, cell in written(trajectory) if kind is StepKind.THOUGHT)]
     text = "".join(memory).removesuffix("==" + ANSWER)
     first, rest = text.split("==x")
     by_units, by_tens = rest.split("==y")
@@ -59,11 +60,12 @@ def test_every_pass_is_stable(sorting, keys):
 def test_two_keys_of_one_pass_in_the_wrong_order_are_found(sorting):
     trajectory = sorting.solve("111,121,011,=", "local")
     assert passes_are_right(trajectory)
-    written = [at for at, s in enumerate(trajectory.steps) if s.kind is StepKind.THOUGHT]
-    steps = list(trajectory.steps)
-    for first, second in zip(written[2:6], written[6:10]):  # the first two keys that pass 1 writes
-        steps[first], steps[second] = steps[second], steps[first]
-    assert not passes_are_right(Trajectory(trajectory.problem, steps, trajectory.answer))
+    cells = remembered(trajectory)
+    thoughts = [at for at, (kind, _) in enumerate(cells) if kind is StepKind.THOUGHT]
+    assert passes_are_right(thinking(trajectory, cells))
+    for first, second in zip(thoughts[2:6], thoughts[6:10]):  # the first two keys that pass 1 writes
+        cells[first], cells[second] = cells[second], cells[first]
+    assert not passes_are_right(thinking(trajectory, cells))
 
 
 def test_k_does_not_grow_beyond_training(sorting):
@@ -77,7 +79,7 @@ def test_k_does_not_grow_beyond_training(sorting):
 
 def test_training_shows_every_pointer_every_digit_to_copy_and_to_pass_by(sorting):
     def decisions(trajectory):
-        texts = [s.text for s in trajectory.steps]
+        texts = [cell for _, cell in written(trajectory)]
         return set(zip(texts, texts[1:], texts[2:]))  # a read, the digit, and what follows
 
     training = ProblemSet(load_task("sorting"), TRAINING, 10, (("train", 200),), "local")
@@ -89,7 +91,7 @@ def test_training_shows_every_pointer_every_digit_to_copy_and_to_pass_by(sorting
 
 def test_tokens_grow_as_the_number_of_keys_does(sorting):
     def tokens(length):
-        return len(sorting.solve(sorting.sample_test(random.Random(0), length), "local").steps)
+        return len(written(sorting.solve(sorting.sample_test(random.Random(0), length), "local")))
 
     assert tokens(1_000) < 220_000
     assert tokens(400) - tokens(200) == tokens(600) - tokens(400)

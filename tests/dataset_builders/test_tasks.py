@@ -4,6 +4,7 @@ import random
 import sys
 
 import pytest
+from conftest import written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,22 +116,22 @@ def test_replaying_the_commands_gives_back_the_observations(name, variant):
     for problem in list(problems_of(name, variant).values())[::7]:
         trajectory = task.solve(problem, variant)
         if not task.tools(variant):  # a regime that thinks alone
-            assert not any(s.kind in (StepKind.COMMAND, StepKind.OBSERVATION) for s in trajectory.steps)
+            assert not any(s.kind in (StepKind.CALL, StepKind.OBSERVATION) for s in trajectory.steps)
             continue
         facts = facts_of(task_tool(task, variant))
         at_work, reader = facts.start(trajectory.problem, str), CallReader(CommandTokens([facts], str))
         pending = []
-        for step in trajectory.steps:
-            if step.kind is StepKind.OBSERVATION:
-                assert pending.pop(0) == step.text
+        for kind, cell in written(trajectory):
+            if kind is StepKind.OBSERVATION:
+                assert pending.pop(0) == cell
                 continue
             assert not pending
-            read = reader.read(step.text)
-            assert (step.kind is StepKind.COMMAND) == bool(read)
+            read = reader.read(cell)
+            assert (kind is StepKind.CALL) == bool(read)
             if isinstance(read, Call):
                 pending = list(at_work.call(read.name, read.argument))
             elif not read:
-                at_work.write(step.text)
+                at_work.write(cell)
         assert not pending
         assert reader.open is None
 
@@ -205,19 +206,22 @@ def test_every_regime_of_addition_has_the_same_problems(addition):
 
 def test_a_regime_without_interaction_calls_no_tool_or_one_once(addition):
     def calls(variant):
-        steps = addition.solve("95+17=", variant).steps
-        return sum(s.text == "<|/calculate|>" for s in steps), sum(s.kind is StepKind.OBSERVATION for s in steps)
+        kinds = [kind for kind, _ in written(addition.solve("95+17=", variant))]
+        return [*map(kinds.count, (StepKind.CALL, StepKind.OBSERVATION))]
 
-    assert calls("calculator") == (1, len("112"))
-    assert calls("no_cot") == calls("reversed_answer") == calls("plain_cot") == (0, 0)
+    steps = addition.solve("95+17=", "calculator").steps
+    assert [(s.name, s.text) for s in steps if s.kind is StepKind.CALL] == [("calculate", "95+17")]
+
+    assert calls("calculator") == [1 + len("95+17") + 1, len("112")]
+    assert calls("no_cot") == calls("reversed_answer") == calls("plain_cot") == [0, 0]
 
 
 def test_plain_cot_thinks_what_the_interactive_regime_is_shown(addition):
-    interactive, alone = (addition.solve("95+17=", variant).steps for variant in ("local", "plain_cot"))
+    interactive, alone = (written(addition.solve("95+17=", variant)) for variant in ("local", "plain_cot"))
     *thoughts, _, _, _, _ = alone  # the answer marker and 112 come last
     assert len(thoughts) == len(interactive)
-    assert {s.kind for s in thoughts} == {StepKind.THOUGHT}
-    renamed = {(a.text, b.text) for a, b in zip(interactive, thoughts)}
+    assert {kind for kind, _ in thoughts} == {StepKind.THOUGHT}
+    renamed = {(shown, thought) for (_, shown), (_, thought) in zip(interactive, thoughts)}
     assert len(renamed) == len({a for a, _ in renamed}) == len({b for _, b in renamed})
 
 

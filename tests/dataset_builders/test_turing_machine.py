@@ -4,6 +4,7 @@ import random
 import shutil
 
 import pytest
+from conftest import written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,9 +99,11 @@ def test_replaying_the_commands_gives_back_the_observations(name):
         session, shown = task_tool(task, "tape").start(trajectory.problem, marker=str), []
         for step in trajectory.steps:
             if step.kind is StepKind.OBSERVATION:
-                assert shown.pop() == step.text
-            elif step.kind is StepKind.COMMAND:
-                shown += session.call(step.text.removeprefix("<|").removesuffix("|>"), ())
+                assert step.content == shown.pop()
+            elif step.kind is StepKind.CALL:
+                assert step.content is None
+                observed = session.call(step.name, ())
+                shown += [observed] if observed else []
         assert not shown
 
 
@@ -115,7 +118,7 @@ def test_training_shows_every_state_on_every_symbol_that_a_longer_problem_meets(
     """Otherwise a model could not know what to do there (Theorem 2.2): of training's rows here 500."""
 
     def contexts(trajectories):
-        texts = [[s.text for s in t.steps] for t in trajectories]
+        texts = [[cell for _, cell in written(t)] for t in trajectories]
         return {(a, b, c) for steps in texts for a, b, c in zip(steps, steps[1:], steps[2:]) if b == "<|tape_read|>"}
 
     training = ProblemSet(load_task(name), TRAINING, 8, (("train", 500),), "tape")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from hf_toolssm.evaluation.exactness import (
 from hf_toolssm.evaluation.metric import Exactness
 from hf_toolssm.evaluation.report import table, write_report
 from hf_toolssm.models.architectures import make_model
+from hf_toolssm.protocol.trajectory import Trajectory
 
 
 @given(one=st.lists(st.integers(0, 3)), other=st.lists(st.integers(0, 3)))
@@ -75,7 +77,7 @@ def test_a_model_that_knows_the_problems_scores_one(memorised, tokenizer, evalua
     model, references = memorised
     result = evaluate(model, tokenizer, "length_1", 1, references)
     assert (result.answer_accuracy, result.trajectory_accuracy, result.first_error) == (1.0, 1.0, None)
-    assert result.tokens == sum(len(reference.steps) + 1 for reference in references)
+    assert result.tokens == sum(len(written(reference)) + 1 for reference in references)
     assert result.mode == {evaluate_free_running: "free-running", evaluate_teacher_forced: "teacher-forced"}[evaluate]
 
 
@@ -86,7 +88,7 @@ def test_a_wrong_reference_is_found_out_at_its_token(memorised, tokenizer, addit
     problem = "".join(references[1].problem)
     last = str((int(problem[-2]) + 1) % 10)
     other = addition.solve(problem[:-2] + last + "=", "local")
-    swapped = type(other)(references[1].problem, other.steps, other.answer)
+    swapped = Trajectory((references[1].steps[0], *other.steps[1:]))
     result = evaluate(model, tokenizer, "length_1", 1, [references[0], swapped])
     assert result.trajectory_accuracy == 0.5
     if evaluate is evaluate_free_running:  # with teacher forcing the outputs are copied from the reference's thoughts
@@ -98,7 +100,7 @@ def test_a_wrong_reference_is_found_out_at_its_token(memorised, tokenizer, addit
 def test_an_answer_that_was_cut_before_its_end_does_not_count(memorised, tokenizer, monkeypatch):
     """All outputs are there and right, but the model was stopped one token before it said that it was done."""
     model, references = memorised
-    tokens = len(references[0].steps) + 1
+    tokens = len(written(references[0])) + 1
     monkeypatch.setattr(free_running, "most_tokens", lambda expected: tokens - 1)
     result = evaluate_free_running(model, tokenizer, "length_1", 1, references[:1])
     assert result.tokens == tokens - 1

@@ -1,4 +1,4 @@
-"""A command with an argument in the loop: the argument is fed but kept from memory, and the observation follows."""
+"""A call with an argument in the loop: the argument is fed but kept from memory, and the observation follows."""
 
 import pytest
 
@@ -40,10 +40,7 @@ def test_a_row_that_makes_the_right_choices_repeats_the_recorded_trajectory(rend
     assert row.complete
     assert row.error is None
     assert row.answer == [protocol.caller._tokenizer.convert_tokens_to_ids(trajectory.answer)]
-    memory = [
-        *trajectory.problem,
-        *(s.text for s in trajectory.steps if s.kind in (StepKind.THOUGHT, StepKind.OUTPUT)),
-    ]
+    memory = [cell for kind, cell in trajectory.cells() if kind not in (StepKind.CALL, StepKind.OBSERVATION)]
     assert protocol.caller._tokenizer.convert_ids_to_tokens(row.tools[0].memory) == memory
 
 

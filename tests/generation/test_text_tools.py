@@ -5,7 +5,7 @@ import string
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import random_model, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import Heard
@@ -426,8 +426,8 @@ def test_a_tool_of_cells_may_remember_nothing():
     pen = Recorder("a", Double())
     pen.think("b")
     assert pen.call("double", "b") == ("b", "b")
-    pen.think(ANSWER)
+    pen.begin_answer()
     pen.output("b")
     session = start([Double()])
-    (written,) = play(session, ["b", *call("double", "b"), ANSWER, "b", *END])
-    assert written == "".join(step.text for step in pen.trajectory().steps) + "<|end|>"
+    (said,) = play(session, ["b", *call("double", "b"), ANSWER, "b", *END])
+    assert said == "".join(cell for _, cell in written(pen.trajectory())) + "<|end|>"

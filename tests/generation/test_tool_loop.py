@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import written
 from small_models import Script
 from transformers import (
     DynamicCache,
@@ -54,9 +55,9 @@ def scripted(tokenizer, addition, problems):
     wrong = renderer.token("0")
     scripts = []
     for trajectory, ids in zip(trajectories, references):
-        written = ids[len(trajectory.problem) :]
-        silent = [s.kind is StepKind.OBSERVATION for s in trajectory.steps] + [False]
-        scripts.append([wrong if hidden else token for token, hidden in zip(written, silent)])
+        silent = [kind is StepKind.OBSERVATION for kind, _ in written(trajectory)] + [False]
+        behind = ids[len(trajectory.problem) :]
+        scripts.append([wrong if hidden else token for token, hidden in zip(behind, silent, strict=True)])
     script = Script([renderer.problem(p) for p in problems], scripts)
     return trajectories, references, LogitsProcessorList([script])
 
@@ -86,9 +87,9 @@ def test_tools_answer_and_the_trajectory_is_the_datasets(model, tokenizer, addit
     width = max(map(len, PROBLEMS))
     for row, (trajectory, reference) in enumerate(zip(trajectories, references)):
         assert unpadded(result.sequences[row], tokenizer) == reference
-        calls = [s for s in trajectory.steps if s.kind is StepKind.COMMAND]
+        calls = [s for s in trajectory.steps if s.kind is StepKind.CALL]
         assert result.tool_calls[row] == len(calls)
-        silent = [s.kind is StepKind.OBSERVATION for s in trajectory.steps]
+        silent = [kind is StepKind.OBSERVATION for kind, _ in written(trajectory)]
         assert result.observation_mask[row, width : width + len(silent)].tolist() == silent
         assert not result.observation_mask[row, :width].any()
 

@@ -3,13 +3,14 @@
 import pytest
 
 from hf_toolssm.protocol.locality import locality, open_contexts
-from hf_toolssm.protocol.trajectory import StepKind, Trajectory, step
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory, canonical, step
 
 
 def of_texts(problem, *texts, observed=()):
     """A trajectory of thoughts, with observations at the given places."""
     kinds = [StepKind.OBSERVATION if at in observed else StepKind.THOUGHT for at in range(len(texts))]
-    return Trajectory(tuple(problem), [step(kind, text) for kind, text in zip(kinds, texts)], "")
+    steps = [step(kind, (text,)) for kind, text in zip(kinds, texts)]
+    return Trajectory(canonical([step(StepKind.INPUT, tuple(problem)), *steps]))
 
 
 def test_the_end_of_a_run_of_equal_tokens_needs_the_whole_run():

@@ -5,7 +5,7 @@ import copy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_toolssm.errors import CellNotOneTokenError, EmptyProblemError, MissingToolTokensError
@@ -19,33 +19,18 @@ from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, PointerMemory
 PROBLEMS = st.tuples(st.integers(0, 99_999), st.integers(0, 99_999)).map(lambda pair: f"{pair[0]}+{pair[1]}=")
 
 
-@pytest.fixture(scope="module")
-def byte_tokenizer():
-    """A real byte-level BPE tokenizer that merges digits, as large models' tokenizers do."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    backend.train_from_iterator(["12345 98765 12 34 the sum of the numbers"] * 50, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|endoftext|>", unk_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
-
-
 @given(problem=PROBLEMS)
-def test_loss_is_on_thoughts_outputs_commands_and_the_end_only(addition, tokenizer, problem):
+def test_loss_is_on_thoughts_outputs_calls_and_the_end_only(addition, tokenizer, problem):
     trajectory = addition.solve(problem, "local")
     rendered = Renderer(tokenizer).render(trajectory)
     ids, labels = rendered["input_ids"], rendered["labels"]
-    silent = [StepKind.OBSERVATION] * len(problem) + [s.kind for s in trajectory.steps] + [StepKind.OUTPUT]
-    assert len(ids) == len(labels) == len(silent)
-    for token, label, kind in zip(ids, labels, silent):
-        assert label == (-100 if kind is StepKind.OBSERVATION else token)
+    kinds, cells = zip(*trajectory.cells())
+    assert kinds[: len(problem)] == (StepKind.INPUT,) * len(problem)
+    assert len(ids) == len(labels) == len(kinds) + 1
+    for token, label, kind in zip(ids, labels, [*kinds, StepKind.OUTPUT]):
+        assert label == (-100 if kind in (StepKind.INPUT, StepKind.OBSERVATION) else token)
     assert ids[-1] == tokenizer.eos_token_id
-    text = tokenizer.convert_ids_to_tokens(ids[:-1])
-    assert text == [*problem, *(s.text for s in trajectory.steps)]
+    assert tuple(tokenizer.convert_ids_to_tokens(ids[:-1])) == cells
 
 
 def test_every_character_is_a_token_and_text_comes_back(tokenizer):
@@ -78,7 +63,7 @@ def test_any_tokenizer_takes_the_tool_tokens_and_writes_one_cell_as_one_token(ad
     assert add_tool_tokens(byte_tokenizer, tools) == 0
     trajectory = addition.solve("12345+98765=", "local")
     ids = Renderer(byte_tokenizer).render(trajectory)["input_ids"]
-    assert len(ids) == 12 + len(trajectory.steps) + 1
+    assert len(ids) == len(list(trajectory.cells())) + 1
     assert byte_tokenizer.decode(ids[:12]) == "12345+98765="
 
 

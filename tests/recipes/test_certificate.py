@@ -5,7 +5,7 @@ import sys
 from hashlib import sha256
 
 import pytest
-from conftest import ROOT, random_model, run_script
+from conftest import ROOT, random_model, run_script, written
 
 from dataset_builders.catalog import load_task
 from hf_toolssm.errors import NoRuleError
@@ -61,7 +61,7 @@ def test_a_wrong_answer_is_confirmed_as_wrong(record):
 
 
 def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
-    tokens = len(load_task("binary_increment").solve("1011", "tape").steps) + 1
+    tokens = len(written(load_task("binary_increment").solve("1011", "tape"))) + 1
     right = claim | {"exact": True, "complete": True, "answer_sha256": sha256(b"1100").hexdigest(), "tokens": tokens}
     assert list(certificates.verify(right, ROOT, None, True))[1:] == [
         "the answer is right",

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, written
 from datasets import load_dataset
 
 from dataset_builders.build import main as build
@@ -228,7 +228,7 @@ def test_the_trajectory_of_the_readme_is_what_the_package_records():
     signs = {"observation": "→", "output": "!"}
     recorded = load_task("addition").solve("7+5=", "local")
     shown = [line for line in blocks("text")[0].splitlines() if not line.startswith("#")]
-    assert " ".join(shown).split() == [signs.get(step.kind, "") + step.text for step in recorded.steps]
+    assert " ".join(shown).split() == [signs.get(kind, "") + cell for kind, cell in written(recorded)]
     assert "All of `7+5=`" in README
 
 

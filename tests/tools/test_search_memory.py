@@ -1,6 +1,7 @@
 """The search memory shows what grep would show of the problem and of what the model wrote."""
 
 import pytest
+from conftest import written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,7 +9,7 @@ from dataset_builders.catalog import load_task
 from hf_toolssm.errors import ObservationTooLongError, UnknownCallError, UnknownToolError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
-from hf_toolssm.protocol.trajectory import ANSWER, StepKind
+from hf_toolssm.protocol.trajectory import StepKind
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.search_memory import FIND, NEWLINE, SEARCH_END, SearchMemory
 
@@ -90,11 +91,12 @@ def test_any_search_agrees_with_looking_at_every_line(pieces, patterns):
 def test_a_recorded_argument_is_part_of_the_call():
     pen = Recorder("ab\n", SearchMemory())
     assert "".join(pen.call(FIND, "b")) == f"ab{SEARCH_END}"
-    pen.think(ANSWER)
+    pen.begin_answer()
     pen.output("b")
-    steps = pen.trajectory().steps
-    assert [s.text for s in steps if s.kind is StepKind.COMMAND] == ["<|find|>", "b", "<|/find|>"]
-    assert [s.text for s in steps if s.kind is StepKind.OBSERVATION] == ["a", "b", SEARCH_END]
+    steps, cells = pen.trajectory().steps, written(pen.trajectory())
+    assert [(s.name, s.content) for s in steps if s.kind is StepKind.CALL] == [("find", ("b",))]
+    assert [s.content for s in steps if s.kind is StepKind.OBSERVATION] == [("a", "b", SEARCH_END)]
+    assert [cell for kind, cell in cells if kind is StepKind.CALL] == ["<|find|>", "b", "<|/find|>"]
 
 
 def test_a_newline_that_the_tokenizer_has_stays_an_ordinary_token():
