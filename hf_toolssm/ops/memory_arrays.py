@@ -5,7 +5,7 @@ for many rows and without an object per cell. Whatever those tools would refuse 
 grows: the kernel stops before the token.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ stands beside it, or overwrites the cell under the first pointer by the token be
 knows nothing of."""
 
 
-@dataclass
-class MemoryArrays:
+class MemoryArrays(NamedTuple):
     """The memories and pointers of b rows that each write up to m tokens. A tape's head is a pointer.
 
     Attributes:
@@ -82,10 +81,6 @@ class MemoryArrays:
         if not inside.all() or self.created.min(initial=0) < 0 or self.created.max(initial=0) > most_pointers:
             raise InputMismatchError("a pointer stands outside its memory: a tool's session was changed from outside")
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """The attributes in order, as the kernels take them."""
-        return tuple(vars(self).values())
-
 
 _EMPTY, _TABLE = np.empty(0, np.int64), np.empty((0, 0), np.int64)
 NO_MEMORIES = MemoryArrays(_TABLE, _EMPTY, _TABLE, _TABLE, _TABLE, _EMPTY, _EMPTY, _TABLE, _TABLE, _EMPTY)
@@ -93,11 +88,11 @@ NO_MEMORIES = MemoryArrays(_TABLE, _EMPTY, _TABLE, _TABLE, _TABLE, _EMPTY, _EMPT
 
 
 @inlined
-def carry_out(
-    token, b, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls
-):  # fmt: skip
+def carry_out(token, b, memories):
     """Does in row b what the model's token does; false if the kernel must stop before it."""
-    action, named = actions[token, 0], actions[token, 1]
+    sizes, pointers, created, counts = memories.sizes, memories.pointers, memories.created, memories.counts
+    waiting, written, addresses = memories.waiting, memories.written, memories.addresses
+    action, named = memories.actions[token, 0], memories.actions[token, 1]
     if action == STOP:
         return False
     if action <= NOTE:
@@ -128,14 +123,14 @@ def carry_out(
         elif action == RIGHT:
             pointers[b, named] = min(at + 1, end)
         elif at == begin:
-            waiting[b] = markers[0]
+            waiting[b] = memories.markers[0]
         elif at == end:
-            waiting[b] = markers[1]
+            waiting[b] = memories.markers[1]
         elif at < 0:
             waiting[b] = loaded(addresses[b, 1], -1 - at)
         elif at < sizes[b, 0]:
             waiting[b] = loaded(addresses[b, 0], at)
         else:
             waiting[b] = written[b, at - sizes[b, 0]]
-    calls[b] += 1
+    memories.calls[b] += 1
     return True
