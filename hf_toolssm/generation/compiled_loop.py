@@ -1,44 +1,26 @@
 """The compiled decode loop: the model and its memory in one compiled call, with no Python per token.
 
-The memory is a pointer memory or a tape. A row goes on greedily until it has taken as many tokens as it may, or stands
-before one that only Python knows: the end of the row, a command that the tool refuses, or that makes a tape longer. It
-is then exactly where token by token would have brought it.
+The memory is the only tool, which has a compiled form. A row goes on greedily until it has taken as many tokens as it
+may, or stands before one that only Python knows: the end of the row, a call that the tool refuses, or one that makes a
+tape longer. It is then exactly where token by token would have brought it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
 from hf_toolssm.generation.decoder import Decoder, FusedDecoder
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
-from hf_toolssm.ops.memory_arrays import CREATE, LEFT, NOTE, OVERWRITE, READ, RIGHT, STOP, WRITE, MemoryArrays
+from hf_toolssm.ops.memory_arrays import STOP, CompiledTool, MemoryArrays
 from hf_toolssm.protocol.calls import begin_token
-from hf_toolssm.tools.pointer_memory import (
-    MEMORY_BEGIN,
-    MEMORY_END,
-    NEW_POINTER,
-    PointerMemory,
-    PointerSession,
-    left,
-    read,
-    right,
-)
-from hf_toolssm.tools.tape import (
-    TAPE_BEGIN,
-    TAPE_END,
-    TAPE_LEFT,
-    TAPE_READ,
-    TAPE_RIGHT,
-    Tape,
-    TapeSession,
-)
 
 LONGEST = 8_192
 """Tokens of a call, all rows together: some hundredths of a second, so that sinks hear and Ctrl-C ends a run."""
-
-_MOVES = {read: READ, left: LEFT, right: RIGHT}
 
 
 @dataclass
@@ -57,22 +39,22 @@ class Run:
 
 
 class CompiledLoop:
-    """Lets rows write whose only tool is a pointer memory or a tape.
+    """Lets rows write whose only tool has a compiled form.
 
     Args:
         protocol: of the rows.
-        tool: its only tool.
+        tool: the form of its only tool.
         vocabulary: how many tokens the model has.
     """
 
-    def __init__(self, protocol: TokenProtocol, tool: PointerMemory | Tape, vocabulary: int) -> None:
+    def __init__(self, protocol: TokenProtocol, tool: CompiledTool, vocabulary: int) -> None:
         self._protocol = protocol
-        self._max_pointers, written, named, markers = _meaning(tool, protocol.ids)
-        self._actions = np.full((vocabulary, 2), (written, 0), np.int64)
+        self._tool = tool
+        self._actions = np.full((vocabulary, 2), (tool.otherwise, 0), np.int64)
         self._actions[[end for end in protocol.ends if end is not None and 0 <= end < vocabulary], 0] = STOP
-        for name, action in named.items():
+        for name, action in tool.calls.items():
             self._actions[protocol.ids[begin_token(name)]] = action
-        self._markers = np.array([protocol.ids[marker] for marker in markers], np.int64)
+        self._markers = np.array([protocol.ids[marker] for marker in tool.markers[:2]], np.int64)
 
     def write(self, decoder: FusedDecoder, rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
         """Moves the rows, their tools and the decoder on.
@@ -95,19 +77,18 @@ class CompiledLoop:
         return [Run(ids[b, :n], observed[b, :n], bool(n < limits[b])) for b, n in enumerate(fed)]
 
     def _memories(self, rows: Sequence[Row], shape: tuple[int, int]) -> MemoryArrays:
-        sessions = [_memory(row) for row in rows]
-        places = np.array([session.places() for session in sessions], np.int64)
-        stand = [[s.head] if isinstance(s, TapeSession) else s.pointers for s in sessions]
-        pointers = np.zeros((len(rows), self._max_pointers), np.int64)
-        for b, places_of_row in enumerate(stand):
-            pointers[b, : len(places_of_row)] = places_of_row
+        stand, lie = zip(*(self._tool.enter(*row.tools) for row in rows))
+        places = np.array(lie, np.int64)
+        pointers = np.zeros((len(rows), self._tool.max_pointers), np.int64)
+        for b, pointers_of_row in enumerate(stand):
+            pointers[b, : len(pointers_of_row)] = pointers_of_row
         return MemoryArrays(
             actions=self._actions,
             markers=self._markers,
             addresses=places[:, :, 0].copy(),
             sizes=places[:, :, 1].copy(),
             pointers=pointers,
-            created=np.array([len(places_of_row) for places_of_row in stand], np.int64),
+            created=np.array([*map(len, stand)], np.int64),
             waiting=np.full(len(rows), -1, np.int64),
             written=np.empty(shape, np.int64),
             counts=np.zeros((len(rows), 2), np.int64),
@@ -116,14 +97,9 @@ class CompiledLoop:
 
     def _carry_over(self, memories: MemoryArrays, b: int, row: Row) -> None:
         """Brings a row to where its run ended."""
-        session = _memory(row)
         written = memories.written[b, : memories.counts[b, 0]].tolist()
-        pointers = memories.pointers[b, : memories.created[b]].tolist()
-        if isinstance(session, TapeSession):
-            (session.head,) = pointers
-        else:
-            session.extend(written)
-            session.pointers = pointers
+        (session,) = row.tools
+        self._tool.leave(session, memories.pointers[b, : memories.created[b]].tolist(), written)
         row.tool_calls += int(memories.calls[b])
         if memories.waiting[b] >= 0:
             row.pending.append(int(memories.waiting[b]))
@@ -135,29 +111,18 @@ class CompiledLoop:
 
 
 def make_compiled_loop(decoder: Decoder, protocol: TokenProtocol) -> CompiledLoop | None:
-    """For a model that one compiled call steps, and the pointer memory or the tape itself as the only tool; otherwise
-    none."""
+    """For a model that one compiled call steps, and a single tool that has a compiled form; otherwise none."""
     if not isinstance(decoder, FusedDecoder) or len(protocol.tools) != 1:
         return None
     tool = protocol.tools[0].tool
-    if type(tool) not in (PointerMemory, Tape):
+    form = _compiled_form(type(tool))
+    return None if form is None else CompiledLoop(protocol, form(tool, protocol.ids), decoder.vocabulary)
+
+
+def _compiled_form(tool: type) -> Any:
+    """The class in `ops/compiled_*.py` for a tool's; a tool of the user's has none, whatever it inherits."""
+    package, _, name = tool.__module__.rpartition(".")
+    module = f"hf_toolssm.ops.compiled_{name}"
+    if package != "hf_toolssm.tools" or find_spec(module) is None:
         return None
-    return CompiledLoop(protocol, tool, decoder.vocabulary)
-
-
-def _meaning(
-    tool: PointerMemory | Tape, ids: Mapping[str, int]
-) -> tuple[int, int, dict[str, tuple[int, int]], tuple[str, str]]:
-    """How many pointers there can be, what a token does that is no call, what each call does, the markers."""
-    if isinstance(tool, Tape):
-        moves = {TAPE_READ: (READ, 0), TAPE_LEFT: (LEFT, 0), TAPE_RIGHT: (RIGHT, 0)}
-        writes = {name: (OVERWRITE, ids[symbol]) for name, symbol in tool.symbols.items()}
-        return 1, NOTE, {**moves, **writes}, (TAPE_BEGIN, TAPE_END)
-    named = {name: (_MOVES[move], pointer) for name, (move, pointer) in tool.actions.items()}
-    return tool.max_pointers, WRITE, {**named, NEW_POINTER: (CREATE, 0)}, (MEMORY_BEGIN, MEMORY_END)
-
-
-def _memory(row: Row) -> PointerSession[int] | TapeSession[int]:
-    (session,) = row.tools
-    assert isinstance(session, (PointerSession, TapeSession))
-    return session
+    return getattr(import_module(module), f"Compiled{tool.__name__}")

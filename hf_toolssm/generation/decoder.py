@@ -199,8 +199,12 @@ class FusedDecoder(_ArrayDecoder):
         self._step = FusedStep(runner.model)
         self.vocabulary = runner.model.config.vocab_size
 
+    def load(self, state: ModelState) -> None:
+        super().load(state)
+        self._one_each = np.ones((len(state.lengths), 1), np.bool_), np.ones(len(state.lengths), np.int64)
+
     def step(self, ids: Sequence[int]) -> None:
-        self._feed(np.array(ids, np.int64)[:, None], np.ones((len(ids), 1), np.bool_), np.ones(len(ids), np.int64))
+        self._feed(np.array(ids, np.int64)[:, None], *self._one_each)
 
     def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:
         lengths = np.array([len(draft) for draft in drafts], np.int64)
@@ -237,7 +241,8 @@ class StreamedDecoder(_ArrayDecoder):
 
     def step(self, ids: Sequence[int]) -> None:
         state = self._state
-        state.logits, state.best = self._step(np.array(ids, np.int64), state.conv, state.recurrent)
+        logits, best = self._step(np.array(ids, np.int64), state.conv, state.recurrent)
+        self._state = state._replace(logits=logits, best=best)
         self._lengths += 1
 
     def check(self, drafts: Sequence[Sequence[int]], observed: Sequence[Sequence[bool]]) -> list[int]:

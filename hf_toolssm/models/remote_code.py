@@ -3,6 +3,9 @@
 transformers loads such code from one folder of modules that import each other as `from .name import ...`. So the
 modules of this package that `plain_tool_mamba.py` needs, and the tools that the model names, are written there as
 `hf_toolssm_*.py`, so that they meet no file of the user's. Only their imports are changed, to relative ones.
+
+transformers' `custom_generate/generate.py` would need the same modules with the same imports, and more: a model type
+that transformers knows, whose `generate`, without `trust_remote_code`, writes on past the calls and runs no tool.
 """
 
 import re

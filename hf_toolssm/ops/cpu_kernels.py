@@ -97,6 +97,11 @@ def flat_rows(tensor: Tensor) -> tuple[np.ndarray, int]:
     return tensor.as_strided(((batch * length - 1) * stride + width,), (1,)).numpy(), stride
 
 
+def flat(tensor: Tensor) -> np.ndarray:
+    """A contiguous tensor as one flat array, in its own memory."""
+    return tensor.detach().numpy().reshape(-1)
+
+
 @inlined
 def count_blocks(total, size):
     """How many blocks of that size cover the total."""

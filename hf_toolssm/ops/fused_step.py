@@ -6,8 +6,7 @@ layer, and four rows of the batch go side by side. Tokens that the model writes 
 with a pointer memory or a tape at work between them.
 """
 
-from dataclasses import dataclass
-from operator import is_not
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -19,6 +18,7 @@ from hf_toolssm.ops.cpu_kernels import (
     LOG2E,
     CpuKernel,
     called,
+    clear,
     count_blocks,
     exp2_of_nonpositive,
     float32_array,
@@ -35,12 +35,56 @@ PARALLEL_WORK = 1_000_000
 _LANES = 16
 """The float32 values of the widest register: a result whose width divides by it needs no scalar remainder."""
 
+_GROUP = 4  # rows that go side by side
+_STOPS = -(2**62)  # in place of a row's next token, where it stops
 
-_GROUP = 4
-"""Rows that go side by side."""
 
-_STOPS = -(2**62)
-"""In place of a row's next token, where it stops."""
+class FusedState(NamedTuple):
+    """What b rows remember.
+
+    Attributes:
+        conv: (b, layers, k, d), float32, the last k inputs of each convolution, oldest first.
+        recurrent: (b, layers, n, d), float32, the state of each scan.
+        logits: (b, v), float32, of each row's next token.
+        best: (b,), int64, the first largest of them.
+    """
+
+    conv: np.ndarray
+    recurrent: np.ndarray
+    logits: np.ndarray
+    best: np.ndarray
+
+
+class _Tokens(NamedTuple):
+    """See `FusedStep.__call__`; `fed` has one place more, for whether a token was none of the model's."""
+
+    ids: np.ndarray
+    stands: np.ndarray
+    given: np.ndarray
+    limits: np.ndarray
+    fed: np.ndarray
+
+
+class _Weights(NamedTuple):
+    """A model's, float32. Matrices are transposed, those of width p = r + 2 n and v padded to whole vectors. From
+    `norm` on they are of all layers, one behind the other."""
+
+    epsilon: float
+    embeddings: np.ndarray  # (v, e)
+    head_norm: np.ndarray  # (e,)
+    head: np.ndarray  # (e, v)
+    norm: np.ndarray  # (e,)
+    in_bias: np.ndarray  # (2 d,)
+    in_proj: np.ndarray  # (e, 2 d)
+    conv_bias: np.ndarray  # (d,)
+    taps: np.ndarray  # (k, d)
+    x_proj: np.ndarray  # (d, p)
+    dt_bias: np.ndarray  # (d,)
+    dt_proj: np.ndarray  # (r, d)
+    skip: np.ndarray  # (d,)
+    decay: np.ndarray  # (n, d), for powers of two
+    out_bias: np.ndarray  # (e,)
+    out_proj: np.ndarray  # (d, e)
 
 
 class FusedStep:
@@ -48,16 +92,16 @@ class FusedStep:
 
     def __init__(self, model) -> None:
         backbone = model.backbone
-        self._embeddings = float32_array(backbone.embeddings.weight)
-        self._layers = np.stack([_pack_layer(block) for block in backbone.layers])
-        self._head = _join([backbone.norm_f.weight, _pad(float32_array(model.lm_head.weight).T)])
-        self._rank = int(model.config.time_step_rank)
-        self._epsilon = float(model.config.layer_norm_epsilon)
+        layers: Any = zip(*map(_layer_weights, backbone.layers))
+        self._weights = _Weights(
+            float(model.config.layer_norm_epsilon),
+            float32_array(backbone.embeddings.weight),
+            float32_array(backbone.norm_f.weight).copy(),
+            _padded_columns(model.lm_head.weight),
+            *(np.ascontiguousarray(np.stack(arrays)) for arrays in layers),
+        )
         self._parameters = model.num_parameters()
-        self._checked: tuple[np.ndarray, ...] = ()
-        channels, depth = model.config.intermediate_size, len(self._layers)
-        self._conv = (depth, model.config.conv_kernel, channels)
-        self._recurrent = (depth, model.config.state_size, channels)
+        self._checked: FusedState | None = None
 
     def __call__(
         self,
@@ -66,7 +110,7 @@ class FusedStep:
         given: np.ndarray,
         limits: np.ndarray,
         memories: MemoryArrays,
-        state: "FusedState",
+        state: FusedState,
     ) -> np.ndarray:
         """Feeds each row the tokens that are given, up to the first that the model itself would not choose, and then
         what the model writes and its memory answers, up to the first token that the memory cannot carry out.
@@ -85,98 +129,66 @@ class FusedStep:
         Raises:
             InputMismatchError: an array has another size or type, or a token that is given is none of the model's.
         """
-        rows, most = ids.shape if ids.ndim == 2 else (len(given), len(ids))
-        of_rows, each = (rows, most), (rows,)
-        fits = stands.shape == of_rows and given.shape == limits.shape == each and ids.flags.c_contiguous
         types = (ids.dtype, stands.dtype, given.dtype, limits.dtype)
-        if not fits or types != _TYPES or not stands.flags.c_contiguous or ids.ndim != 2:
+        fits = ids.ndim == 2 and stands.shape == ids.shape and given.shape == limits.shape == ids.shape[:1]
+        if not fits or types != _TYPES or not (ids.flags.c_contiguous and stands.flags.c_contiguous):
             raise InputMismatchError(
                 "FusedStep takes contiguous ids (int64) and stands (bool) of one shape, given and limits (int64) of "
                 f"as many rows, and not {ids.shape}, {stands.shape}, {given.shape} and {limits.shape} of {types}"
             )
-        arrays = (state.conv, state.recurrent, state.logits, state.best)
-        if len(state.best) != rows or len(self._checked) != len(arrays) or any(map(is_not, arrays, self._checked)):
-            self._check(state, rows)
-            self._checked = arrays
+        rows, most = ids.shape
+        weights, vocabulary = self._weights, len(self._weights.embeddings)
+        # Once for the same arrays: at every step it cost a small model a fifth of its speed.
+        if state is not self._checked or len(state.best) != rows:
+            check_arrays(
+                "FusedStep",
+                conv=(state.conv, (rows, *weights.taps.shape), np.float32),
+                recurrent=(state.recurrent, (rows, *weights.decay.shape), np.float32),
+                logits=(state.logits, (rows, vocabulary), np.float32),
+                best=(state.best, (rows,), np.int64),
+            )
+            self._checked = state
         if memories is not NO_MEMORIES:
-            memories.check(rows, most, len(self._embeddings))
-        fed = np.zeros(rows + 1, np.int64)  # and whether a token was none of the model's
+            memories.check(rows, most, vocabulary)
+        fed = np.zeros(rows + 1, np.int64)
         work = self._parameters * int(limits.sum()) if rows > 1 else 0  # the rows are what can be shared out
         group = min(_GROUP, -(-rows // torch.get_num_threads()))
-        _RUN(
-            *(work, group, ids, stands, given, limits, *memories.arrays(), fed),
-            *(self._embeddings, self._layers, self._head, self._rank, self._epsilon),
-            *arrays,
-        )
+        # Plain tuples: of one that is named, numba takes longer to see what it is than a tiny layer to compute.
+        tokens = (ids, stands, given, limits, fed)
+        _RUN(work, group, tokens, tuple(memories), tuple(weights), tuple(state))
         if fed[rows]:
-            raise InputMismatchError(f"FusedStep was given a token that is none of {len(self._embeddings)}")
+            raise InputMismatchError(f"FusedStep was given a token that is none of {vocabulary}")
         return fed[:rows]
-
-    def _check(self, state: "FusedState", rows: int) -> None:
-        """Once for the same arrays: at every step it cost a small model a fifth of its speed."""
-        check_arrays(
-            "FusedStep",
-            conv=(state.conv, (rows, *self._conv), np.float32),
-            recurrent=(state.recurrent, (rows, *self._recurrent), np.float32),
-            logits=(state.logits, (rows, len(self._embeddings)), np.float32),
-            best=(state.best, (rows,), np.int64),
-        )
 
 
 _TYPES = tuple(map(np.dtype, (np.int64, np.bool_, np.int64, np.int64)))
 
 
-@dataclass
-class FusedState:
-    """What b rows remember.
-
-    Attributes:
-        conv: (b, layers, k, d), float32, the last k inputs of each convolution, oldest first.
-        recurrent: (b, layers, n, d), float32, the state of each scan.
-        logits: (b, v), float32, of each row's next token.
-        best: (b,), int64, the first largest of them.
-    """
-
-    conv: np.ndarray
-    recurrent: np.ndarray
-    logits: np.ndarray
-    best: np.ndarray
-
-
-def _pack_layer(block) -> np.ndarray:
-    """The weights of one `ToolMambaBlock`, in the order in which `_step` takes them off."""
+def _layer_weights(block) -> tuple[np.ndarray, ...]:
+    """Those of one `ToolMambaBlock`, as `_Weights` names them."""
     mixer = block.mixer
     d, e = mixer.intermediate_size, mixer.hidden_size
-    return _join(
-        [
-            block.norm.weight,
-            mixer.in_proj.bias if mixer.use_bias else np.zeros(2 * d),
-            float32_array(mixer.in_proj.weight).T,  # (e, 2 d)
-            mixer.conv1d.bias if mixer.use_conv_bias else np.zeros(d),
-            float32_array(mixer.conv1d.weight)[:, 0].T,  # (k, d)
-            _pad(float32_array(mixer.x_proj.weight).T),  # (d, r + 2 n)
-            mixer.dt_proj.bias,
-            float32_array(mixer.dt_proj.weight).T,  # (r, d)
-            mixer.D,
-            -LOG2E * np.exp(float32_array(mixer.A_log)).T,  # (n, d), for powers of two
-            mixer.out_proj.bias if mixer.use_bias else np.zeros(e),
-            float32_array(mixer.out_proj.weight).T,  # (d, e)
-        ]
+    zeros = np.zeros(2 * d, np.float32)
+    return (
+        float32_array(block.norm.weight),
+        float32_array(mixer.in_proj.bias) if mixer.use_bias else zeros,
+        float32_array(mixer.in_proj.weight).T,
+        float32_array(mixer.conv1d.bias) if mixer.use_conv_bias else zeros[:d],
+        float32_array(mixer.conv1d.weight)[:, 0].T,
+        _padded_columns(mixer.x_proj.weight),
+        float32_array(mixer.dt_proj.bias),
+        float32_array(mixer.dt_proj.weight).T,
+        float32_array(mixer.D),
+        -LOG2E * np.exp(float32_array(mixer.A_log)).T,
+        float32_array(mixer.out_proj.bias) if mixer.use_bias else zeros[:e],
+        float32_array(mixer.out_proj.weight).T,
     )
 
 
-def _pad(matrix: np.ndarray) -> np.ndarray:
-    return np.pad(matrix, [(0, 0), (0, -matrix.shape[1] % _LANES)])
-
-
-def _join(parts) -> np.ndarray:
-    arrays = [part if isinstance(part, np.ndarray) else float32_array(part) for part in parts]
-    return np.concatenate([a.astype(np.float32).ravel() for a in arrays])
-
-
-@inlined
-def _padded(width):
-    return (width + _LANES - 1) // _LANES * _LANES
+def _padded_columns(weight) -> np.ndarray:
+    """A weight (o, i) as (i, o), the width padded with zeros."""
+    matrix = float32_array(weight).T
+    return np.ascontiguousarray(np.pad(matrix, [(0, 0), (0, -matrix.shape[1] % _LANES)]))
 
 
 @inlined
@@ -186,31 +198,17 @@ def _copy(values, out):
 
 
 @inlined
-def _clear(out):
-    for i in range(out.shape[0]):
-        out[i] = np.float32(0.0)
-
-
-@inlined
 def _add_product(matrix, vector, out):
-    """Adds the vector (r,) times the matrix (r x columns, flat) to out (columns,)."""
-    rows, columns = vector.shape[0], out.shape[0]
-    matrix = matrix[: rows * columns].reshape(rows, columns)
+    """Adds the vector (r,) times the matrix (r, columns) to out (columns,)."""
+    rows, columns = matrix.shape
     whole = rows // 8 * 8
     for j in range(0, whole, 8):
         v0, v1, v2, v3 = vector[j], vector[j + 1], vector[j + 2], vector[j + 3]
         v4, v5, v6, v7 = vector[j + 4], vector[j + 5], vector[j + 6], vector[j + 7]
         for i in range(columns):
-            out[i] += (
-                matrix[j, i] * v0
-                + matrix[j + 1, i] * v1
-                + matrix[j + 2, i] * v2
-                + matrix[j + 3, i] * v3
-                + matrix[j + 4, i] * v4
-                + matrix[j + 5, i] * v5
-                + matrix[j + 6, i] * v6
-                + matrix[j + 7, i] * v7
-            )
+            first = matrix[j, i] * v0 + matrix[j + 1, i] * v1 + matrix[j + 2, i] * v2 + matrix[j + 3, i] * v3
+            second = matrix[j + 4, i] * v4 + matrix[j + 5, i] * v5 + matrix[j + 6, i] * v6 + matrix[j + 7, i] * v7
+            out[i] += first + second
     for j in range(whole, rows):
         v0 = vector[j]
         for i in range(columns):
@@ -219,9 +217,8 @@ def _add_product(matrix, vector, out):
 
 @inlined
 def _add_four_products(matrix, vectors, out):
-    """Adds four vectors (4, r) times the matrix (r x columns, flat) to out (4, columns): a weight is loaded once."""
-    rows, columns = vectors.shape[1], out.shape[1]
-    matrix = matrix[: rows * columns].reshape(rows, columns)
+    """Adds four vectors (4, r) times the matrix (r, columns) to out (4, columns): a weight is loaded once."""
+    rows, columns = matrix.shape
     a, b, c, d = vectors[0], vectors[1], vectors[2], vectors[3]
     out_a, out_b, out_c, out_d = out[0], out[1], out[2], out[3]
     whole = rows // 4 * 4
@@ -298,130 +295,104 @@ def _first_largest(scores):
 
 
 @inlined
-def _space(e, d, p, v):
+def _space(weights):
     """What `_feed` writes into, for each of four rows: hidden, normed (e,), xz (2 d,), x, y, dt (d,), projected (p,)
     and scores (v,)."""
-    return (
-        np.zeros((_GROUP, e), np.float32),
-        np.zeros((_GROUP, e), np.float32),
-        np.zeros((_GROUP, 2 * d), np.float32),
-        np.zeros((_GROUP, d), np.float32),
-        np.zeros((_GROUP, d), np.float32),
-        np.zeros((_GROUP, d), np.float32),
-        np.zeros((_GROUP, _padded(p)), np.float32),
-        np.zeros((_GROUP, _padded(v)), np.float32),
-    )
-
-
-@called
-def _feed(rows, tokens, lanes, space, embeddings, layers, head, r, epsilon, conv, recurrent, logits, best):
-    """Feeds one token to each of the first `lanes` of at most four rows; layers are of `_pack_layer`, head is
-    (e + e * padded v,)."""
-    e, v = embeddings.shape[1], logits.shape[1]
-    k, d = conv.shape[2:]
-    n = recurrent.shape[2]
-    hidden, normed, xz, x, y, dt, projected, scores = space
-    for q in range(lanes):
-        _clear(scores[q])
-    for q in range(lanes):
-        _copy(embeddings[tokens[q]], hidden[q])
-    for layer in range(layers.shape[0]):
-        w = layers[layer]
-        for q in range(lanes):
-            normalize(hidden[q], w, epsilon, normed[q])
-            _copy(w[e : e + 2 * d], xz[q])
-        at = e + 2 * d
-        _add_products(w[at : at + 2 * d * e], normed, lanes, xz)
-        at += 2 * d * e
-
-        bias, taps = w[at : at + d], w[at + d : at + d + k * d].reshape(k, d)
-        at += d + k * d
-        for q in range(lanes):
-            _gated_convolution(xz[q], bias, taps, conv[rows[q], layer], x[q])
-
-        size = d * projected.shape[1]
-        for q in range(lanes):
-            _clear(projected[q])
-        _add_products(w[at : at + size], x, lanes, projected)
-        at += size
-        for q in range(lanes):
-            _copy(w[at : at + d], dt[q])
-        at += d
-        _add_products(w[at : at + r * d], projected[:, :r], lanes, dt)
-        at += r * d
-
-        skip, decay = w[at : at + d], w[at + d : at + d + n * d].reshape(n, d)
-        at += d + n * d
-        for q in range(lanes):
-            B, C = projected[q, r : r + n], projected[q, r + n : r + 2 * n]
-            _scan(x[q], xz[q, d:], dt[q], skip, decay, B, C, recurrent[rows[q], layer], y[q])
-
-        for q in range(lanes):
-            for i in range(e):
-                hidden[q, i] += w[at + i]
-        at += e
-        _add_products(w[at : at + d * e], y, lanes, hidden)
-
-    for q in range(lanes):
-        normalize(hidden[q], head, epsilon, normed[q])
-    _add_products(head[e:], normed, lanes, scores)
-    for q in range(lanes):
-        _copy(scores[q, :v], logits[rows[q]])
-        best[rows[q]] = _first_largest(logits[rows[q]])
+    e, d = weights.out_bias.shape[1], weights.skip.shape[1]
+    of_e, of_d = np.zeros((2, _GROUP, e), np.float32), np.zeros((3, _GROUP, d), np.float32)
+    xz, projected = np.zeros((_GROUP, 2 * d), np.float32), np.zeros((_GROUP, weights.x_proj.shape[2]), np.float32)
+    scores = np.zeros((_GROUP, weights.head.shape[1]), np.float32)
+    return of_e[0], of_e[1], xz, of_d[0], of_d[1], of_d[2], projected, scores
 
 
 @inlined
-def _next_token(
-    b, at, ids, stands, given, limits,
-    actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, best,
-):  # fmt: skip
-    """The token that row b is fed behind `at` others, or _STOPS."""
-    if at >= limits[b] or at >= ids.shape[1]:
+def _feed(rows, tokens, lanes, space, weights, state):
+    """Feeds one token to each of the first `lanes` of at most four rows."""
+    e, d = weights.out_bias.shape[1], weights.skip.shape[1]
+    r, n = weights.dt_proj.shape[1], weights.decay.shape[1]
+    hidden, normed, xz, x, y, dt, projected, scores = space
+    for q in range(lanes):
+        clear(scores[q], 0, scores.shape[1])
+        _copy(weights.embeddings[tokens[q]], hidden[q])
+    for layer in range(weights.norm.shape[0]):
+        for q in range(lanes):
+            normalize(hidden[q], weights.norm[layer], weights.epsilon, normed[q])
+            _copy(weights.in_bias[layer], xz[q])
+        _add_products(weights.in_proj[layer], normed, lanes, xz)
+        bias, taps = weights.conv_bias[layer], weights.taps[layer]
+        for q in range(lanes):
+            _gated_convolution(xz[q], bias, taps, state.conv[rows[q], layer], x[q])
+        for q in range(lanes):
+            clear(projected[q], 0, projected.shape[1])
+            _copy(weights.dt_bias[layer], dt[q])
+        _add_products(weights.x_proj[layer], x, lanes, projected)
+        _add_products(weights.dt_proj[layer], projected[:, :r], lanes, dt)
+        skip, decay = weights.skip[layer], weights.decay[layer]
+        for q in range(lanes):
+            B, C = projected[q, r : r + n], projected[q, r + n : r + 2 * n]
+            _scan(x[q], xz[q, d:], dt[q], skip, decay, B, C, state.recurrent[rows[q], layer], y[q])
+        bias = weights.out_bias[layer]
+        for q in range(lanes):
+            for i in range(e):
+                hidden[q, i] += bias[i]
+        _add_products(weights.out_proj[layer], y, lanes, hidden)
+    for q in range(lanes):
+        normalize(hidden[q], weights.head_norm, weights.epsilon, normed[q])
+    _add_products(weights.head, normed, lanes, scores)
+    for q in range(lanes):
+        logits = state.logits[rows[q]]
+        _copy(scores[q], logits)
+        state.best[rows[q]] = _first_largest(logits)
+
+
+@inlined
+def _next_token(b, tokens, memories, best):
+    """The token that row b is fed next, or _STOPS."""
+    ids, stands, at = tokens.ids, tokens.stands, tokens.fed[b]
+    if at >= tokens.limits[b] or at >= ids.shape[1]:
         return _STOPS
-    if at < given[b]:
+    if at < tokens.given[b]:
         return ids[b, at] if stands[b, at] or ids[b, at] == best[b] else _STOPS
-    if waiting[b] >= 0:
-        ids[b, at], stands[b, at] = waiting[b], True
-        waiting[b] = -1
-    elif best[b] < 0 or best[b] >= actions.shape[0]:
+    if memories.waiting[b] >= 0:
+        ids[b, at], stands[b, at] = memories.waiting[b], True
+        memories.waiting[b] = -1
+    elif best[b] < 0 or best[b] >= memories.actions.shape[0]:
         return -1
-    elif carry_out(best[b], b, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls):
+    elif carry_out(best[b], b, memories):
         ids[b, at] = best[b]
     else:
         return _STOPS
     return ids[b, at]
 
 
-def _run(
-    group, ids, stands, given, limits,
-    actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, fed,
-    embeddings, layers, head, r, epsilon, conv, recurrent, logits, best,
-):  # fmt: skip
+@called
+def _run_rows(first, last, tokens, memories, weights, state):
+    """At most four rows, those from first to last, side by side."""
+    rows, next_tokens = np.empty(_GROUP, np.int64), np.empty(_GROUP, np.int64)
+    space = _space(weights)
+    lanes = 1
+    while lanes > 0:
+        lanes = 0
+        for b in range(first, last):
+            # A row that stops would stop again: nothing about it has changed.
+            token = _next_token(b, tokens, memories, state.best)
+            if 0 <= token < weights.embeddings.shape[0]:
+                rows[lanes], next_tokens[lanes] = b, token
+                lanes += 1
+                tokens.fed[b] += 1
+            elif token != _STOPS:
+                tokens.fed[-1] = 1
+        if lanes > 0:
+            _feed(rows, next_tokens, lanes, space, weights, state)
+
+
+def _run(group, tokens, memories, weights, state):
     """See `FusedStep`; `group` rows go side by side."""
-    batch = ids.shape[0]
+    tokens, memories = _Tokens(*tokens), MemoryArrays(*memories)
+    weights, state = _Weights(*weights), FusedState(*state)
+    batch = tokens.ids.shape[0]
     for block in numba.prange(count_blocks(batch, group)):
-        first, last = block * group, min(batch, block * group + group)
-        rows, tokens = np.empty(_GROUP, np.int64), np.empty(_GROUP, np.int64)
-        space = _space(embeddings.shape[1], conv.shape[3], r + 2 * recurrent.shape[2], logits.shape[1])
-        lanes = 1
-        while lanes > 0:
-            lanes = 0
-            for b in range(first, last):
-                # A row that stops would stop again: nothing about it has changed.
-                token = _next_token(
-                    b, fed[b], ids, stands, given, limits,
-                    actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls, best,
-                )  # fmt: skip
-                if token == _STOPS:
-                    continue
-                if token < 0 or token >= embeddings.shape[0]:
-                    fed[batch] = 1
-                else:
-                    rows[lanes], tokens[lanes] = b, token
-                    lanes += 1
-                    fed[b] += 1
-            if lanes > 0:
-                _feed(rows, tokens, lanes, space, embeddings, layers, head, r, epsilon, conv, recurrent, logits, best)
+        _run_rows(block * group, min(batch, block * group + group), tokens, memories, weights, state)
 
 
 _RUN = CpuKernel(_run, PARALLEL_WORK)

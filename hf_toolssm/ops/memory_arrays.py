@@ -3,9 +3,12 @@
 What the commands mean is defined by `hf_toolssm.tools.pointer_memory` and `hf_toolssm.tools.tape`; here is the same,
 for many rows and without an object per cell. Whatever those tools would refuse is left to them, as is a tape that
 grows: the kernel stops before the token.
+
+A tool in `tools/NAME.py` that has a compiled form has it in `ops/compiled_NAME.py`, which is found by that name.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,15 +22,40 @@ stands beside it, or overwrites the cell under the first pointer by the token be
 knows nothing of."""
 
 
-@dataclass
-class MemoryArrays:
+Places = tuple[tuple[int, int], tuple[int, int]]
+"""Where the cells from 0 on lie in this process's memory, 8 bytes each, until the tool is called next, and how many
+they are; and the same of those to the left of 0, nearest first."""
+
+
+class CompiledTool(Protocol):
+    """What a tool is to a kernel, and how what it remembers of cells that are token ids enters the arrays.
+
+    Attributes:
+        calls: what each call does, and the pointer or token that it names.
+        otherwise: what any other token does, WRITE or NOTE.
+        markers: of the memory's begin and end; others may follow.
+        max_pointers: how many pointers there can be.
+    """
+
+    calls: Mapping[str, tuple[int, int]]
+    otherwise: int
+    markers: Sequence[str]
+    max_pointers: int
+
+    def enter(self, session: Any) -> tuple[Sequence[int], Places]:
+        """Where the pointers stand, and where the cells lie."""
+
+    def leave(self, session: Any, pointers: list[int], written: Sequence[int]) -> None:
+        """Brings the session to where a run ended, in which the model wrote these cells."""
+
+
+class MemoryArrays(NamedTuple):
     """The memories and pointers of b rows that each write up to m tokens. A tape's head is a pointer.
 
     Attributes:
         actions: (v, 2), what each token does, and the pointer or token that it names.
         markers: (2,), the tokens of the memory's begin and end.
-        addresses: (b, 2), where the cells of each memory lie, int64 one after the other: those from 0 on, and those
-            to the left of 0, nearest first.
+        addresses: (b, 2), where the cells of each memory lie; see `Places`.
         sizes: (b, 2), how many these are; what enters memory in the run follows the first in `written`.
         pointers: (b, p), where each pointer of at most p stands.
         created: (b,), how many pointers there are.
@@ -82,10 +110,6 @@ class MemoryArrays:
         if not inside.all() or self.created.min(initial=0) < 0 or self.created.max(initial=0) > most_pointers:
             raise InputMismatchError("a pointer stands outside its memory: a tool's session was changed from outside")
 
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """The attributes in order, as the kernels take them."""
-        return tuple(vars(self).values())
-
 
 _EMPTY, _TABLE = np.empty(0, np.int64), np.empty((0, 0), np.int64)
 NO_MEMORIES = MemoryArrays(_TABLE, _EMPTY, _TABLE, _TABLE, _TABLE, _EMPTY, _EMPTY, _TABLE, _TABLE, _EMPTY)
@@ -93,11 +117,11 @@ NO_MEMORIES = MemoryArrays(_TABLE, _EMPTY, _TABLE, _TABLE, _TABLE, _EMPTY, _EMPT
 
 
 @inlined
-def carry_out(
-    token, b, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls
-):  # fmt: skip
+def carry_out(token, b, memories):
     """Does in row b what the model's token does; false if the kernel must stop before it."""
-    action, named = actions[token, 0], actions[token, 1]
+    sizes, pointers, created, counts = memories.sizes, memories.pointers, memories.created, memories.counts
+    waiting, written, addresses = memories.waiting, memories.written, memories.addresses
+    action, named = memories.actions[token, 0], memories.actions[token, 1]
     if action == STOP:
         return False
     if action <= NOTE:
@@ -128,14 +152,14 @@ def carry_out(
         elif action == RIGHT:
             pointers[b, named] = min(at + 1, end)
         elif at == begin:
-            waiting[b] = markers[0]
+            waiting[b] = memories.markers[0]
         elif at == end:
-            waiting[b] = markers[1]
+            waiting[b] = memories.markers[1]
         elif at < 0:
             waiting[b] = loaded(addresses[b, 1], -1 - at)
         elif at < sizes[b, 0]:
             waiting[b] = loaded(addresses[b, 0], at)
         else:
             waiting[b] = written[b, at - sizes[b, 0]]
-    calls[b] += 1
+    memories.calls[b] += 1
     return True

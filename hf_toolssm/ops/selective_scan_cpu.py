@@ -6,7 +6,7 @@ gate are part of the kernels, which saves passes over (b, l, d). Threads share o
 a block is one vector, and what a recurrence carries from step to step stays in registers.
 """
 
-from typing import Any
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -22,6 +22,7 @@ from hf_toolssm.ops.cpu_kernels import (
     clear,
     count_blocks,
     exp2_of_nonpositive,
+    flat,
     flat_rows,
     row_lengths,
     sigmoid,
@@ -48,9 +49,40 @@ PARALLEL_UPDATES = 1_000_000
 """State updates from which waking the other threads pays; a decode step is far below it."""
 
 
+class _Inputs(NamedTuple):
+    """Flat arrays; A_t is (n, d). Beside them go the strides of the rows of x, dt, B, C and gate, and the shape
+    (b, l, d, n): a parallel loop of numba takes no tuple within a tuple."""
+
+    x: np.ndarray
+    dt: np.ndarray
+    A_t: np.ndarray
+    B: np.ndarray
+    C: np.ndarray
+    D: np.ndarray
+    gate: np.ndarray
+    lengths: np.ndarray
+
+
+class _Gradients(NamedTuple):
+    """Flat arrays, beside which go the strides of the rows of dx, ddt and dgate. dA_t (b, n, d) and dD (b, d) are per
+    row, dB and dC (blocks, b, l, n) per block of channels; dh0 is (b, n, d)."""
+
+    dx: np.ndarray
+    ddt: np.ndarray
+    dgate: np.ndarray
+    dA_t: np.ndarray
+    dB: np.ndarray
+    dC: np.ndarray
+    dD: np.ndarray
+    dh0: np.ndarray
+
+
 @called
-def _forward_block(b, start, x, dt, A_t, B, C, D, gate, strides, h0, length, size, channels, rows, y, h_last, kept):
-    """The channels from `start` on of row b, of which `length` tokens are real; all arrays are flat."""
+def _forward_block(b, start, inputs, strides, shape, h0, y, h_last, kept):
+    """The channels from `start` on of row b."""
+    x, dt, A_t, B, C, D, gate, lengths = inputs
+    _, rows, channels, size = shape
+    length = lengths[b]
     width = min(LANES, channels - start)
     h, a = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.float32)
     skip = read_lanes(D, start, width)
@@ -64,11 +96,11 @@ def _forward_block(b, start, x, dt, A_t, B, C, D, gate, strides, h0, length, siz
             for n in range(size):
                 write_lanes(kept, at + n * channels, read_lanes(h, n * LANES, LANES), width)
         row = b * rows + t
-        inputs = read_lanes(x, row * strides[0] + start, width)
+        value_in = read_lanes(x, row * strides[0] + start, width)
         step = softplus(read_lanes(dt, row * strides[1] + start, width))
         gates = read_lanes(gate, row * strides[4] + start, width)
-        step_input = step * inputs
-        total = skip * inputs
+        step_input = step * value_in
+        total = skip * value_in
         for n in range(size):
             decay = exp2_of_nonpositive(step * read_lanes(a, n * LANES, LANES))
             value = decay * read_lanes(h, n * LANES, LANES) + step_input * B[row * strides[2] + n]
@@ -81,48 +113,41 @@ def _forward_block(b, start, x, dt, A_t, B, C, D, gate, strides, h0, length, siz
         write_lanes(h_last, (b * size + n) * channels + start, read_lanes(h, n * LANES, LANES), width)
 
 
-def _forward(x, dt, A_t, B, C, D, gate, strides, h0, lengths, shape, y, h_last, checkpoints):
-    """All arrays are flat; x, dt, B, C and gate with the strides of their rows; shape is (b, l, d, n).
-
-    A_t is (n, d), h0 and h_last are (b, n, d). checkpoints (b, chunks, n, d) receives the state before every chunk; it
-    may be empty.
-    """
-    batch, rows, channels, size = shape
+def _forward(inputs, strides, shape, h0, y, h_last, checkpoints):
+    """h0 and h_last are (b, n, d); checkpoints (b, chunks, n, d), the states before every chunk, may be empty."""
+    batch, _, channels, _ = shape
     blocks = count_blocks(channels, LANES)
     for task in numba.prange(batch * blocks):
-        b, start = task // blocks, (task % blocks) * LANES
-        _forward_block(
-            *(b, start, x, dt, A_t, B, C, D, gate, strides, h0, lengths[b]),
-            *(size, channels, rows, y, h_last, checkpoints),
-        )
+        _forward_block(task // blocks, (task % blocks) * LANES, inputs, strides, shape, h0, y, h_last, checkpoints)
 
 
 @called
-def _chunk_inputs(w, steps, row, start, width, skip, dskip, x, dt, gate, strides, dy, channels):
+def _chunk_inputs(w, steps, row, start, width, skip, dskip, inputs, strides, channels, dy):
     """Fills the workspace with what a chunk's steps need for every state index; returns the grown gradient of D."""
     for i in range(steps):
         at = i * LANES
-        inputs = read_lanes(x, (row + i) * strides[0] + start, width)
-        raw = read_lanes(dt, (row + i) * strides[1] + start, width)
-        gates = read_lanes(gate, (row + i) * strides[4] + start, width)
+        x = read_lanes(inputs.x, (row + i) * strides[0] + start, width)
+        raw = read_lanes(inputs.dt, (row + i) * strides[1] + start, width)
+        gates = read_lanes(inputs.gate, (row + i) * strides[4] + start, width)
         upstream = read_lanes(dy, (row + i) * channels + start, width)
         step, ungated = softplus(raw), upstream * gates * sigmoid(gates)
-        write_lanes(w, INPUT + at, inputs, LANES)
+        write_lanes(w, INPUT + at, x, LANES)
         write_lanes(w, STEP + at, step, LANES)
         write_lanes(w, STEP_SLOPE + at, sigmoid(raw), LANES)
-        write_lanes(w, STEP_INPUT + at, step * inputs, LANES)
+        write_lanes(w, STEP_INPUT + at, step * x, LANES)
         write_lanes(w, GATE_SLOPE + at, upstream * silu_slope(gates), LANES)
         write_lanes(w, DY + at, ungated, LANES)
-        write_lanes(w, Y + at, skip * inputs, LANES)
+        write_lanes(w, Y + at, skip * x, LANES)
         write_lanes(w, DSTEP + at, full(ZERO), LANES)
         write_lanes(w, DSTEP_INPUT + at, full(ZERO), LANES)
-        dskip = dskip + ungated * inputs
+        dskip = dskip + ungated * x
     return dskip
 
 
 @called
-def _chunk_outputs(w, steps, row, start, width, skip, dx, ddt, dgate, outputs):
+def _chunk_outputs(w, steps, row, start, width, skip, gradients, outputs):
     """Writes the gradients of a chunk's inputs, once all state indices have added their part."""
+    dx, ddt, dgate = gradients.dx, gradients.ddt, gradients.dgate
     for i in range(steps):
         at = i * LANES
         dstep_input = read_lanes(w, DSTEP_INPUT + at, LANES)
@@ -136,45 +161,20 @@ def _chunk_outputs(w, steps, row, start, width, skip, dx, ddt, dgate, outputs):
 
 
 @called
-def _backward_block(
-    b,
-    block,
-    x,
-    dt,
-    A_t,
-    B,
-    C,
-    D,
-    gate,
-    strides,
-    length,
-    shape,
-    kept,
-    dy,
-    dh_last,
-    dx,
-    ddt,
-    dgate,
-    outputs,
-    dA_t,
-    dB,
-    dC,
-    dD,
-    dh0,
-):
-    """One block of LANES channels of row b, of which `length` tokens are real.
+def _backward_block(b, block, inputs, strides, shape, kept, dy, dh_last, gradients, outputs):
+    """One block of LANES channels of row b.
 
     Within a chunk one state index is done after the other, so that its state and their gradients stay in registers.
     """
+    _, _, A_t, B, C, D, _, lengths = inputs
+    dx, ddt, dgate, dA_t, dB, dC, dD, dh0 = gradients
     batch, rows, channels, size = shape
+    length = lengths[b]
     start = block * LANES
     width = min(LANES, channels - start)
     w = np.empty(WORKSPACE, np.float32)
-    a, dh, da = (
-        np.empty(size * LANES, np.float32),
-        np.empty(size * LANES, np.float32),
-        np.zeros(size * LANES, np.float32),
-    )
+    a, dh = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.float32)
+    da = np.zeros(size * LANES, np.float32)
     skip, dskip = read_lanes(D, start, width), full(ZERO)
     for n in range(size):
         write_lanes(dh, n * LANES, read_lanes(dh_last, (b * size + n) * channels + start, width), LANES)
@@ -185,7 +185,7 @@ def _backward_block(
         steps = min(CHUNK, length - chunk * CHUNK)
         row = b * rows + chunk * CHUNK
         partial = ((block * batch + b) * rows + chunk * CHUNK) * size
-        dskip = _chunk_inputs(w, steps, row, start, width, skip, dskip, x, dt, gate, strides, dy, channels)
+        dskip = _chunk_inputs(w, steps, row, start, width, skip, dskip, inputs, strides, channels, dy)
         for n in range(size):
             h = read_lanes(kept, ((b * most + chunk) * size + n) * channels + start, width)
             a_n = read_lanes(a, n * LANES, LANES)
@@ -213,7 +213,7 @@ def _backward_block(
                 da_n = da_n + through_decay * step
             write_lanes(dh, n * LANES, dh_n, LANES)
             write_lanes(da, n * LANES, da_n, LANES)
-        _chunk_outputs(w, steps, row, start, width, skip, dx, ddt, dgate, outputs)
+        _chunk_outputs(w, steps, row, start, width, skip, gradients, outputs)
     for t in range(length, rows):
         clear(dx, (b * rows + t) * outputs[0] + start, width)
         clear(ddt, (b * rows + t) * outputs[1] + start, width)
@@ -226,42 +226,12 @@ def _backward_block(
         write_lanes(dh0, (b * size + n) * channels + start, read_lanes(dh, n * LANES, LANES), width)
 
 
-def _backward(
-    x,
-    dt,
-    A_t,
-    B,
-    C,
-    D,
-    gate,
-    strides,
-    lengths,
-    shape,
-    checkpoints,
-    dy,
-    dh_last,
-    dx,
-    ddt,
-    dgate,
-    outputs,
-    dA_t,
-    dB,
-    dC,
-    dD,
-    dh0,
-):
-    """Gradients; all arrays are flat, dx, ddt and dgate with the strides of their rows in `outputs`.
-
-    dA_t (b, n, d) and dD (b, d) are per row, dB and dC (blocks, b, l, n) per block of channels.
-    """
+def _backward(inputs, strides, shape, checkpoints, dy, dh_last, gradients, outputs):
     batch, _, channels, _ = shape
     blocks = count_blocks(channels, LANES)
     for task in numba.prange(batch * blocks):
         b, block = task // blocks, task % blocks
-        _backward_block(
-            *(b, block, x, dt, A_t, B, C, D, gate, strides, lengths[b], shape, checkpoints, dy, dh_last),
-            *(dx, ddt, dgate, outputs, dA_t, dB, dC, dD, dh0),
-        )
+        _backward_block(b, block, inputs, strides, shape, checkpoints, dy, dh_last, gradients, outputs)
 
 
 _FORWARD = CpuKernel(_forward, PARALLEL_UPDATES)
@@ -303,8 +273,8 @@ def scan_forward(
     h_last = x.new_empty(batch, size, channels)
     checkpoints = x.new_empty(batch, chunks, size, channels)
     A_t, h0_t = A.t().contiguous(), h0.transpose(1, 2).contiguous()
-    shape = (batch, length, channels, size)
-    _call(_FORWARD, x, dt, A_t, B, C, D, gate, h0_t, lengths, shape, y, h_last, checkpoints)
+    inputs = _flat_inputs(x, dt, A_t, B, C, D, gate, lengths)
+    _FORWARD(x.numel() * size, *inputs, *map(flat, (h0_t, y, h_last, checkpoints)))
     saved = (x, dt, A_t, B, C, D, gate, lengths, checkpoints) if needs_backward else ()
     return y, h_last.transpose(1, 2), saved
 
@@ -324,12 +294,11 @@ def scan_backward(
     dB, dC = x.new_empty(blocks, batch, length, size), x.new_empty(blocks, batch, length, size)
     dA_t, dh0_t = x.new_empty(batch, size, channels), x.new_empty(batch, size, channels)
     dD = x.new_empty(batch, channels)
-    rows, strides = zip(*(flat_rows(t) for t in (dx, ddt, dgate)))
-    _call(
-        *(_BACKWARD, x, dt, A_t, B, C, D, gate, lengths, (batch, length, channels, size), checkpoints),
-        *(dy.contiguous(), dh_last.transpose(1, 2).contiguous()),
-        *(*rows, strides, dA_t, dB, dC, dD, dh0_t),
-    )
+    (dx_, ddt_, dgate_), outputs = zip(*map(flat_rows, (dx, ddt, dgate)))
+    gradients = _Gradients(dx_, ddt_, dgate_, flat(dA_t), flat(dB), flat(dC), flat(dD), flat(dh0_t))
+    upstream = (checkpoints, dy.contiguous(), dh_last.transpose(1, 2).contiguous())
+    inputs = _flat_inputs(x, dt, A_t, B, C, D, gate, lengths)
+    _BACKWARD(x.numel() * size, *inputs, *map(flat, upstream), gradients, outputs)
     return dA_t.sum(0).t(), dB, dC, dD.sum(0), dh0_t.transpose(1, 2)
 
 
@@ -338,16 +307,12 @@ def sum_blocks(partial: Tensor) -> Tensor:
     return partial[0] if len(partial) == 1 else partial.sum(0)
 
 
-def _call(
-    kernel: CpuKernel, x: Tensor, dt: Tensor, A_t: Tensor, B: Tensor, C: Tensor, D: Tensor, gate: Tensor, *rest: Any
-) -> None:
-    flat, strides = zip(*(flat_rows(t) for t in (x, dt, B, C, gate)))
-    x_rows, dt_rows, B_rows, C_rows, gate_rows = flat
-    updates = x.numel() * A_t.shape[0]
-    kernel(
-        *(updates, x_rows, dt_rows, A_t.numpy().reshape(-1), B_rows, C_rows, D.numpy(), gate_rows, strides),
-        *(t.numpy().reshape(-1) if isinstance(t, Tensor) else t for t in rest),
-    )
+def _flat_inputs(
+    x: Tensor, dt: Tensor, A_t: Tensor, B: Tensor, C: Tensor, D: Tensor, gate: Tensor, lengths: Tensor
+) -> tuple[_Inputs, tuple[int, ...], tuple[int, ...]]:
+    (x_, dt_, B_, C_, gate_), strides = zip(*map(flat_rows, (x, dt, B, C, gate)))
+    inputs = _Inputs(x_, dt_, flat(A_t), B_, C_, flat(D), gate_, flat(lengths))
+    return inputs, strides, (*x.shape, len(A_t))
 
 
 def selective_scan_cpu(

@@ -82,16 +82,21 @@ class PointerSession(Generic[Cell]):
 
     Memory only grows, so clones share one column of cells and each knows how many of them are its own. The first of
     them to write appends in place; one that finds foreign cells behind its own takes a copy of its part first.
+
+    Attributes:
+        cells: memory, and behind it what a clone may have written.
+        size: how many of them are memory.
+        pointers: where each stands, in the order of their creation.
     """
 
-    __slots__ = ("_cells", "_size", "begin", "end", "pointers", "tool")
+    __slots__ = ("begin", "cells", "end", "pointers", "size", "tool")
 
     def __init__(
         self, tool: PointerMemory, cells: MutableSequence[Cell], size: int, pointers: list[int], begin: Cell, end: Cell
     ) -> None:
         self.tool = tool
-        self._cells = cells
-        self._size = size
+        self.cells = cells
+        self.size = size
         self.pointers = pointers
         self.begin = begin
         self.end = end
@@ -99,24 +104,17 @@ class PointerSession(Generic[Cell]):
     @property
     def memory(self) -> Sequence[Cell]:
         """The cells, the problem's first."""
-        return list(self._cells[: self._size])
+        return list(self.cells[: self.size])
 
     def write(self, cell: Cell) -> None:
         self.extend((cell,))
 
     def extend(self, cells: Sequence[Cell]) -> None:
         """Takes cells one after the other, as `write` does."""
-        if len(self._cells) != self._size:
-            self._cells = self._cells[: self._size]
-        self._cells.extend(cells)
-        self._size += len(cells)
-
-    def places(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Where the cells lie in this process's memory, 8 bytes each, until the next one is written, and how many: as
-        a tape's, of which none lie to the left of the first. Only of cells that are token ids.
-        """
-        assert isinstance(self._cells, array)
-        return (self._cells.buffer_info()[0], self._size), (0, 0)
+        if len(self.cells) != self.size:
+            self.cells = self.cells[: self.size]
+        self.cells.extend(cells)
+        self.size += len(cells)
 
     def call(self, name: str, argument: Sequence[Cell]) -> tuple[Cell, ...]:
         action = self.tool.actions.get(name)
@@ -131,9 +129,9 @@ class PointerSession(Generic[Cell]):
         if move is read:
             if at < 0:
                 return (self.begin,)
-            return (self._cells[at],) if at < self._size else (self.end,)
+            return (self.cells[at],) if at < self.size else (self.end,)
         if move is right:
-            self.pointers[index] = min(at + 1, self._size)
+            self.pointers[index] = min(at + 1, self.size)
         else:
             self.pointers[index] = max(at - 1, -1)
         return ()
@@ -149,7 +147,7 @@ class PointerSession(Generic[Cell]):
         return ()
 
     def clone(self) -> "PointerSession[Cell]":
-        return PointerSession(self.tool, self._cells, self._size, self.pointers.copy(), self.begin, self.end)
+        return PointerSession(self.tool, self.cells, self.size, self.pointers.copy(), self.begin, self.end)
 
     def state(self) -> Mapping[str, Any]:
-        return {"memory": np.array(self._cells[: self._size]), "pointers": list(self.pointers)}
+        return {"memory": np.array(self.cells[: self.size]), "pointers": list(self.pointers)}

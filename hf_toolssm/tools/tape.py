@@ -81,10 +81,12 @@ class TapeSession(Generic[Cell]):
     Clones share their cells, and the first that writes takes a copy: a millisecond for a million.
 
     Attributes:
+        cells: from the problem's first on.
+        before: those to its left, the nearest first.
         head: where the head stands; 0 is the problem's first cell, cells to its left have negative numbers.
     """
 
-    __slots__ = ("_before", "_cells", "_shared", "_written", "begin", "end", "head", "tool")
+    __slots__ = ("_shared", "_written", "before", "begin", "cells", "end", "head", "tool")
 
     def __init__(
         self,
@@ -97,8 +99,8 @@ class TapeSession(Generic[Cell]):
         written: Mapping[str, Cell],
     ) -> None:
         self.tool = tool
-        self._cells = cells
-        self._before = before  # those to the left of the problem, the nearest first
+        self.cells = cells
+        self.before = before
         self.head = head
         self.begin = begin
         self.end = end
@@ -108,28 +110,19 @@ class TapeSession(Generic[Cell]):
     @property
     def memory(self) -> Sequence[Cell]:
         """The cells between the markers."""
-        return [*reversed(self._before), *self._cells]
+        return [*reversed(self.before), *self.cells]
 
     def write(self, cell: Cell) -> None:
         pass  # what the model thinks is no symbol on the tape
 
-    def places(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Where the cells lie in this process's memory, 8 bytes each, until the tape grows, and how many: those from
-        the problem's first on, and those to its left, nearest first. Only of cells that are token ids.
-        """
-        self._own()
-        assert isinstance(self._cells, array)
-        assert isinstance(self._before, array)
-        return self._cells.buffer_info(), self._before.buffer_info()
-
     def call(self, name: str, argument: Sequence[Cell]) -> tuple[Cell, ...]:
-        head, first, last = self.head, -len(self._before), len(self._cells) - 1
+        head, first, last = self.head, -len(self.before), len(self.cells) - 1
         if name == TAPE_READ:
             if head < first:
                 return (self.begin,)
             if head > last:
                 return (self.end,)
-            return (self._cells[head] if head >= 0 else self._before[-1 - head],)
+            return (self.cells[head] if head >= 0 else self.before[-1 - head],)
         if name == TAPE_LEFT:
             self.head = max(head - 1, first - 1)
         elif name == TAPE_RIGHT:
@@ -140,27 +133,27 @@ class TapeSession(Generic[Cell]):
             raise UnknownCallError(f"the tape has no call {name!r}")
         return ()
 
-    def _own(self) -> None:
+    def own(self) -> None:
         """Takes a copy where a clone has the same cells."""
         if self._shared:
-            self._cells, self._before, self._shared = self._cells[:], self._before[:], False
+            self.cells, self.before, self._shared = self.cells[:], self.before[:], False
 
     def _put(self, cell: Cell) -> None:
-        self._own()
-        side, at = (self._cells, self.head) if self.head >= 0 else (self._before, -1 - self.head)
+        self.own()
+        side, at = (self.cells, self.head) if self.head >= 0 else (self.before, -1 - self.head)
         if at < len(side):
             side[at] = cell
             return
-        if len(self._cells) + len(self._before) >= self.tool.max_cells:
+        if len(self.cells) + len(self.before) >= self.tool.max_cells:
             raise TapeFullError(
                 f"the tape has {self.tool.max_cells:,} cells, as many as it may: raise max_cells of the tool tape"
             )
         side.append(cell)
 
     def clone(self) -> "TapeSession[Cell]":
-        clone = TapeSession(self.tool, self._cells, self._before, self.head, self.begin, self.end, self._written)
+        clone = TapeSession(self.tool, self.cells, self.before, self.head, self.begin, self.end, self._written)
         clone._shared = self._shared = True
         return clone
 
     def state(self) -> Mapping[str, Any]:
-        return {"tape": np.array(self.memory), "before": len(self._before), "head": self.head}
+        return {"tape": np.array(self.memory), "before": len(self.before), "head": self.head}

@@ -52,17 +52,13 @@ def outcome(row):
 
 
 @numba.njit
-def play(
-    tokens, shown, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls
-):  # fmt: skip
+def play(tokens, shown, memories):
     """Carries out what a model writes in row 0, each observation fed at once; how many tokens it took."""
     for at in range(len(tokens)):
-        if not carry_out(
-            tokens[at], 0, actions, markers, addresses, sizes, pointers, created, waiting, written, counts, calls
-        ):  # fmt: skip
+        if not carry_out(tokens[at], 0, memories):
             return at
-        shown[at] = waiting[0]
-        waiting[0] = -1
+        shown[at] = memories.waiting[0]
+        memories.waiting[0] = -1
     return len(tokens)
 
 
@@ -103,7 +99,7 @@ def test_the_compiled_memory_is_the_tool_on_ten_thousand_random_streams(memory):
             while rest and not compiled.finished:
                 memories = runs._memories([compiled], (1, LENGTH + 3))
                 shown = np.zeros(len(rest), np.int64)
-                taken = play(np.array(rest, np.int64), shown, *memories.arrays())
+                taken = play(np.array(rest, np.int64), shown, memories)
                 runs._carry_over(memories, 0, compiled)
                 found += shown[:taken].tolist()
                 if taken < len(rest):  # Python takes over

@@ -114,9 +114,8 @@ def test_arrays_that_were_exchanged_in_a_state_are_checked_again(model):
     state = FusedState(np.zeros(shape, np.float32), recurrent, logits, np.zeros(2, np.int64))
     given = (tokens, np.ones((2, 1), np.bool_), np.ones(2, np.int64), np.ones(2, np.int64), NO_MEMORIES)
     step(*given, state)
-    state.conv = np.zeros((1, 1, 1, 1), np.float32)
     with pytest.raises(InputMismatchError, match="takes conv as contiguous float32"):
-        step(*given, state)
+        step(*given, state._replace(conv=np.zeros((1, 1, 1, 1), np.float32)))
 
 
 def test_tools_that_are_none_and_temperatures_that_are_no_numbers_are_refused(model, tokenizer, specs):

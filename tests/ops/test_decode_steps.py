@@ -51,7 +51,7 @@ def zero_fused(model, batch):
 
 def rows_of(state, rows):
     """A copy of some rows of a `FusedState`."""
-    return FusedState(*(array[rows].copy() for array in vars(state).values()))
+    return FusedState(*(array[rows].copy() for array in state))
 
 
 def random_ids(batch, seed, steps=STEPS):
@@ -122,7 +122,7 @@ def test_a_draft_is_fed_up_to_the_first_token_that_the_model_would_not_choose(to
         alone.append(state)
     assert feed(step, together, ids, observed, lengths).tolist() == expected
     for row, state in enumerate(alone):
-        for mine, theirs in zip(vars(together).values(), vars(state).values()):
+        for mine, theirs in zip(together, state):
             assert np.allclose(mine[row], theirs[0], atol=1e-4)
 
 
