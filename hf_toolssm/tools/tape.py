@@ -16,7 +16,7 @@ from typing import Any, Generic
 import numpy as np
 
 from hf_toolssm.errors import TapeFullError, UnknownCallError, UnknownToolError
-from hf_toolssm.tools.tool import Cell
+from hf_toolssm.tools.tool import Cell, View
 
 MAX_CELLS = 10_000_000
 """How long a tape may become where nobody says another number."""
@@ -125,11 +125,7 @@ class TapeSession(Generic[Cell]):
     def call(self, name: str, argument: Sequence[Cell]) -> tuple[Cell, ...]:
         head, first, last = self.head, -len(self._before), len(self._cells) - 1
         if name == TAPE_READ:
-            if head < first:
-                return (self.begin,)
-            if head > last:
-                return (self.end,)
-            return (self._cells[head] if head >= 0 else self._before[-1 - head],)
+            return (self.cell(head),)
         if name == TAPE_LEFT:
             self.head = max(head - 1, first - 1)
         elif name == TAPE_RIGHT:
@@ -139,6 +135,15 @@ class TapeSession(Generic[Cell]):
         else:
             raise UnknownCallError(f"the tape has no call {name!r}")
         return ()
+
+    def cell(self, at: int) -> Cell:
+        """The cell at a place, or the marker beyond the last one on that side."""
+        if at >= 0:
+            return self._cells[at] if at < len(self._cells) else self.end
+        return self._before[-1 - at] if -at <= len(self._before) else self.begin
+
+    def view(self) -> View:
+        return View(-len(self._before), len(self._cells), {"head": range(self.head, self.head + 1)})
 
     def _own(self) -> None:
         """Takes a copy where a clone has the same cells."""

@@ -1,0 +1,157 @@
+"""Writes a session as one HTML file that people read: who wrote what, calls, observations, and the tools' state.
+
+    python recipes/trace.py --dataset outputs/tool-addition --config max_length_5 --row 7 --output trace.html
+
+opens without a server. The tools are run again over the trajectory, so that their pointers, heads and matches move as
+one steps through it; an observation that they do not show again is marked. Tools with side effects are never run.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from trace_replay import Replay, Strings, is_broken_off
+
+from dataset_builders.catalog import MACHINE, load_task
+from dataset_builders.task import check_variant, describe_tools
+from hf_toolssm.errors import ToolSSMError
+from hf_toolssm.files import escape_unprintable, write_atomically
+from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
+from hf_toolssm.tools import Tool, make_tool
+
+PAGE, SCRIPT = (Path(__file__).with_name(f"trace_page.{kind}") for kind in ("html", "js"))
+KINDS = (StepKind.INPUT, StepKind.THOUGHT, StepKind.CALL, StepKind.OBSERVATION, StepKind.OUTPUT)
+"""By the digits that stand for them in the page."""
+
+NEVER = -999.0
+"""The log-probability that the page shows where a token had none at all: JSON has no infinity."""
+
+
+class TraceError(ToolSSMError):
+    """A session that cannot be found, read or shown."""
+
+
+def units(step: Step, tokenizer: Any = None) -> list[str]:
+    """What the page shows side by side: cells, or a text, in its tokens' pieces where they are known.
+
+    A call's name comes first; an empty unit at its end is the token that ends the argument.
+    """
+    if isinstance(step.content, tuple):
+        shown = list(step.content)
+    elif tokenizer is not None and step.ids is not None:
+        shown = [tokenizer.decode([token]) for token in step.ids]
+        return [step.name, *shown[1:]] if step.kind is StepKind.CALL else shown
+    else:
+        shown = [] if step.content is None else [step.content]
+    if step.kind is not StepKind.CALL:
+        return shown
+    return [step.name, *shown, *([] if step.content is None or is_broken_off(step) else [""])]
+
+
+def page(
+    trajectory: Trajectory,
+    tools: Sequence[Tool],
+    title: str,
+    facts: Mapping[str, str],
+    log_probabilities: Sequence[tuple[float | None, float | None]] | None = None,
+    tokenizer: Any = None,
+) -> str:
+    """The page of a trajectory.
+
+    Args:
+        tools: those that ran, or as many of them as are known.
+        facts: what else is to be said, by name.
+        log_probabilities: of every token of the steps, the model's own and that of the distribution it was drawn
+            from; None for a token that the model did not write.
+        tokenizer: that the steps' `ids` are of; it splits texts into tokens.
+
+    Raises:
+        TraceError: there are more or fewer log-probabilities than tokens.
+    """
+    strings = Strings()
+    shown = [units(each, tokenizer) for each in trajectory.steps]
+    replay = Replay(trajectory, tools, strings)
+    ids = [[None] * len(u) if s.ids is None else list(s.ids) for s, u in zip(trajectory.steps, shown)]
+    content: dict[str, Any] = {
+        "title": title,
+        "facts": list(facts.items()),
+        "kinds": "".join(str(KINDS.index(each.kind)) for each in trajectory.steps),
+        "forms": "".join(str(int(not isinstance(each.content, str))) for each in trajectory.steps),
+        "sizes": [len(each) for each in shown],
+        "units": [strings[text] for each in shown for text in each],
+        "problems": replay.problems,
+        "tools": replay.tools,
+    }
+    if any(each.ids is not None for each in trajectory.steps):
+        content["ids"] = [token for each in ids for token in each]
+    if log_probabilities is not None:
+        if len(log_probabilities) != len(content["units"]):
+            raise TraceError(
+                f"there are {len(log_probabilities):,} log-probabilities for {len(content['units']):,} tokens: give "
+                "one pair for each token of the steps"
+            )
+        for name, values in zip(("own", "sampled"), zip(*log_probabilities)):
+            content[name] = [None if value is None else round(max(value, NEVER), 3) for value in values]
+    written = json.dumps(content | {"strings": list(strings)}, separators=(",", ":")).replace("<", "\\u003c")
+    # The data comes last, so that nothing in it is filled in.
+    return (
+        PAGE.read_text(encoding="utf-8")
+        .replace("@SCRIPT@", SCRIPT.read_text(encoding="utf-8"))
+        .replace("@DATA@", written)
+    )
+
+
+def main() -> None:
+    escape_unprintable()
+    parser = argparse.ArgumentParser(description="Writes a session as one HTML file that people read.")
+    parser.add_argument("--dataset", required=True, help="a folder or a Hub id")
+    parser.add_argument("--config", help="of the dataset, for example max_length_5")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--row", type=int, default=0, help="its number, from 0")
+    parser.add_argument("--variant", help="of the task; by default its first")
+    parser.add_argument("--tools", type=json.loads, help="""in place of the task's, as in '[{"name": "tape"}]'""")
+    parser.add_argument("--output", type=Path, default=Path("trace.html"))
+    options = parser.parse_args()
+    row = dataset_row(options.dataset, options.config, options.split, options.row)
+    specs = options.tools if options.tools is not None else task_specs(options.dataset, row["id"], options.variant)
+    facts = {"dataset": options.dataset, "row": str(options.row), "tools": describe_tools(specs)}
+    written = page(Trajectory.from_row(row), [make_tool(spec) for spec in specs], row["id"], facts)
+    write_atomically(options.output, written)
+    print(f"{options.output}: {len(written):,} bytes; open it in a browser")
+
+
+def dataset_row(dataset: str, config: str | None, split: str, number: int) -> dict[str, Any]:
+    """A row of a dataset.
+
+    Raises:
+        TraceError: there is none.
+    """
+    source = str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset
+    try:
+        rows = load_dataset(source, config, split=split)
+    except (OSError, ValueError) as error:
+        raise TraceError(f"{dataset} cannot be read ({error}): give --dataset, --config and --split") from error
+    if not 0 <= number < len(rows):
+        raise TraceError(f"{dataset} has no row {number}: its rows are 0 to {len(rows) - 1}")
+    return rows[number]
+
+
+def task_specs(dataset: str, row: str, variant: str | None) -> list[dict[str, Any]]:
+    """The tools of the task that a row's id names; a table of the user's own lies beside the dataset.
+
+    Raises:
+        UnknownTaskError: there is no such task; `--tools` says what ran.
+        InvalidProblemError: it has no such variant.
+    """
+    name = row.partition("/")[0]
+    table = Path(dataset) / f"{name}{MACHINE}"
+    task = load_task(str(table) if table.is_file() else name)
+    check_variant(task, variant or task.variants[0])
+    return task.tools(variant or task.variants[0])
+
+
+if __name__ == "__main__":
+    main()
