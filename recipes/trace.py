@@ -1,8 +1,10 @@
 """Writes a session as one HTML file that people read: who wrote what, calls, observations, and the tools' state.
 
+    python recipes/trace.py --recording session.jsonl --model outputs/addition --output trace.html
     python recipes/trace.py --dataset outputs/tool-addition --config max_length_5 --row 7 --output trace.html
 
-opens without a server. The tools are run again over the trajectory, so that their pointers, heads and matches move as
+opens without a server. The first shows what a `RecordingFile` has taken down of a session, with log-probabilities where
+it knows them; the second a row of a dataset. The tools are run again over the trajectory, so that their pointers, heads and matches move as
 one steps through it; an observation that they do not show again is marked. Tools with side effects are never run.
 """
 

@@ -64,11 +64,24 @@ function widthOf(character) {
   if (INVISIBLE.test(character)) return sign(character).length;
   return /\p{M}/u.test(character) ? 0 : WIDE.test(character) ? 2 : 1;
 }
-const widths = data.strings.map((s) => { let w = 0; for (const c of s) w += widthOf(c); return w; });
+const isPlain = data.strings.map((shown) => /^[ -~\n]*$/.test(shown));  // most are, and then need no look at each character
+const widths = data.strings.map((shown, i) => isPlain[i] ? shown.length : [...shown].reduce((sum, c) => sum + widthOf(c), 0));
+/* Where the part of a text ends that begins at `from` and fits into a number of columns, and those that it leaves. */
+function fitting(shown, from, room, plain) {
+  const newline = shown.indexOf("\n", from), stop = newline < 0 ? shown.length : newline + 1;
+  if (plain) { const to = Math.min(stop, from + room); return [to, room - (to - from)]; }
+  let to = from;
+  for (const character of shown.slice(from, Math.min(stop, from + 2 * room))) {
+    if (widthOf(character) > room) break;
+    room -= widthOf(character);
+    to += character.length;
+  }
+  return [to, room];
+}
 function show(parent, shown, inCell) {
   let from = 0;
   for (const found of inCell && shown === " " ? [{ 0: " ", index: 0 }] : shown.matchAll(INVISIBLES)) {
-    parent.append(shown.slice(from, found.index), element("span", "escape", sign(found[0])));
+    parent.append(shown.slice(from, found.index), element("span", "escape", sign(found[0])), found[0] === "\n" && !inCell ? "\n" : "");
     from = found.index + found[0].length;
   }
   parent.append(shown.slice(from));
@@ -78,34 +91,29 @@ function show(parent, shown, inCell) {
 let lineUnit = [0], lineChar = [0];
 function layOut(columns) {
   lineUnit = []; lineChar = [];
-  let column = 0, broken = true;
-  const begin = (unit, char) => { lineUnit.push(unit); lineChar.push(char); column = 0; broken = false; };
+  let room = 0, broken = false;
+  const begin = (unit, char) => { lineUnit.push(unit); lineChar.push(char); room = columns; broken = false; };
   for (let step = 0; step < count; step++) {
-    const first = unitOf[step], inCells = isCells(step);
-    let width = 0, whole = true;
-    for (let unit = first; unit < unitOf[step + 1] && width <= columns; unit++) {
-      width += widths[data.units[unit]] + inCells;
-      whole &&= !string(unit).includes("\n");
-    }
-    const after = step && data.kinds[step - 1] === "2" && (data.kinds[step] === "2" || data.kinds[step] === "3");
-    if (after && whole && column + width + 4 <= columns) column += 4; else begin(first, 0);
-    for (let unit = first; unit < unitOf[step + 1]; unit++) {
-      const shown = string(unit), wide = widths[data.units[unit]] + inCells;
-      if (broken || (inCells && column && column + wide > columns && wide <= columns)) begin(unit, 0);
-      if (column + wide <= columns && !shown.includes("\n")) { column += wide; continue; }
-      let space = -1, at = 0;
-      for (const character of shown) {
-        const width = widthOf(character);
-        if (broken || column + width > columns) {
-          const from = !broken && space > at - 24 && space > (lineUnit.at(-1) === unit ? lineChar.at(-1) : 0) ? space : at;
-          begin(unit, from);
-          column = at - from;
-        }
-        column += width;
-        at += character.length;
-        if (character === " ") space = at;
-        if (character === "\n") broken = true;
+    const first = unitOf[step], last = unitOf[step + 1], inCells = isCells(step), longest = inCells ? columns : 24;
+    let width = 4;  // the space between steps, with an arrow
+    for (let unit = first; unit < last && width <= room; unit++) width += string(unit).includes("\n") ? Infinity : widths[data.units[unit]] + inCells;
+    const follows = step && data.kinds[step - 1] === "2" && (data.kinds[step] === "2" || data.kinds[step] === "3");
+    if (follows && width <= room) room -= 4; else begin(first, 0);
+    for (let unit = first; unit < last; unit++) {
+      const shown = string(unit), plain = isPlain[data.units[unit]], wide = widths[data.units[unit]] + inCells;
+      if (broken || (wide > room && wide <= longest && room < columns)) begin(unit, 0);
+      for (let from = 0; from < shown.length;) {
+        if (broken) begin(unit, from);
+        let [to, left] = fitting(shown, from, room, plain);
+        broken = shown[to - 1] === "\n" && to > from;
+        if (to < shown.length && !broken) {
+          const space = shown.lastIndexOf(" ", to - 1) + 1;
+          if (space > from && space > to - 24) to = space;
+          begin(unit, to === from && room === columns ? ++to : to);  // at least a character on a line
+        } else room = left;
+        from = to;
       }
+      room -= inCells;
     }
     broken = false;
   }
@@ -208,6 +216,7 @@ function drawStep() {
   let left = 20000, least = -1;
   for (let unit = first; unit < last && left > 0; unit++) {
     drawUnit(content, unit, step, 0, Math.min(string(unit).length, left));
+    if (isCells(step) && string(unit) === "\n") content.append("\n");
     left -= string(unit).length + 1;
     if (data.own?.[unit] != null && (least < 0 || data.own[unit] < data.own[least])) least = unit;
   }
@@ -289,7 +298,7 @@ class Memory {
     for (let at = from; at < to; at++) {
       const cell = this.cell(at, step) ?? "", isFound = found.some((m) => at >= m.from && at < m.to);
       const shown = element("span", isFound ? "found" : "");
-      if (cell !== "\n") show(shown, cell, false); else shown.append(element("span", "escape", "⏎"), "\n");
+      show(shown, cell, false);
       made.append(shown);
     }
     return element("figure", "strip", element("figcaption", "", caption), made);
