@@ -3,25 +3,32 @@
     python recipes/trace.py --recording session.jsonl --model outputs/addition --output trace.html
     python recipes/trace.py --dataset outputs/tool-addition --config max_length_5 --row 7 --output trace.html
 
-opens without a server. The first shows what a `RecordingFile` has taken down of a session, with log-probabilities where
-it knows them; the second a row of a dataset. The tools are run again over the trajectory, so that their pointers, heads and matches move as
-one steps through it; an observation that they do not show again is marked. Tools with side effects are never run.
+opens without a server. The first shows what a `RecordingFile` has taken down of a session, with log-probabilities if
+they are in it, the second a row of a dataset. The tools are run again over the trajectory, so that their pointers,
+heads and matches move as one steps through it; an observation that they do not show again is marked. Tools with side
+effects are never run.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import load_dataset
 from trace_replay import Replay, Strings, is_broken_off
+from transformers import AutoConfig
 
 from dataset_builders.catalog import MACHINE, load_task
 from dataset_builders.task import check_variant, describe_tools
 from hf_toolssm.errors import ToolSSMError
 from hf_toolssm.files import escape_unprintable, write_atomically
-from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
+from hf_toolssm.generation.recording import read_recording
+from hf_toolssm.models.tool_models import checkpoint_tokenizer
+from hf_toolssm.protocol.calls import end_token
+from hf_toolssm.protocol.parse import parse
+from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory, Writer
 from hf_toolssm.tools import Tool, make_tool
 
 PAGE, SCRIPT = (Path(__file__).with_name(f"trace_page.{kind}") for kind in ("html", "js"))
@@ -45,7 +52,9 @@ def units(step: Step, tokenizer: Any = None) -> list[str]:
         shown = list(step.content)
     elif tokenizer is not None and step.ids is not None:
         shown = [tokenizer.decode([token]) for token in step.ids]
-        return [step.name, *shown[1:]] if step.kind is StepKind.CALL else shown
+        if step.kind is StepKind.CALL:
+            return [step.name, *("" if piece == end_token(step.name) else piece for piece in shown[1:])]
+        return shown
     else:
         shown = [] if step.content is None else [step.content]
     if step.kind is not StepKind.CALL:
@@ -58,7 +67,7 @@ def page(
     tools: Sequence[Tool],
     title: str,
     facts: Mapping[str, str],
-    log_probabilities: Sequence[tuple[float | None, float | None]] | None = None,
+    log_probabilities: Sequence[tuple[float, float]] | None = None,
     tokenizer: Any = None,
 ) -> str:
     """The page of a trajectory.
@@ -67,7 +76,7 @@ def page(
         tools: those that ran, or as many of them as are known.
         facts: what else is to be said, by name.
         log_probabilities: of every token of the steps, the model's own and that of the distribution it was drawn
-            from; None for a token that the model did not write.
+            from; nan of a token that the model did not write.
         tokenizer: that the steps' `ids` are of; it splits texts into tokens.
 
     Raises:
@@ -76,7 +85,7 @@ def page(
     strings = Strings()
     shown = [units(each, tokenizer) for each in trajectory.steps]
     replay = Replay(trajectory, tools, strings)
-    ids = [[None] * len(u) if s.ids is None else list(s.ids) for s, u in zip(trajectory.steps, shown)]
+    ids = [s.ids if s.ids and len(s.ids) == len(u) else [None] * len(u) for s, u in zip(trajectory.steps, shown)]
     content: dict[str, Any] = {
         "title": title,
         "facts": list(facts.items()),
@@ -96,7 +105,7 @@ def page(
                 "one pair for each token of the steps"
             )
         for name, values in zip(("own", "sampled"), zip(*log_probabilities)):
-            content[name] = [None if value is None else round(max(value, NEVER), 3) for value in values]
+            content[name] = [None if math.isnan(value) else round(max(value, NEVER), 3) for value in values]
     written = json.dumps(content | {"strings": list(strings)}, separators=(",", ":")).replace("<", "\\u003c")
     # The data comes last, so that nothing in it is filled in.
     return (
@@ -109,20 +118,65 @@ def page(
 def main() -> None:
     escape_unprintable()
     parser = argparse.ArgumentParser(description="Writes a session as one HTML file that people read.")
-    parser.add_argument("--dataset", required=True, help="a folder or a Hub id")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--recording", type=Path, help="what a RecordingFile has written")
+    source.add_argument("--dataset", help="a folder or a Hub id")
+    parser.add_argument("--row", type=int, default=0, help="of the recording or the dataset, from 0")
+    parser.add_argument("--model", help="a folder or a Hub id: the model that was recorded")
     parser.add_argument("--config", help="of the dataset, for example max_length_5")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--row", type=int, default=0, help="its number, from 0")
-    parser.add_argument("--variant", help="of the task; by default its first")
-    parser.add_argument("--tools", type=json.loads, help="""in place of the task's, as in '[{"name": "tape"}]'""")
+    parser.add_argument("--split", default="train", help="of the dataset")
+    parser.add_argument("--variant", help="of the dataset's task; by default its first")
+    parser.add_argument("--tools", type=json.loads, help="""in place of the model's or task's: '[{"name": "tape"}]'""")
     parser.add_argument("--output", type=Path, default=Path("trace.html"))
     options = parser.parse_args()
-    row = dataset_row(options.dataset, options.config, options.split, options.row)
-    specs = options.tools if options.tools is not None else task_specs(options.dataset, row["id"], options.variant)
-    facts = {"dataset": options.dataset, "row": str(options.row), "tools": describe_tools(specs)}
-    written = page(Trajectory.from_row(row), [make_tool(spec) for spec in specs], row["id"], facts)
+    if options.recording is not None:
+        if options.model is None:
+            parser.error("give the --model that was recorded: its tokenizer reads the tokens")
+        written = recording_page(options.recording, options.row, options.model, options.tools)
+    else:
+        written = row_page(options.dataset, options.config, options.split, options.row, options.variant, options.tools)
     write_atomically(options.output, written)
     print(f"{options.output}: {len(written):,} bytes; open it in a browser")
+
+
+def recording_page(path: Path, number: int, model: str, specs: list[dict[str, Any]] | None) -> str:
+    """The page of a row of a recording.
+
+    Raises:
+        RecordingError: the file is no recording.
+        TraceError: it has no such row, or the tokens are not the model's.
+        TokenizerNeededError: the model has no tokenizer.
+    """
+    recording = read_recording(path)
+    if not 0 <= number < len(recording.ids):
+        raise TraceError(f"{path} has no row {number}: its rows are 0 to {len(recording.ids) - 1}")
+    tokenizer = checkpoint_tokenizer(model, None)
+    specs = specs if specs is not None else getattr(AutoConfig.from_pretrained(model), "tools", None) or []
+    tools, ids, writers = [make_tool(spec) for spec in specs], recording.ids[number], recording.writers[number]
+    trajectory = parse(ids, writers, tokenizer, tools)
+    # The ends of turns stand in no step.
+    kept = [at for at, token in enumerate(ids) if writers[at] != Writer.MODEL or token != tokenizer.eos_token_id]
+    if [ids[at] for at in kept] != [token for each in trajectory.steps for token in each.ids or ()]:
+        raise TraceError(f"the tokens of {path} do not read as steps: give the --model and the --tools that ran")
+    own, sampled = recording.log_probs[number], recording.sampled_log_probs[number]
+    known = [(own[at], sampled[at]) for at in kept] if own and sampled else None
+    facts = {"recording": str(path), "row": str(number), "model": model, "tools": describe_tools(specs)}
+    return page(trajectory, tools, f"{path.stem}, row {number}", facts, known, tokenizer)
+
+
+def row_page(
+    dataset: str, config: str | None, split: str, number: int, variant: str | None, specs: list[dict[str, Any]] | None
+) -> str:
+    """The page of a row of a dataset.
+
+    Raises:
+        TraceError: there is no such row.
+        CorruptRowError: it is no trajectory.
+    """
+    row = dataset_row(dataset, config, split, number)
+    specs = specs if specs is not None else task_specs(dataset, row["id"], variant)
+    facts = {"dataset": dataset, "row": str(number), "tools": describe_tools(specs)}
+    return page(Trajectory.from_row(row), [make_tool(spec) for spec in specs], row["id"], facts)
 
 
 def dataset_row(dataset: str, config: str | None, split: str, number: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import random
 import sys
 import warnings
+from math import isnan, nan
 
 import pytest
 from browser import CHROMEDRIVER, Browser
@@ -13,8 +14,11 @@ from conftest import ROOT, run_script
 from dataset_builders.build import build_folder
 from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import evaluation_sets
-from hf_toolssm.errors import ToolError, UnknownTaskError, UnknownToolError
+from hf_toolssm import Session
+from hf_toolssm.errors import RecordingError, ToolError, UnknownTaskError, UnknownToolError
+from hf_toolssm.generation.recording import read_recording
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
 from hf_toolssm.tools import make_tool
 
@@ -108,7 +112,7 @@ def solved(task, problem):
 
 
 @pytest.fixture(scope="module")
-def addition():
+def long_sum():
     return solved("addition", "9876543210+123456789=")
 
 
@@ -126,8 +130,7 @@ def at_work(trajectory, tool):
 
 
 def go_to(browser, step):
-    browser.run("location.hash = arguments[0]", step)
-    browser.run("return new Promise((done) => setTimeout(done))")
+    browser.run("location.hash = arguments[0]; return new Promise((done) => setTimeout(done))", step)
 
 
 def strips(browser):
@@ -159,8 +162,8 @@ def chosen(browser):
     return browser.run("return Number(document.querySelector('.chosen').dataset.step)")
 
 
-def test_stepping_moves_the_pointers_over_the_cells_that_the_real_tool_has_them_over(show, addition):
-    trajectory, (tool,) = addition
+def test_stepping_moves_the_pointers_over_the_cells_that_the_real_tool_has_them_over(show, long_sum):
+    trajectory, (tool,) = long_sum
     browser = show(trajectory, [tool])
     wanted = {0, 1, 2, len(trajectory.steps) - 1, *random.Random(0).sample(range(len(trajectory.steps)), 20)}
     for step, session in enumerate(at_work(trajectory, tool)):
@@ -177,7 +180,7 @@ def test_a_tape_shows_its_head_and_every_cell_as_it_was_at_that_step(show):
     browser = show(trajectory, [tool])
     lefts = 0
     for step, session in enumerate(at_work(trajectory, tool)):
-        browser.press("j") if step else None
+        go_to(browser, step)
         start = session.view().start
         lefts = min(lefts, start)
         assert strips(browser) == [["head", expected_strip(session, session.head, start, len(session.memory) + start)]]
@@ -240,8 +243,8 @@ def test_hostile_text_stays_text(show, trace):
     assert find(browser, ".*") == "no match"
 
 
-def test_an_observation_that_the_tool_does_not_show_again_is_marked(show, addition):
-    trajectory, (tool,) = addition
+def test_an_observation_that_the_tool_does_not_show_again_is_marked(show, long_sum):
+    trajectory, (tool,) = long_sum
     steps = list(trajectory.steps)
     wrong = [n for n, s in enumerate(steps) if s.kind is StepKind.OBSERVATION][3:9:5]
     for number in wrong:
@@ -257,8 +260,8 @@ def test_an_observation_that_the_tool_does_not_show_again_is_marked(show, additi
         browser.press("n")
 
 
-def test_the_keyboard_does_it_all(show, addition):
-    trajectory, tools = addition
+def test_the_keyboard_does_it_all(show, long_sum):
+    trajectory, tools = long_sum
     browser, last = show(trajectory, tools), len(trajectory.steps) - 1
     browser.press("j", "j", "Down", "k", "j", "Left")
     assert chosen(browser) == 2
@@ -278,8 +281,8 @@ def test_the_keyboard_does_it_all(show, addition):
     assert chosen(browser) == reads[behind + 2] - 1
 
 
-def test_kinds_are_searched_alone_or_with_a_text(show, addition):
-    trajectory, tools = addition
+def test_kinds_are_searched_alone_or_with_a_text(show, long_sum):
+    trajectory, tools = long_sum
     browser = show(trajectory, tools)
     browser.click("button.thought")
     thoughts = [s for s in trajectory.steps if s.kind is StepKind.THOUGHT]
@@ -289,11 +292,11 @@ def test_kinds_are_searched_alone_or_with_a_text(show, addition):
     assert find(browser, "1") == str(digit)
 
 
-def test_the_least_likely_tokens_come_first(show, trace, addition):
-    trajectory, tools = addition
+def test_the_least_likely_tokens_come_first(show, trace, long_sum):
+    trajectory, tools = long_sum
     tokens = [(n, s) for n, s in enumerate(trajectory.steps) for _ in trace.units(s)]
     rng = random.Random(0)
-    own = [None if s.kind in (StepKind.INPUT, StepKind.OBSERVATION) else -rng.random() for _, s in tokens]
+    own = [nan if s.kind in (StepKind.INPUT, StepKind.OBSERVATION) else -rng.random() for _, s in tokens]
     own[20], own[-1] = float("-inf"), -5.0
     browser = show(trajectory, tools, log_probabilities=[(value, value) for value in own])
     browser.press("s")
@@ -313,8 +316,8 @@ def test_a_tool_with_side_effects_is_not_run_again_and_neither_is_one_that_was_n
     assert text == ["Clock", "not run again: it has side effects", "bash", "not run again: its tool was not given"]
 
 
-def test_what_was_cut_off_is_no_difference_and_what_broke_off_is_said(trace, addition):
-    trajectory, tools = addition
+def test_what_was_cut_off_is_no_difference_and_what_broke_off_is_said(trace, long_sum):
+    trajectory, tools = long_sum
     called = next(n for n, s in enumerate(trajectory.steps) if s.kind is StepKind.OBSERVATION)
     cut = Trajectory(trajectory.steps[:called])
     assert trace.Replay(cut, tools, trace.Strings()).problems == []
@@ -351,6 +354,34 @@ def test_the_command_shows_a_row_of_a_dataset_and_names_what_is_not_there(trace,
         trace.task_specs("org/data", "chess/length_4/0/test/2", None)
 
 
+def test_the_command_shows_a_row_of_a_recorded_session(trace, chromium, tmp_path, tokenizer, model):
+    """Of a model that has learned nothing, so that its tool ends the row by an error, or the row is cut."""
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    file, prompts = (
+        tmp_path / "session.jsonl",
+        [Renderer(tokenizer).problem(text) for text in ("12+3=", "98765+4321=")],
+    )
+    session = Session.start(model, prompts, tokenizer=tokenizer, temperature=1.0, record=file)
+    session.run(300, log_probs=True)
+    words = ["--recording", file, "--model", tmp_path / "model", "--output", tmp_path / "r.html"]
+    recording = read_recording(file)
+    for row, (ids, own) in enumerate(zip(recording.ids, recording.log_probs)):
+        run_script("recipes/trace.py", *words, "--row", row)
+        chromium.open(tmp_path / "r.html")
+        shown, scores, problems, last = chromium.run("return [data.ids, data.own, data.problems, count - 1]")
+        inside = [at for at, token in enumerate(ids) if token != tokenizer.eos_token_id]
+        assert shown == [ids[at] for at in inside]
+        assert scores == [None if isnan(own[at]) else round(own[at], 3) for at in inside]
+        error = session.rows[row].error
+        assert [said.partition(": ")[2] for _, said in problems] == ([] if error is None else [error])
+        assert {step for step, _ in problems} <= {last}
+    with pytest.raises(ValueError, match="has no row 2: its rows are 0 to 1"):
+        run_script("recipes/trace.py", *words, "--row", 2)
+    with pytest.raises(RecordingError, match="is no recording"):
+        run_script("recipes/trace.py", *words[2:], "--recording", tmp_path / "model" / "config.json")
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_steps_are_one_small_page_that_draws_only_what_is_seen(show, trace, tmp_path):
     """What the clock says is shown, and never asserted."""
@@ -358,7 +389,7 @@ def test_a_hundred_thousand_steps_are_one_small_page_that_draws_only_what_is_see
     assert len(trajectory.steps) > 100_000
     rng = random.Random(0)
     own = [
-        None if s.kind in (StepKind.INPUT, StepKind.OBSERVATION) else -rng.expovariate(20)
+        nan if s.kind in (StepKind.INPUT, StepKind.OBSERVATION) else -rng.expovariate(20)
         for s in trajectory.steps
         for _ in trace.units(s)
     ]
