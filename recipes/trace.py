@@ -51,7 +51,7 @@ def units(step: Step, tokenizer: Any = None) -> list[str]:
     if isinstance(step.content, tuple):
         shown = list(step.content)
     elif tokenizer is not None and step.ids is not None:
-        shown = [tokenizer.decode([token]) for token in step.ids]
+        shown = pieces(step.ids, tokenizer)
         if step.kind is StepKind.CALL:
             return [step.name, *("" if piece == end_token(step.name) else piece for piece in shown[1:])]
         return shown
@@ -60,6 +60,19 @@ def units(step: Step, tokenizer: Any = None) -> list[str]:
     if step.kind is not StepKind.CALL:
         return shown
     return [step.name, *shown, *([] if step.content is None or is_broken_off(step) else [""])]
+
+
+def pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """The text of each token beside its neighbours; nothing of one that only begins a character."""
+    shown, before, begin = [], 0, 0
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[before:end])
+        if text.endswith("\ufffd") and end < len(ids):
+            shown.append("")
+        else:
+            shown.append(text[len(tokenizer.decode(ids[before:begin])) :])
+            before, begin = begin, end
+    return shown
 
 
 def page(
@@ -126,7 +139,7 @@ def main() -> None:
     parser.add_argument("--config", help="of the dataset, for example max_length_5")
     parser.add_argument("--split", default="train", help="of the dataset")
     parser.add_argument("--variant", help="of the dataset's task; by default its first")
-    parser.add_argument("--tools", type=json.loads, help="""in place of the model's or task's: '[{"name": "tape"}]'""")
+    parser.add_argument("--tools", type=tool_specs, help="""in place of the model's or task's: '[{"name": "tape"}]'""")
     parser.add_argument("--output", type=Path, default=Path("trace.html"))
     options = parser.parse_args()
     if options.recording is not None:
@@ -137,6 +150,17 @@ def main() -> None:
         written = row_page(options.dataset, options.config, options.split, options.row, options.variant, options.tools)
     write_atomically(options.output, written)
     print(f"{options.output}: {len(written):,} bytes; open it in a browser")
+
+
+def tool_specs(text: str) -> list[dict[str, Any]]:
+    """What `--tools` says."""
+    try:
+        specs = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error})") from error
+    if not isinstance(specs, list):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of tools: put it into []")
+    return specs
 
 
 def recording_page(path: Path, number: int, model: str, specs: list[dict[str, Any]] | None) -> str:
@@ -174,9 +198,10 @@ def row_page(
         CorruptRowError: it is no trajectory.
     """
     row = dataset_row(dataset, config, split, number)
-    specs = specs if specs is not None else task_specs(dataset, row["id"], variant)
+    title = row.get("id") or f"row {number} of {dataset}"
+    specs = specs if specs is not None else task_specs(dataset, title, variant)
     facts = {"dataset": dataset, "row": str(number), "tools": describe_tools(specs)}
-    return page(Trajectory.from_row(row), [make_tool(spec) for spec in specs], row["id"], facts)
+    return page(Trajectory.from_row(row), [make_tool(spec) for spec in specs], title, facts)
 
 
 def dataset_row(dataset: str, config: str | None, split: str, number: int) -> dict[str, Any]:

@@ -117,6 +117,7 @@ function layOut(columns) {
     }
     broken = false;
   }
+  $("length").style.height = `${Math.min(lineUnit.length * LINE, TALLEST) + LINE}px`;
 }
 function lineOf(unit, char) {
   let line = atMost(lineUnit, unit);
@@ -184,7 +185,6 @@ function drawLine(line) {
 }
 function draw() {
   const view = $("steps"), total = lineUnit.length * LINE, height = Math.min(total, TALLEST) + LINE, shown = view.clientHeight / LINE;
-  $("length").style.height = `${height}px`;
   const exact = total <= TALLEST ? view.scrollTop / LINE : view.scrollTop / Math.max(1, height - view.clientHeight) * Math.max(0, lineUnit.length + 1 - shown);
   const first = Math.floor(exact), last = Math.min(lineUnit.length, Math.ceil(exact + shown));
   drawn = { first, shown };
@@ -368,14 +368,16 @@ function goToMatch(index) {
   const unit = atMost(charOf, matches.from[matches.current]);
   select(stepOfUnit(unit), unit, matches.from[matches.current] - charOf[unit]);
 }
-let surprises = null, surpriseAt = -1;
+let surprises = null, rank = -1;
+/* The least likely tokens become the matches; this goes through them by rank, n and N by place. */
 function goToSurprise(by) {
   if (!data.own) return;
   surprises ??= [...data.own.keys()].filter((unit) => data.own[unit] !== null).sort((a, b) => data.own[a] - data.own[b]).slice(0, 100);
-  surpriseAt = (surpriseAt + by + surprises.length) % surprises.length;
-  matches = { from: [charOf[surprises[surpriseAt]]], to: [charOf[surprises[surpriseAt]] + string(surprises[surpriseAt]).length], current: 0 };
-  $("count").value = `surprise ${number(surpriseAt + 1)} of ${number(surprises.length)}`;
-  select(stepOfUnit(surprises[surpriseAt]), surprises[surpriseAt]);
+  rank = (Math.max(rank, by < 0 ? 0 : -1) + by + surprises.length) % surprises.length;
+  const places = surprises.toSorted((a, b) => a - b);
+  matches = { from: places.map((unit) => charOf[unit]), to: places.map((unit) => charOf[unit] + string(unit).length), current: -1 };
+  goToMatch(places.indexOf(surprises[rank]));
+  $("count").value = `surprise ${number(rank + 1)} of ${number(surprises.length)}`;
 }
 
 /* Controls. */

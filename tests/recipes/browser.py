@@ -57,10 +57,10 @@ class Browser:
         except urllib.error.HTTPError as error:
             raise AssertionError(f"the browser refused {path}: {json.load(error)['value']['message']}") from error
 
-    def open(self, path: Any) -> None:
-        """Opens a file without a server, and waits until it has loaded."""
+    def open(self, path: Any, place: str = "") -> None:
+        """Opens a file without a server, at a `#place`, and waits until it has loaded."""
         self._do("/url", {"url": "about:blank"})  # else another place in an open page is no load
-        self._do("/url", {"url": path.as_uri()})
+        self._do("/url", {"url": path.as_uri() + place})
 
     def run(self, script: str, *words: Any) -> Any:
         """What a function with this body returns, in the page; a promise is waited for."""

@@ -10,6 +10,8 @@ from math import isnan, nan
 import pytest
 from browser import CHROMEDRIVER, Browser
 from conftest import ROOT, run_script
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from dataset_builders.build import build_folder
 from dataset_builders.catalog import load_task
@@ -281,6 +283,30 @@ def test_the_keyboard_does_it_all(show, long_sum):
     assert chosen(browser) == reads[behind + 2] - 1
 
 
+def test_a_page_opens_at_the_step_that_its_address_names(show, chromium, long_sum, tmp_path):
+    show(*long_sum)
+    for step in (300, 2):
+        chromium.open(tmp_path / "trace.html", f"#{step}")
+        chromium.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        box, view = chromium.run(
+            "return ['.chosen', 'main'].map((each) => document.querySelector(each).getBoundingClientRect().toJSON())"
+        )
+        assert chosen(chromium) == step
+        assert view["top"] <= box["top"] < box["bottom"] <= view["bottom"]
+
+
+def test_text_is_shown_in_the_pieces_of_its_tokens(trace):
+    every_byte = {byte: at for at, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(every_byte, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    text = "a né 語 🎉"
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    pieces = trace.units(Step(StepKind.OBSERVATION, text, ids=ids), tokenizer)
+    assert (len(pieces), "".join(pieces)) == (len(ids), text)
+    assert trace.units(Step(StepKind.OBSERVATION, text, ids=ids)) == [text]
+
+
 def test_kinds_are_searched_alone_or_with_a_text(show, long_sum):
     trajectory, tools = long_sum
     browser = show(trajectory, tools)
@@ -303,6 +329,11 @@ def test_the_least_likely_tokens_come_first(show, trace, long_sum):
     assert (chosen(browser), count_of(browser)) == (tokens[20][0], "surprise 1 of 100")
     browser.press("s")
     assert chosen(browser) == len(trajectory.steps) - 1
+    browser.press("n")
+    assert count_of(browser) == "1 of 100"  # by place, the first of them follows the last
+    browser.press("S", "S", "s")
+    assert (chosen(browser), count_of(browser)) == (tokens[20][0], "surprise 1 of 100")
+    browser.press("s")
     assert "probability 0.00674 (log -5.000)" in browser.run("return document.getElementById('step').textContent")
     with pytest.raises(trace.TraceError, match="1 log-probabilities for"):
         trace.page(trajectory, tools, "", {}, log_probabilities=[(0.0, 0.0)])
