@@ -369,10 +369,11 @@ function goToMatch(index) {
   select(stepOfUnit(unit), unit, matches.from[matches.current] - charOf[unit]);
 }
 let surprises = null, rank = -1;
-/* The least likely tokens become the matches; this goes through them by rank, n and N by place. */
+/* The least likely of the tokens below one half become the matches; this goes through them by rank, n and N by place. */
 function goToSurprise(by) {
   if (!data.own) return;
-  surprises ??= [...data.own.keys()].filter((unit) => data.own[unit] !== null).sort((a, b) => data.own[a] - data.own[b]).slice(0, 100);
+  surprises ??= [...data.own.keys()].filter((unit) => data.own[unit] !== null && data.own[unit] < Math.log(0.5)).sort((a, b) => data.own[a] - data.own[b]).slice(0, 100);
+  if (!surprises.length) { $("count").value = "no surprise"; return; }
   rank = (Math.max(rank, by < 0 ? 0 : -1) + by + surprises.length) % surprises.length;
   const places = surprises.toSorted((a, b) => a - b);
   matches = { from: places.map((unit) => charOf[unit]), to: places.map((unit) => charOf[unit] + string(unit).length), current: -1 };
