@@ -20,8 +20,9 @@ from datasets import load_dataset
 from trace_replay import Replay, Strings, is_broken_off
 from transformers import AutoConfig
 
-from dataset_builders.catalog import MACHINE, load_task
-from dataset_builders.task import check_variant, describe_tools
+from dataset_builders.algorithms.turing_machine import TABLE
+from dataset_builders.catalog import load_task
+from dataset_builders.task import describe_tools
 from hf_toolssm.errors import ToolSSMError
 from hf_toolssm.files import escape_unprintable, write_atomically
 from hf_toolssm.generation.recording import read_recording
@@ -228,10 +229,9 @@ def task_specs(dataset: str, row: str, variant: str | None) -> list[dict[str, An
         InvalidProblemError: it has no such variant.
     """
     name = row.partition("/")[0]
-    table = Path(dataset) / f"{name}{MACHINE}"
-    task = load_task(str(table) if table.is_file() else name)
-    check_variant(task, variant or task.variants[0])
-    return task.tools(variant or task.variants[0])
+    table = f"{name}{TABLE}"
+    task = load_task(table if (Path(dataset) / table).is_file() else name, beside=dataset)
+    return task.tools(task.check_variant(variant or task.variants[0]))
 
 
 if __name__ == "__main__":

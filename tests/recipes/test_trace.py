@@ -363,7 +363,7 @@ def test_what_was_cut_off_is_no_difference_and_what_broke_off_is_said(trace, lon
 
 
 def test_the_command_shows_a_row_of_a_dataset_and_names_what_is_not_there(trace, chromium, tmp_path):
-    build_folder(evaluation_sets("addition", "local", [4], [], 3), tmp_path / "rows")
+    build_folder(evaluation_sets(load_task("addition"), "local", [4], [], 3), tmp_path / "rows")
     words = [
         "--dataset",
         tmp_path / "rows",
