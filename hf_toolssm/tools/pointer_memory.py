@@ -17,7 +17,7 @@ from typing import Any, Generic
 import numpy as np
 
 from hf_toolssm.errors import TooManyPointersError, UnknownCallError, UnknownPointerError, UnknownToolError
-from hf_toolssm.tools.tool import Cell
+from hf_toolssm.tools.tool import Cell, View
 
 NEW_POINTER = "new_pointer"
 MEMORY_BEGIN = "<|memory_begin|>"
@@ -127,14 +127,21 @@ class PointerSession(Generic[Cell]):
             )
         at = self.pointers[index]
         if move is read:
-            if at < 0:
-                return (self.begin,)
-            return (self.cells[at],) if at < self.size else (self.end,)
+            return (self.cell(at),)
         if move is right:
             self.pointers[index] = min(at + 1, self.size)
         else:
             self.pointers[index] = max(at - 1, -1)
         return ()
+
+    def cell(self, at: int) -> Cell:
+        """The cell at a place, or the marker beyond the last one on that side."""
+        if at < 0:
+            return self.begin
+        return self.cells[at] if at < self.size else self.end
+
+    def view(self) -> View:
+        return View(0, self.size, {f"pointer {n}": range(at, at + 1) for n, at in enumerate(self.pointers, 1)})
 
     def _new_pointer(self, name: str) -> tuple[()]:
         if name != NEW_POINTER:

@@ -11,7 +11,7 @@ from typing import Any, Generic
 import numpy as np
 
 from hf_toolssm.errors import ObservationTooLongError, UnknownCallError, UnknownToolError
-from hf_toolssm.tools.tool import Cell
+from hf_toolssm.tools.tool import Cell, View
 
 FIND = "find"
 SEARCH_END = "<|search_end|>"
@@ -69,7 +69,7 @@ _LINE_END = chr(0)
 class SearchSession(Generic[Cell]):
     """The memory of one problem. Clones share it, and the first that writes behind another's cells copies its part."""
 
-    __slots__ = ("_alphabet", "_memory", "_size", "_text", "end", "tool")
+    __slots__ = ("_alphabet", "_matches", "_memory", "_size", "_text", "end", "tool")
 
     def __init__(self, tool: SearchMemory, alphabet: _Alphabet[Cell], memory: list[str], size: int, end: Cell) -> None:
         self.tool = tool
@@ -77,6 +77,7 @@ class SearchSession(Generic[Cell]):
         self._memory = memory
         self._size = size
         self._text = ""  # the first part of memory as one string, extended by every search
+        self._matches: dict[str, range] = {}  # where the lines of the last search stand, for `view`
         self.end = end
 
     @property
@@ -94,29 +95,39 @@ class SearchSession(Generic[Cell]):
         if name != FIND:
             raise UnknownCallError(f"search_memory has no call {name!r}")
         shown: list[str] = []
-        for line in self._matching("".join(map(self._alphabet.character, argument))):
+        matches: dict[str, range] = {}
+        for at in self._matching("".join(map(self._alphabet.character, argument))):
+            matches[f"match {len(matches) + 1}"] = at
+            line = self._text[at.start : at.stop]
             shown += [_LINE_END, *line] if shown else line
             if len(shown) >= self.tool.max_cells:
                 raise ObservationTooLongError(
                     f"the pattern shows more than {self.tool.max_cells} cells: search for something rarer, or raise "
                     "max_cells of the tool search_memory"
                 )
+        self._matches = matches
         return [*(self._alphabet.cells[ord(character)] for character in shown), self.end]
 
-    def _matching(self, pattern: str) -> Iterator[str]:
-        """Every line that contains the pattern, in order."""
+    def cell(self, at: int) -> Cell:
+        return self._alphabet.cells[ord(self._memory[at])]
+
+    def view(self) -> View:
+        return View(0, self._size, self._matches)
+
+    def _matching(self, pattern: str) -> Iterator[range]:
+        """Where every line stands that contains the pattern, in order."""
         self._text += "".join(self._memory[len(self._text) : self._size])
         text, at = self._text, 0
         while 0 <= (at := text.find(pattern, at)) < len(text):
             start, stop = text.rfind(_LINE_END, 0, at) + 1, text.find(_LINE_END, at)
             stop = len(text) if stop < 0 else stop
             if _LINE_END not in pattern:
-                yield text[start:stop]
+                yield range(start, stop)
             at = stop + 1
 
     def clone(self) -> "SearchSession[Cell]":
         clone = SearchSession(self.tool, self._alphabet, self._memory, self._size, self.end)
-        clone._text = self._text
+        clone._text, clone._matches = self._text, self._matches
         return clone
 
     def state(self) -> Mapping[str, Any]:

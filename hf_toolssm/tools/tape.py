@@ -16,7 +16,7 @@ from typing import Any, Generic
 import numpy as np
 
 from hf_toolssm.errors import TapeFullError, UnknownCallError, UnknownToolError
-from hf_toolssm.tools.tool import Cell
+from hf_toolssm.tools.tool import Cell, View
 
 MAX_CELLS = 10_000_000
 """How long a tape may become where nobody says another number."""
@@ -118,11 +118,7 @@ class TapeSession(Generic[Cell]):
     def call(self, name: str, argument: Sequence[Cell]) -> tuple[Cell, ...]:
         head, first, last = self.head, -len(self.before), len(self.cells) - 1
         if name == TAPE_READ:
-            if head < first:
-                return (self.begin,)
-            if head > last:
-                return (self.end,)
-            return (self.cells[head] if head >= 0 else self.before[-1 - head],)
+            return (self.cell(head),)
         if name == TAPE_LEFT:
             self.head = max(head - 1, first - 1)
         elif name == TAPE_RIGHT:
@@ -132,6 +128,15 @@ class TapeSession(Generic[Cell]):
         else:
             raise UnknownCallError(f"the tape has no call {name!r}")
         return ()
+
+    def cell(self, at: int) -> Cell:
+        """The cell at a place, or the marker beyond the last one on that side."""
+        if at >= 0:
+            return self.cells[at] if at < len(self.cells) else self.end
+        return self.before[-1 - at] if -at <= len(self.before) else self.begin
+
+    def view(self) -> View:
+        return View(-len(self.before), len(self.cells), {"head": range(self.head, self.head + 1)})
 
     def own(self) -> None:
         """Takes a copy where a clone has the same cells."""

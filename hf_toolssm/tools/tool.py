@@ -26,7 +26,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from hf_toolssm.errors import ToolError, ToolFaultError, UnforkableToolError, UnknownToolError
 
@@ -38,8 +38,23 @@ TIME_LIMIT = 30.0
 """Seconds for a call of a tool that does not say its `time_limit`."""
 
 
+class View(NamedTuple):
+    """What a person who reads along sees of a memory of cells; place 0 is the problem's first.
+
+    Attributes:
+        start: the place of the first cell.
+        stop: the place behind the last.
+        marks: by name, the places that a pointer, a head or a match stands on.
+    """
+
+    start: int
+    stop: int
+    marks: Mapping[str, range]
+
+
 class AtWork(Protocol[Cell]):
-    """A tool at work on one problem. `write`, `clone` and `state` are only of tools that remember."""
+    """A tool at work on one problem. `write`, `clone` and `state` are only of tools that remember, `view` and `cell`
+    of those whose memory is cells that a person can look at, as `recipes/trace.py` shows it."""
 
     def call(self, name: str, argument: Any) -> Any:
         """Carries out a call and returns its observation; see the table above.
@@ -59,6 +74,13 @@ class AtWork(Protocol[Cell]):
     def state(self) -> Mapping[str, Any]:
         """All that is remembered: numpy arrays for what is large, JSON values for the rest. It may be the tool's own,
         since it is copied before it is changed."""
+
+    def view(self) -> View:
+        """Where memory begins and ends and what stands in it, in constant time. Between two views memory grows at its
+        ends, and a call changes only a cell on which a mark of one place stood."""
+
+    def cell(self, at: int) -> Cell:
+        """The cell at a place within memory."""
 
 
 class Tool(Protocol):

@@ -117,6 +117,27 @@ def test_clones_that_both_go_on_do_not_meet(name):
         assert remembered(clones[0]) == remembered(alone)
 
 
+@pytest.mark.parametrize("name", ["pointer_memory", "search_memory", "tape"])
+def test_between_two_views_memory_grows_at_its_ends_or_changes_under_a_mark(name):
+    tool, rng = make_tool({"name": name}), random.Random(f"{name} views")
+    changed = 0
+    for _ in range(300):
+        problem, actions = stream(tool, rng)
+        session = tool.start(problem, marker_of(tool))
+        cells, marked = dict(enumerate(problem)), set()
+        for action in [None, *actions]:
+            if action is not None:
+                act(session, action)
+            view = session.view()
+            now = {at: session.cell(at) for at in range(view.start, view.stop)}
+            assert list(now.values()) == list(session.memory)
+            different = {at for at, cell in cells.items() if now[at] != cell}
+            assert different <= marked
+            changed += len(different)
+            cells, marked = now, {places.start for places in view.marks.values() if len(places) == 1}
+    assert (changed > 0) is (name == "tape")
+
+
 @pytest.mark.parametrize("name", available_tools())
 def test_a_tool_of_the_package_has_no_side_effects(name):
     """Since a config may name it."""
