@@ -35,6 +35,7 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
+        self.end: int = tokenizer.eos_token_id
         self._token_of: dict[str, int] = {}
         # Short steps of cells, which are one object where they are equal, by identity: hashing one costs more than all
         # else here.
@@ -92,8 +93,11 @@ class Renderer:
         Raises:
             EmptyProblemError, CellNotOneTokenError: see `problem`.
         """
-        ids = [self.problem(cells) for cells in problems]
-        return self._tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+        return self.pad([self.problem(cells) for cells in problems])
+
+    def pad(self, prompts: Sequence[Sequence[int]]) -> BatchEncoding:
+        """The same of prompts that are tokens already."""
+        return self._tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
 
     def render(self, trajectory: Trajectory) -> dict[str, list[int]]:
         """The whole trajectory, with the end token behind every turn.
@@ -104,14 +108,14 @@ class Renderer:
         Raises:
             CellNotOneTokenError, CorruptRowError, UnspellableTextError: see `step`.
         """
-        parts, end = self._parts(trajectory), self._tokenizer.eos_token_id
+        parts, end = self._parts(trajectory), self.end
         ids, labels = ([*chain.from_iterable(map(itemgetter(of), parts)), end] for of in (1, 2))
         return {"input_ids": ids, "labels": labels}
 
     def written(self, trajectory: Trajectory) -> tuple[list[int], bytearray]:
         """The tokens of `render`, and the `Writer` of each; `parse` is the inverse."""
         parts = self._parts(trajectory)
-        ids = [*chain.from_iterable(map(itemgetter(1), parts)), self._tokenizer.eos_token_id]
+        ids = [*chain.from_iterable(map(itemgetter(1), parts)), self.end]
         return ids, bytearray().join(map(itemgetter(3), parts)) + bytes([Writer.MODEL])
 
     def _parts(self, trajectory: Trajectory) -> list[_Part]:
@@ -127,7 +131,7 @@ class Renderer:
         labels = tokens if writer is Writer.MODEL else [IGNORED] * len(tokens)
         writers = bytes([writer]) * len(tokens)
         if step.kind is ends_turn:
-            end = self._tokenizer.eos_token_id
+            end = self.end
             tokens, labels, writers = [end, *tokens], [end, *labels], bytes([Writer.MODEL]) + writers
         part = step, tokens, labels, writers
         is_short = len(tokens) <= SHORT + 2 and not isinstance(step.content, str) and step.ids is None

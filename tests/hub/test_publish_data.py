@@ -57,7 +57,7 @@ def test_what_is_published_loads_by_configuration_whole_and_streaming(hub, push,
     assert loaded["train"].to_list() == local["train"].to_list()
     streamed = load_dataset(hub.repo_id("sums"), "length_8", split="test", streaming=True)
     assert len(list(streamed)) == 4
-    assert "generator version 2" in commits(hub)[0].title
+    assert "generator version 3" in commits(hub)[0].title
 
 
 def test_the_same_data_makes_no_second_commit_and_another_version_does(hub, push, monkeypatch, tmp_path):
@@ -65,10 +65,10 @@ def test_the_same_data_makes_no_second_commit_and_another_version_does(hub, push
     before = len(commits(hub))
     assert push().startswith("nothing has changed: ")
     assert len(commits(hub)) == before
-    monkeypatch.setattr(Addition, "version", "3")
+    monkeypatch.setattr(Addition, "version", "4")
     push("--output", str(tmp_path / "again"))
     assert len(commits(hub)) == before + 1
-    assert "version 3" in commits(hub)[0].tree["README.md"].content.decode()
+    assert "version 4" in commits(hub)[0].tree["README.md"].content.decode()
 
 
 def test_a_configuration_is_added_to_those_that_the_folder_holds(hub, push, tmp_path):

@@ -25,7 +25,7 @@ def some_rows(name, variant):
     """Three solved problems of few symbols; some lengths of some tasks have no test problem."""
     for length in range(1 if name.startswith("hanoi") else 4, 40):
         try:
-            return list(ReferenceTrajectories(ProblemSet(name, TEST, length, (("test", 3),), variant), "test"))
+            return list(ReferenceTrajectories(ProblemSet(load_task(name), TEST, length, (("test", 3),), variant)))
         except TooFewProblemsError:
             continue
     raise AssertionError(f"{name} has no test problems")
