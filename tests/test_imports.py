@@ -1,4 +1,4 @@
-"""Imports go one way, and the rooms that promise to need no torch need none."""
+"""Imports go one way, and the packages that promise to need no torch need none."""
 
 import ast
 import subprocess
@@ -9,11 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-ROOMS = (
+PACKAGES = (
     *("errors", "files", "sources", "tools", "protocol", "cache", "ops", "generation", "models", "training"),
     *("evaluation", "hub"),
 )
-"""The rooms of hf_toolssm: each may import itself and those before it."""
+"""The packages of hf_toolssm, in order: each may import itself and those before it."""
 
 WITHOUT_TORCH = ("hf_toolssm/tools", "hf_toolssm/protocol/trajectory.py", "hf_toolssm/protocol/recorder.py")
 WITHOUT_TORCH += ("hf_toolssm/protocol/locality.py", "dataset_builders")
@@ -38,24 +38,26 @@ def imports(path):
             yield node.module
 
 
-def room_of(module):
+def package_of(module):
     return ".".join(module.split(".")[:2])
 
 
 def test_a_room_imports_only_rooms_before_it():
-    assert {room_of(m).partition(".")[2] for m in modules() if m.startswith("hf_toolssm.")} == set(ROOMS)
-    places = {f"hf_toolssm.{room}": place for place, room in enumerate(ROOMS)}
+    assert {package_of(m).partition(".")[2] for m in modules() if m.startswith("hf_toolssm.")} == set(PACKAGES)
+    places = {f"hf_toolssm.{package}": place for place, package in enumerate(PACKAGES)}
     for module, imported in modules().items():
         if module == "hf_toolssm":
             continue  # names what is public
         for other in imported:
             if module.startswith("dataset_builders"):
-                assert other.split(".")[0] == "dataset_builders" or room_of(other) not in _BEHIND_DATA, module
+                assert other.split(".")[0] == "dataset_builders" or package_of(other) not in _BEHIND_DATA, module
             else:
-                assert places[room_of(other)] <= places[room_of(module)], f"{module} imports {other}"
+                assert places[package_of(other)] <= places[package_of(module)], f"{module} imports {other}"
 
 
-_BEHIND_DATA = {f"hf_toolssm.{room}" for room in ("ops", "cache", "generation", "models", "training", "evaluation")}
+_BEHIND_DATA = {
+    f"hf_toolssm.{package}" for package in ("ops", "cache", "generation", "models", "training", "evaluation")
+}
 
 
 def test_no_two_files_import_each_other_not_even_by_way_of_others():
@@ -110,7 +112,9 @@ def test_every_public_name_exists():
 
 def test_no_subprocess_is_read_in_the_encoding_of_the_locale():
     for path in (
-        path for room in ("hf_toolssm", "dataset_builders", "recipes", "tests") for path in (ROOT / room).rglob("*.py")
+        path
+        for package in ("hf_toolssm", "dataset_builders", "recipes", "tests")
+        for path in (ROOT / package).rglob("*.py")
     ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):

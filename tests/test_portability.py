@@ -41,15 +41,15 @@ def on_windows(name, globals=None, *more, **options):
     return real(name, globals, *more, **options)
 
 builtins.__import__ = on_windows
-names = [m.name for room in ("hf_toolssm", "dataset_builders") for m in pkgutil.walk_packages([room], room + ".")]
+names = [m.name for each in ("hf_toolssm", "dataset_builders") for m in pkgutil.walk_packages([each], each + ".")]
 for name in names:
     importlib.import_module(name)
 here = list(sys.path)
-for room in ["recipes", *map(str, Path("recipes").iterdir())]:
-    sys.path[:] = [room, "recipes", *here]  # as for a command of that folder, whose files import each other by name
-    for path in Path(room).glob("*.py"):
+for package in ["recipes", *map(str, Path("recipes").iterdir())]:
+    sys.path[:] = [package, "recipes", *here]  # as for a command of that folder, whose files import each other by name
+    for path in Path(package).glob("*.py"):
         sys.modules.pop(path.stem, None)
-    for path in Path(room).glob("*.py"):
+    for path in Path(package).glob("*.py"):
         names.append(importlib.import_module(path.stem).__name__)
 print(len(names))
 """
@@ -74,7 +74,7 @@ def run(code_or_module, *words, **environment):
 
 def test_no_file_imports_a_module_of_unix_while_it_is_imported_itself():
     for path in (
-        path for room in ("hf_toolssm", "dataset_builders", "recipes") for path in (ROOT / room).rglob("*.py")
+        path for package in ("hf_toolssm", "dataset_builders", "recipes") for path in (ROOT / package).rglob("*.py")
     ):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -12,10 +12,10 @@ def look(pen: Recorder, pointer: int) -> str:
     return cell
 
 
-def repeat(pen: Recorder, command: str, times: int) -> None:
-    """Gives a command that shows nothing several times."""
+def repeat(pen: Recorder, name: str, times: int) -> None:
+    """Makes a call that shows nothing several times."""
     for _ in range(times):
-        pen.call(command)
+        pen.call(name)
 
 
 def walk(pen: Recorder, pointer: int, until: str) -> None:

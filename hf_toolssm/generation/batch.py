@@ -1,6 +1,7 @@
 """Which rows step side by side, and what the model remembers of all others."""
 
 import copy
+import sys
 from collections.abc import Iterable, Sequence
 
 from hf_toolssm.cache.model_state import ModelState
@@ -18,12 +19,15 @@ class Batch:
 
     Attributes:
         rows: those that the decoder holds, in its order.
+        apart_from: pending tokens from which a row reads them out of the decoder, in pieces.
     """
 
     def __init__(self, runner: ModelRunner, decoder: Decoder, state: ModelState) -> None:
         self.runner = runner
         self.decoder = decoder
         self.rows: list[int] = []
+        singly = runner.prefill is Prefill.TOKEN_BY_TOKEN
+        self.apart_from = sys.maxsize if singly else decoder.piece_from
         self._out = {row: state.select([row]) for row in range(len(state.lengths))}
 
     def __contains__(self, row: int) -> bool:
@@ -58,10 +62,6 @@ class Batch:
         self.rows = [self.rows[at] for at in staying]
         if staying:
             self.decoder.load(state.select(staying))
-
-    def reads_apart(self, tokens: int) -> bool:
-        """Whether a row should read so many pending tokens out of the decoder, in pieces."""
-        return tokens >= self.decoder.piece_from and self.runner.prefill is not Prefill.TOKEN_BY_TOKEN
 
     def feed(self, row: int, tokens: Sequence[int]) -> None:
         """Feeds several tokens to a row that is out of the decoder."""

@@ -66,10 +66,10 @@ class ToolGenerateOutput(ModelOutput):
         lengths: per row, how many tokens of `sequences` are not padding behind its end.
         writers: (b, l) the `Writer` of each token; 255 of padding.
         answer_ids: per row, the tokens after the answer marker.
-        tool_calls: per row, how many commands were carried out.
+        tool_calls: per row, how many calls were carried out.
         complete: per row, whether the model wrote an answer and then the end token. False when `max_new_tokens`, a
             stopping criterion or a tool error ended the row: its answer may be cut off.
-        errors: per row, the command that a tool refused and why; None where there was none.
+        errors: per row, the call that a tool refused and why; None where there was none.
         log_probs, sampled_log_probs: (b, l) with `log_probs=True`, of every token that the model wrote, by its own
             distribution and by the one that it was drawn from, after temperature and processors (0 where the choice
             was greedy); nan of all others.

@@ -102,7 +102,10 @@ class Row:
         """
         if self.pending:
             token = self.pending.popleft()
-            return token, Writer(self.took(1, len(self.pending))[0])
+            if self.inputs > len(self.pending):
+                self.inputs = len(self.pending)
+                return token, Writer.USER
+            return token, Writer.TOOL
         protocol, reader = self.protocol, self.reader
         if choice in protocol.ends:
             self._end()

@@ -28,6 +28,7 @@ class Running:
         limit: tokens that each may take.
         sinks: hear of every token.
         sampler: ends rows.
+        keeps_contexts: whether rows keep their last tokens in mind, for drafts.
 
     Attributes:
         tokens: that were fed so far, all rows together.
@@ -41,6 +42,7 @@ class Running:
         limit: int,
         sinks: Sequence[EventSink],
         sampler: Sampler | None,
+        keeps_contexts: bool,
     ) -> None:
         self._rows = rows
         self._batch = batch
@@ -49,6 +51,7 @@ class Running:
         self._stopped: set[int] = set()  # rows before a call, and rows that the sampler has ended
         self._sinks = sinks
         self._sampler = sampler
+        self._keeps_contexts = keeps_contexts
         self.tokens = 0
 
     def run(self) -> None:
@@ -77,7 +80,7 @@ class Running:
             row = self._rows[i]
             if row.call is not None and row.call.over:
                 row.receive()
-            if row.call is None and not row.finished and not batch.reads_apart(len(row.pending)):
+            if row.call is None and not row.finished and len(row.pending) < batch.apart_from:
                 joining.append(i)
                 continue
             if row.call is None and not row.finished:
@@ -114,12 +117,13 @@ class Running:
                 told = (run.log_probs, run.sampled_log_probs)
                 events.append(Event(i, row.length, run.tokens, run.writers, *told))
             row.length += count
-            row.context = extend(row.context, run.tokens)
+            if self._keeps_contexts:
+                row.context = extend(row.context, run.tokens)
             self.tokens += count
             self._left[i] -= count
             if run.stopped:
                 self._stopped.add(i)
-            waits = row.call is not None or self._batch.reads_apart(len(row.pending))
+            waits = row.call is not None or len(row.pending) >= self._batch.apart_from
             if run.stopped or waits or row.finished or self._left[i] == 0:
                 leaving.append(i)
         self._batch.leave(leaving)

@@ -65,12 +65,13 @@ class Session:
         self.rows, self.held_choices, self.tokens = value.rows, value.held_choices, value.tokens
         self.temperature, self.randoms = value.temperature, value.randoms
         self.step_weights = value.step_weights
-        self.recording: Recording | RecordingFile | None = value.recording
+        self.recording = value.recording
         self._running = False
         decoder = make_decoder(runner, value.step_weights)
         self._batch = Batch(runner, decoder, value.state)
         self._compiled_loop = make_compiled_loop(decoder, protocol)
         drafts = decoder.exact and runner.prefill is not Prefill.TOKEN_BY_TOKEN and protocol.allows_drafts
+        drafts = drafts and self._compiled_loop is None
         self._drafter = NgramDrafter(decoder.draft_from) if drafts else None
 
     @classmethod
@@ -106,7 +107,7 @@ class Session:
 
         Raises:
             EmptyProblemError: a prompt has no token.
-            InvalidProblemError: a prompt holds the token for unknown symbols, a command or the answer marker.
+            InvalidProblemError: a prompt holds the token for unknown symbols, a token of a call or the answer marker.
             MissingToolTokensError: the model has no tokens for these tools.
             StateMismatchError: `state` has not one row per prompt.
             UnknownToolError: a tool's name or option does not exist.
@@ -126,18 +127,17 @@ class Session:
         protocol.check_problems(prompts)
         runner = ModelRunner(model)
         rows = [Row.start(prompt, protocol) for prompt in prompts]
+        recording: Recording | RecordingFile | None = Recording(len(rows)) if record is True else None
+        if record and record is not True:
+            recording = RecordingFile(record, goes_on=False)
         fed, _ = runner.feed(state, prompts)
         randoms = [random.Random(f"{seed}/{row}") for row in range(len(rows))]
-        kept = Recording(len(rows)) if record is True else None
-        value = Snapshot(rows, fed, temperature, randoms, step_weights, 0, {}, kept)
-        session = cls(runner, protocol, value, tokenizer)
-        if record and record is not True:
-            session.recording = RecordingFile(record, goes_on=False)
         for i, (row, prompt) in enumerate(zip(rows, prompts)):
             row.context = extend(0, prompt)
-            if session.recording is not None:
-                session.recording.take([Event(i, 0, prompt, bytes([Writer.USER]) * len(prompt))])
-        return session
+            if recording is not None:
+                recording.take([Event(i, 0, prompt, bytes([Writer.USER]) * len(prompt))])
+        value = Snapshot(rows, fed, temperature, randoms, step_weights, 0, {}, recording)
+        return cls(runner, protocol, value, tokenizer)
 
     @classmethod
     def load(
@@ -174,8 +174,7 @@ class Session:
             SnapshotError: the file cannot be written, or a tool's state is none.
         """
         self.wait()
-        kept = self.recording if isinstance(self.recording, Recording) else None
-        value = (self.temperature, self.randoms, self.step_weights, self.tokens, self.held_choices, kept)
+        value = (self.temperature, self.randoms, self.step_weights, self.tokens, self.held_choices, self.recording)
         snapshot = Snapshot(self.rows, self.state, *value)
         write_snapshot(snapshot, self.runner.model, self.protocol, path)
 
@@ -239,9 +238,7 @@ class Session:
             How many tokens were fed, all rows together.
         """
         self._refuse_while_running()
-        whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
-        if max_new_tokens is not None and not (whole and max_new_tokens >= 0):
-            raise UnsupportedGenerationError(f"max_new_tokens is a whole number from 0 on, and not {max_new_tokens!r}")
+        limit = _whole_number(max_new_tokens)
         unfinished = {i for i, row in enumerate(self.rows) if not row.finished}
         # A row that was stopped before a call carries it out first.
         watched = unfinished - set(self.held_choices) if stop_before_call else None
@@ -251,8 +248,7 @@ class Session:
         ways = (self._batch.decoder, self._compiled_loop, self._drafter)
         decoding = make_decoding(*ways, held, chooser, watched, log_probs)
         sinks = [each for each in (self.recording, sink) if each is not None]
-        limit = sys.maxsize if max_new_tokens is None else max_new_tokens
-        running = Running(self.rows, self._batch, decoding, limit, sinks, sampler)
+        running = Running(self.rows, self._batch, decoding, limit, sinks, sampler, self._drafter is not None)
         self._running = True
         try:
             running.run()
@@ -341,3 +337,10 @@ class Session:
                 "the session is in the middle of run(): look at it, copy it or save it before or after, and let the "
                 "sink only take the tokens that it is given"
             )
+
+
+def _whole_number(max_new_tokens: Any) -> int:
+    whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
+    if max_new_tokens is not None and not (whole and max_new_tokens >= 0):
+        raise UnsupportedGenerationError(f"max_new_tokens is a whole number from 0 on, and not {max_new_tokens!r}")
+    return sys.maxsize if max_new_tokens is None else int(max_new_tokens)

@@ -26,7 +26,7 @@ from hf_toolssm.errors import SnapshotError, StateMismatchError, UnforkableToolE
 from hf_toolssm.files import atomic_write
 from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.model_runner import ModelRunner
-from hf_toolssm.generation.recording import Recording
+from hf_toolssm.generation.recording import Recording, RecordingFile
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
 from hf_toolssm.protocol.calls import CallReader
@@ -36,7 +36,8 @@ FORMAT = "hf_toolssm session 3"
 
 @dataclass
 class Snapshot:
-    """A session as a value, which its model is no part of. `Session` says what the attributes are."""
+    """A session as a value, which its model is no part of. `Session` says what the attributes are; a file that it
+    records to is not saved with it."""
 
     rows: list[Row]
     state: ModelState
@@ -45,7 +46,7 @@ class Snapshot:
     step_weights: StepWeights
     tokens: int
     held_choices: dict[int, int]
-    recording: Recording | None
+    recording: Recording | RecordingFile | None
 
 
 _SMALL = ("temperature", "step_weights", "tokens")
@@ -72,7 +73,7 @@ def write_snapshot(snapshot: Snapshot, model: Any, protocol: TokenProtocol, path
         arrays, described = _describe(row)
         version, internal, _ = snapshot.randoms[index].getstate()
         arrays["random"] = np.array([version, *internal], np.int64)
-        if snapshot.recording is not None:
+        if isinstance(snapshot.recording, Recording):
             arrays |= {f"recorded.{name}": column for name, column in snapshot.recording.arrays(index).items()}
         tensors |= {f"row.{index}.{name}": torch.from_numpy(array) for name, array in arrays.items()}
         rows.append(described)
@@ -81,7 +82,7 @@ def write_snapshot(snapshot: Snapshot, model: Any, protocol: TokenProtocol, path
         "model": fingerprint(model),
         "protocol": _meaning(protocol),
         "held_choices": list(snapshot.held_choices.items()),
-        "is_recorded": snapshot.recording is not None,
+        "is_recorded": isinstance(snapshot.recording, Recording),
         "rows": rows,
         **{name: getattr(snapshot, name) for name in _SMALL},
     }

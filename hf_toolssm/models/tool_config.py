@@ -14,7 +14,7 @@ class ToolFields:
 
     Args:
         tools: the tools by name with their options, as data: `[{"name": "pointer_memory", "max_pointers": 3}]`.
-        tool_token_ids: the id of every command, marker and of the answer marker.
+        tool_token_ids: the id of every token of a call, of every marker and of the answer marker.
         unknown_token_id: the id that the tokenizer gives to what it does not know; prompts that hold it are refused.
 
     Raises:

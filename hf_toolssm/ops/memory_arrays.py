@@ -1,6 +1,6 @@
-"""A pointer memory or a tape as arrays, so that a compiled kernel carries out commands between two steps of a model.
+"""A pointer memory or a tape as arrays, so that a compiled kernel carries out calls between two steps of a model.
 
-What the commands mean is defined by `hf_toolssm.tools.pointer_memory` and `hf_toolssm.tools.tape`; here is the same,
+What the calls mean is defined by `hf_toolssm.tools.pointer_memory` and `hf_toolssm.tools.tape`; here is the same,
 for many rows and without an object per cell. Whatever those tools would refuse is left to them, as is a tape that
 grows: the kernel stops before the token.
 
@@ -17,7 +17,7 @@ from hf_toolssm.ops.checks import check_arrays
 from hf_toolssm.ops.cpu_kernels import inlined, loaded, stored
 
 WRITE, NOTE, READ, LEFT, RIGHT, CREATE, OVERWRITE, STOP = range(8)
-"""What a token does that the model writes: it enters memory, or is only a thought; it is a command of the pointer that
+"""What a token does that the model writes: it enters memory, or is only a thought; it is a call of the pointer that
 stands beside it, or overwrites the cell under the first pointer by the token beside it; STOP is for all that a kernel
 knows nothing of."""
 
@@ -62,7 +62,7 @@ class MemoryArrays(NamedTuple):
         waiting: (b,), an observation that is still to be fed, or -1.
         written: (b, m), the cells that the model wrote in the run.
         counts: (b, 2), how many, and how many of them entered memory: all or none.
-        calls: (b,), how many commands were carried out in the run.
+        calls: (b,), how many calls were carried out in the run.
     """
 
     actions: np.ndarray

@@ -1,6 +1,6 @@
 """Text that a user or a tool wrote, as tokens: nothing in it is a token that was added to the tokenizer.
 
-What was added has a meaning beside its text, as a command, a turn or an end has. `split_special_tokens=True` of
+What was added has a meaning beside its text, as a call, a turn or an end has. `split_special_tokens=True` of
 transformers is not enough: it leaves those added with `special=False` live, and a vocabulary may hold their texts as
 pieces of its own.
 """

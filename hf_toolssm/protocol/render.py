@@ -58,7 +58,7 @@ class Renderer:
         return self._token_of[cell]
 
     def problem(self, cells: Iterable[str]) -> list[int]:
-        """The prompt of a problem. A user wrote it, so no command, marker or end is in it.
+        """The prompt of a problem. A user wrote it, so no call, marker or end is in it.
 
         Raises:
             EmptyProblemError: there is no cell.

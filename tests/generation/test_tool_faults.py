@@ -1,6 +1,7 @@
 """Whatever a tool does wrong has a defined outcome, and it is nobody's problem but the row's that called it."""
 
 import re
+import sys
 import threading
 import time
 
@@ -8,7 +9,7 @@ import pytest
 from small_models import Heard, NotCompiled, lively, start_lively, written
 
 from hf_toolssm.errors import ToolError, UnknownToolError
-from hf_toolssm.generation.batch import Batch
+from hf_toolssm.generation.decoder import FusedDecoder
 from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.tools import facts_of
 from hf_toolssm.tools.pointer_memory import PointerMemory, right
@@ -203,7 +204,7 @@ def test_a_long_observation_is_read_as_if_it_were_fed_token_by_token(model, toke
     session, tokens, _ = run_beside_others(model, tokenizer, lambda: observation, count=length + 60)
     at = tokens.index(tokenizer.convert_tokens_to_ids(TRIGGER)) + 1
     assert observation == tokens[at : at + length]
-    monkeypatch.setattr(Batch, "reads_apart", lambda *_: False)
+    monkeypatch.setattr(FusedDecoder, "piece_from", sys.maxsize)
     singly, tokens_fed_singly, _ = run_beside_others(model, tokenizer, lambda: observation, count=length + 60)
     assert tokens_fed_singly == tokens
     assert (singly.state.logits - session.state.logits).abs().max() < 1e-3

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from hf_toolssm.errors import RecordingError, TokenizerNeededError, UnspellableTextError
+from hf_toolssm.evaluation.free_running import evaluate_free_running
 from hf_toolssm.generation.recording import read_recording
 from hf_toolssm.generation.session import Session
 from hf_toolssm.generation.tool_loop import generate_with_tools
@@ -23,7 +24,7 @@ from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.special_tokens import add_tool_tokens
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
-from hf_toolssm.protocol.trajectory import StepKind, Trajectory, Writer
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory, Writer, step
 from hf_toolssm.tools.pointer_memory import PointerMemory
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer
@@ -144,6 +145,10 @@ def test_three_turns_are_trained_generated_saved_in_an_argument_resumed_and_pars
         if turn < 2:
             whole.append([inputs[turn + 1]])
     assert whole.trajectories == [trajectory]
+    other = Trajectory((*trajectory.steps[:-1], step(StepKind.OUTPUT, "8")))
+    measured = evaluate_free_running(model, tokenizer, "turns", 3, [trajectory, other], tools=[Ledger()])
+    assert (measured.answer_accuracy, measured.trajectory_accuracy) == (0.5, 0.5)
+    assert measured.first_error.problem == 1
 
 
 def test_a_tool_that_reads_text_needs_a_vocabulary_that_writes_any_before_anything_runs():
