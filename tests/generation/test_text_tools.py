@@ -17,8 +17,9 @@ from hf_toolssm.generation.session import Session
 from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.protocol.calls import begin_token, end_token
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
-from hf_toolssm.protocol.trajectory import ANSWER
+from hf_toolssm.protocol.trajectory import ANSWER, StepKind, step
 from hf_toolssm.tools import facts_of
 
 
@@ -168,6 +169,10 @@ def assert_text_stays_text(session, text):
     tokens = session.protocol.caller.encode(text, "odd")
     assert not {*session.tokenizer.get_added_vocab().values()} & {*tokens}
     assert session.tokenizer.decode(tokens) == text
+    if text:
+        for kind in (StepKind.INPUT, StepKind.THOUGHT, StepKind.OBSERVATION, StepKind.OUTPUT):
+            assert Renderer(session.tokenizer).step(step(kind, text)) == tokens
+        assert Renderer(session.tokenizer).step(step(StepKind.CALL, text, "odd"))[1:-1] == tokens
 
 
 @settings(max_examples=100)

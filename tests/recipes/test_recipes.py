@@ -190,6 +190,7 @@ LAUNCH_OTHERS = ("recipes/reproduce/run.py", "recipes/accelerate/cpu_two_process
 def check_outputs(outputs):
     assert (outputs / "palindrome" / "results.json").exists()
     assert (outputs / "tool-addition" / "README.md").exists()
+    assert "<html" in (outputs / "trace.html").read_text(encoding="utf-8")
     measured = json.loads((outputs / "addition" / "evaluation" / "results.json").read_text(encoding="utf-8"))
     assert measured["teacher_forced"]
     assert json.loads((outputs / "long-addition" / "certificate.json").read_text(encoding="utf-8"))["length"] == 12
@@ -200,7 +201,7 @@ def check_outputs(outputs):
 def test_every_other_command_of_the_readme_that_is_one_process_runs(trained):
     outputs, _ = trained
     alone = [words for words in small_commands(outputs) if not set(LAUNCH_OTHERS) & set(words)]
-    assert len(alone) == 5
+    assert len(alone) == 6
     for words in alone:
         run_here(words)
     check_outputs(outputs)
@@ -210,7 +211,7 @@ def test_every_other_command_of_the_readme_that_is_one_process_runs(trained):
 def test_every_other_command_of_the_readme_runs_in_a_process_of_its_own(trained, tmp_path):
     shutil.copytree(trained[0] / "addition", tmp_path / "addition", ignore=shutil.ignore_patterns("evaluation"))
     every = list(small_commands(tmp_path))
-    assert len(every) == 7
+    assert len(every) == 8
     for words in every:
         run(words)
     check_outputs(tmp_path)
