@@ -4,7 +4,7 @@ A state holds the k inputs before the first one, oldest first, as transformers' 
 than the tensor: its state is then that after its last real input.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -97,6 +97,27 @@ def causal_convolution_reference(
     return y, last.transpose(1, 2)
 
 
+class _Inputs(NamedTuple):
+    """Flat; x has its rows' stride."""
+
+    x: np.ndarray  # (b, l, d)
+    weight_t: np.ndarray  # (k, d)
+    bias: np.ndarray  # (d,)
+    state: np.ndarray  # (b, k, d)
+    lengths: np.ndarray  # (b,)
+
+
+class _Gradients(NamedTuple):
+    """Flat; dx has its rows' stride."""
+
+    dy: np.ndarray  # (b, l, d)
+    dlast: np.ndarray  # (b, k, d)
+    dx: np.ndarray  # (b, l, d)
+    dweight_t: np.ndarray  # (b, k, d)
+    dbias: np.ndarray  # (b, d)
+    dstate: np.ndarray  # (b, k, d)
+
+
 @called
 def _input_at(source, x, at, stride, width, before, kernel):
     """The input at a time, of a row that starts at `at`; `before` holds those of the times -k to -1."""
@@ -116,22 +137,23 @@ def _convolve(t, x, at, stride, width, before, w, offset, kernel):
 
 
 @called
-def _block_constants(b, start, width, weight_t, bias, state, kernel, channels):
+def _block_constants(b, start, width, inputs, kernel, channels):
     """Weights, offset and the k inputs before the row of one block of LANES channels."""
     w, before = np.empty(kernel * LANES, np.float32), np.empty(kernel * LANES, np.float32)
     offset = np.empty(LANES, np.float32)
-    write_lanes(offset, 0, read_lanes(bias, start, width), LANES)
+    write_lanes(offset, 0, read_lanes(inputs.bias, start, width), LANES)
     for tap in range(kernel):
-        write_lanes(w, tap * LANES, read_lanes(weight_t, tap * channels + start, width), LANES)
-        write_lanes(before, tap * LANES, read_lanes(state, (b * kernel + tap) * channels + start, width), LANES)
+        write_lanes(w, tap * LANES, read_lanes(inputs.weight_t, tap * channels + start, width), LANES)
+        of_tap = (b * kernel + tap) * channels + start
+        write_lanes(before, tap * LANES, read_lanes(inputs.state, of_tap, width), LANES)
     return w, before, offset
 
 
 @called
-def _forward_block(b, start, x, stride, weight_t, bias, state, length, shape, y, last):
+def _forward_block(b, start, inputs, stride, shape, y, last):
     _, rows, channels, kernel = shape
-    width = min(LANES, channels - start)
-    w, before, offset = _block_constants(b, start, width, weight_t, bias, state, kernel, channels)
+    x, length, width = inputs.x, inputs.lengths[b], min(LANES, channels - start)
+    w, before, offset = _block_constants(b, start, width, inputs, kernel, channels)
     at = b * rows * stride + start
     for t in range(length):
         total = _convolve(t, x, at, stride, width, before, w, offset, kernel)
@@ -139,30 +161,26 @@ def _forward_block(b, start, x, stride, weight_t, bias, state, length, shape, y,
     for t in range(length, rows):
         clear(y, (b * rows + t) * channels + start, width)
     for tap in range(kernel):
-        inputs = _input_at(length + tap - kernel, x, at, stride, width, before, kernel)
-        write_lanes(last, (b * kernel + tap) * channels + start, inputs, width)
+        newest = _input_at(length + tap - kernel, x, at, stride, width, before, kernel)
+        write_lanes(last, (b * kernel + tap) * channels + start, newest, width)
 
 
-def _forward(x, stride, weight_t, bias, state, lengths, shape, y, last):
-    """All arrays are flat, x with its rows' stride; shape is (b, l, d, k).
-
-    weight_t is (k, d), state and last are (b, k, d).
-    """
+def _forward(inputs, stride, shape, y, last):
+    """Fills y (b, l, d) and last (b, k, d), which are flat; shape is (b, l, d, k)."""
     batch, _, channels, _ = shape
     blocks = count_blocks(channels, LANES)
     for task in numba.prange(batch * blocks):
         b, start = task // blocks, (task % blocks) * LANES
-        _forward_block(b, start, x, stride, weight_t, bias, state, lengths[b], shape, y, last)
+        _forward_block(b, start, inputs, stride, shape, y, last)
 
 
 @called
-def _backward_block(
-    b, start, x, stride, weight_t, bias, state, length, shape, dy, dlast, dx, dx_stride, dweight_t, dbias, dstate
-):
+def _backward_block(b, start, inputs, stride, shape, gradients, dx_stride):
     """Goes backwards through time; a ring holds the gradients of the last k sums, that at time t in place t mod k."""
     _, rows, channels, kernel = shape
-    width = min(LANES, channels - start)
-    w, before, offset = _block_constants(b, start, width, weight_t, bias, state, kernel, channels)
+    x, length, width = inputs.x, inputs.lengths[b], min(LANES, channels - start)
+    dy, dlast, dx, dweight_t, dbias, dstate = gradients
+    w, before, offset = _block_constants(b, start, width, inputs, kernel, channels)
     dw, ring = np.zeros(kernel * LANES, np.float32), np.zeros(kernel * LANES, np.float32)
     doffset = full(np.float32(0.0))
     at, dx_at = b * rows * stride + start, b * rows * dx_stride + start
@@ -174,8 +192,8 @@ def _backward_block(
             upstream = read_lanes(dy, (b * rows + t) * channels + start, width) * silu_slope(total)
             doffset = doffset + upstream
             for tap in range(kernel):
-                inputs = _input_at(t + 1 + tap - kernel, x, at, stride, width, before, kernel)
-                write_lanes(dw, tap * LANES, read_lanes(dw, tap * LANES, LANES) + upstream * inputs, LANES)
+                earlier = _input_at(t + 1 + tap - kernel, x, at, stride, width, before, kernel)
+                write_lanes(dw, tap * LANES, read_lanes(dw, tap * LANES, LANES) + upstream * earlier, LANES)
         write_lanes(ring, (t + kernel) % kernel * LANES, upstream, LANES)
         of_input = full(np.float32(0.0))
         for tap in range(kernel):  # the input at time t meets this weight in the sum at time t + k - 1 - tap
@@ -195,16 +213,13 @@ def _backward_block(
         write_lanes(dweight_t, (b * kernel + tap) * channels + start, read_lanes(dw, tap * LANES, LANES), width)
 
 
-def _backward(x, stride, weight_t, bias, state, lengths, shape, dy, dlast, dx, dx_stride, dweight_t, dbias, dstate):
-    """Gradients; dx is flat with its rows' stride, dweight_t (b, k, d) and dbias (b, d) are per row."""
+def _backward(inputs, stride, shape, gradients, dx_stride):
+    """Fills the gradients; those of weight and bias are per row."""
     batch, _, channels, _ = shape
     blocks = count_blocks(channels, LANES)
     for task in numba.prange(batch * blocks):
         b, start = task // blocks, (task % blocks) * LANES
-        _backward_block(
-            *(b, start, x, stride, weight_t, bias, state, lengths[b], shape),
-            *(dy, dlast, dx, dx_stride, dweight_t, dbias, dstate),
-        )
+        _backward_block(b, start, inputs, stride, shape, gradients, dx_stride)
 
 
 _FORWARD = CpuKernel(_forward, PARALLEL_OUTPUTS)
@@ -232,7 +247,7 @@ def convolution_forward(
     weight_t, state_t = weight.t().contiguous(), state.transpose(1, 2).contiguous()
     y, last_t = x.new_empty(x.shape), torch.empty_like(state_t)
     saved = (x, weight_t, bias, state_t, lengths)
-    _call(_FORWARD, *saved, (*x.shape, weight.shape[1]), y, last_t)
+    _call(_FORWARD, saved, _flat(y), _flat(last_t))
     return y, last_t.transpose(1, 2), saved
 
 
@@ -244,12 +259,19 @@ def convolution_backward(
     batch, _, channels = x.shape
     dweight_t, dbias = x.new_empty(batch, len(weight_t), channels), x.new_empty(batch, channels)
     dstate_t = torch.empty_like(state_t)
-    upstream = (dy.contiguous(), dlast.transpose(1, 2).contiguous())
-    _call(_BACKWARD, *saved, (*x.shape, len(weight_t)), *upstream, *flat_rows(dx), dweight_t, dbias, dstate_t)
+    rows, dx_stride = flat_rows(dx)
+    dlast_t = dlast.transpose(1, 2).contiguous()
+    written = (_flat(dweight_t), _flat(dbias), _flat(dstate_t))
+    gradients = _Gradients(_flat(dy.contiguous()), _flat(dlast_t), rows, *written)
+    _call(_BACKWARD, saved, gradients, dx_stride)
     return dweight_t.sum(0).t(), dbias.sum(0), dstate_t.transpose(1, 2)
 
 
-def _call(kernel: CpuKernel, x: Tensor, *rest: Any) -> None:
+def _call(kernel: CpuKernel, saved: tuple[Tensor, ...], *rest: Any) -> None:
+    x, weight_t = saved[:2]
     rows, stride = flat_rows(x)
-    arrays = (t.detach().numpy().reshape(-1) if isinstance(t, Tensor) else t for t in rest)
-    kernel(x.numel(), rows, stride, *arrays)
+    kernel(x.numel(), _Inputs(rows, *map(_flat, saved[1:])), stride, (*x.shape, len(weight_t)), *rest)
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy().reshape(-1)

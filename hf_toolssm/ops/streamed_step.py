@@ -5,7 +5,7 @@ each is read once for all rows, in the order in which it lies in memory, by all 
 caller allows.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -87,38 +87,63 @@ class StreamedStep:
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= len(self._embeddings):
             raise InputMismatchError(f"StreamedStep was given a token that is none of {len(self._embeddings)}: {ids}")
         hidden = self._embeddings[torch.from_numpy(ids)].float().numpy()
-        for layer, (matrices, vectors) in enumerate(self._layers):
-            work = matrices[0].size * len(ids)
-            _LAYER(work, hidden, *matrices, vectors, self._epsilon, layer, conv, recurrent)
+        for layer, weights in enumerate(self._layers):
+            _LAYER(weights.in_proj.size * len(ids), hidden, weights, self._epsilon, layer, conv, recurrent)
         matrix, scale = self._head
         logits = np.zeros((len(ids), len(matrix)), np.float32)
         _HEAD(matrix.size * len(ids), hidden, self._norm, self._epsilon, matrix, scale, logits)
         return logits, logits.argmax(1)
 
 
-def _prepare_layer(block, store) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """The four matrices of a `ToolMambaBlock`, and its vectors in the order in which `_layer` takes them off."""
+class _Layer(NamedTuple):
+    """The weights of a `ToolMambaBlock`: matrices (out, in) as they are stored, with the scale of each row; all else
+    in float32. dt_proj's rows are as short as the rank: transposed, they are long."""
+
+    norm: np.ndarray  # (e,)
+    in_proj: np.ndarray  # (2 d, e)
+    in_scale: np.ndarray
+    in_bias: np.ndarray
+    taps: np.ndarray  # (k, d)
+    conv_bias: np.ndarray
+    x_proj: np.ndarray  # (r + 2 n, d)
+    x_scale: np.ndarray
+    dt_proj: np.ndarray  # (r, d)
+    dt_scale: np.ndarray  # (d,)
+    dt_bias: np.ndarray
+    skip: np.ndarray
+    decay: np.ndarray  # (n, d)
+    out_proj: np.ndarray  # (e, d)
+    out_scale: np.ndarray
+    out_bias: np.ndarray
+
+
+def _prepare_layer(block, store) -> _Layer:
     mixer = block.mixer
-    e, d = mixer.hidden_size, mixer.intermediate_size
     projections = [mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj]
     (in_proj, x_proj, dt_proj, out_proj), scales = zip(*(store(p.weight) for p in projections))
-    vectors = [
-        float32_array(block.norm.weight),
-        scales[0],
-        float32_array(mixer.in_proj.bias) if mixer.use_bias else np.zeros(2 * d),
-        float32_array(mixer.conv1d.bias) if mixer.use_conv_bias else np.zeros(d),
-        float32_array(mixer.conv1d.weight)[:, 0].T,  # (k, d)
-        scales[1],
-        scales[2],
-        float32_array(mixer.dt_proj.bias),
-        float32_array(mixer.D),
-        -np.exp(float32_array(mixer.A_log)).T,  # (n, d)
-        scales[3],
-        float32_array(mixer.out_proj.bias) if mixer.use_bias else np.zeros(e),
-    ]
-    # dt_proj's rows are as short as the rank: transposed to (r, d), they are long.
-    matrices = (in_proj, x_proj, np.ascontiguousarray(dt_proj.T), out_proj)
-    return matrices, np.concatenate([v.astype(np.float32).ravel() for v in vectors])
+    in_scale, x_scale, dt_scale, out_scale = scales
+    return _Layer(
+        norm=float32_array(block.norm.weight),
+        in_proj=in_proj,
+        in_scale=in_scale,
+        in_bias=_bias(mixer.in_proj),
+        taps=np.ascontiguousarray(float32_array(mixer.conv1d.weight)[:, 0].T),
+        conv_bias=_bias(mixer.conv1d),
+        x_proj=x_proj,
+        x_scale=x_scale,
+        dt_proj=np.ascontiguousarray(dt_proj.T),
+        dt_scale=dt_scale,
+        dt_bias=_bias(mixer.dt_proj),
+        skip=float32_array(mixer.D),
+        decay=np.ascontiguousarray(-np.exp(float32_array(mixer.A_log)).T),
+        out_proj=out_proj,
+        out_scale=out_scale,
+        out_bias=_bias(mixer.out_proj),
+    )
+
+
+def _bias(module) -> np.ndarray:
+    return np.zeros(len(module.weight), np.float32) if module.bias is None else float32_array(module.bias)
 
 
 def _stored(weight: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -252,50 +277,40 @@ def _scan(x, gate, dt, decay, B, C, skip, state, first, last, y):
         y[i] *= gate[i] * sigmoid(gate[i])
 
 
-def _layer(hidden, in_proj, x_proj, dt_proj, out_proj, vectors, epsilon, layer, conv, recurrent):
-    """Moves hidden (b, e) and the states through one layer; vectors are of `_prepare_layer`."""
+def _layer(hidden, w, epsilon, layer, conv, recurrent):
+    """Moves hidden (b, e) and the states through one layer, whose weights are w."""
     rows, e = hidden.shape
-    k, d = conv.shape[2:]
-    n, r = recurrent.shape[2], dt_proj.shape[0]
-    p = r + 2 * n
-    norm, at = vectors[:e], e
-    in_scale, in_bias, at = vectors[at : at + 2 * d], vectors[at + 2 * d : at + 4 * d], at + 4 * d
-    conv_bias, taps, at = vectors[at : at + d], vectors[at + d : at + d + k * d].reshape(k, d), at + d + k * d
-    x_scale, at = vectors[at : at + p], at + p
-    dt_scale, dt_bias, skip = vectors[at : at + d], vectors[at + d : at + 2 * d], vectors[at + 2 * d : at + 3 * d]
-    decay, at = vectors[at + 3 * d : at + 3 * d + n * d].reshape(n, d), at + 3 * d + n * d
-    out_scale, out_bias = vectors[at : at + e], vectors[at + e : at + 2 * e]
-
+    d, n, r, p = conv.shape[3], recurrent.shape[2], w.dt_proj.shape[0], w.x_proj.shape[0]
     normed = np.empty((rows, e), np.float32)
     xz = np.empty((rows, 2 * d), np.float32)
     x, y, dt = np.empty((rows, d), np.float32), np.empty((rows, d), np.float32), np.empty((rows, d), np.float32)
     projected = np.zeros((rows, p), np.float32)
 
     for b in range(rows):
-        normalize(hidden[b], norm, epsilon, normed[b])
+        normalize(hidden[b], w.norm, epsilon, normed[b])
     for block in numba.prange(count_blocks(d, _CHANNELS)):
         first, last = block * _CHANNELS, min(d, (block + 1) * _CHANNELS)
         for start in (0, d):
             for b in range(rows):
                 for i in range(start + first, start + last):
-                    xz[b, i] = in_bias[i]
-            _project(in_proj, in_scale, normed, xz, start + first, start + last)
+                    xz[b, i] = w.in_bias[i]
+            _project(w.in_proj, w.in_scale, normed, xz, start + first, start + last)
         for b in range(rows):
-            _convolve(xz[b], taps, conv_bias, conv[b, layer], first, last, x[b])
+            _convolve(xz[b], w.taps, w.conv_bias, conv[b, layer], first, last, x[b])
     for block in numba.prange(count_blocks(p, _FEW)):
-        _project(x_proj, x_scale, x, projected, block * _FEW, min(p, (block + 1) * _FEW))
+        _project(w.x_proj, w.x_scale, x, projected, block * _FEW, min(p, (block + 1) * _FEW))
     for block in numba.prange(count_blocks(d, _CHANNELS)):
         first, last = block * _CHANNELS, min(d, (block + 1) * _CHANNELS)
         for b in range(rows):
-            _step_size(projected[b, :r], dt_proj, dt_scale, dt_bias, first, last, dt[b])
+            _step_size(projected[b, :r], w.dt_proj, w.dt_scale, w.dt_bias, first, last, dt[b])
             gate, B, C = xz[b, d:], projected[b, r : r + n], projected[b, r + n :]
-            _scan(x[b], gate, dt[b], decay, B, C, skip, recurrent[b, layer], first, last, y[b])
+            _scan(x[b], gate, dt[b], w.decay, B, C, w.skip, recurrent[b, layer], first, last, y[b])
     for block in numba.prange(count_blocks(e, _FEW)):
         first, last = block * _FEW, min(e, (block + 1) * _FEW)
         for b in range(rows):
             for i in range(first, last):
-                hidden[b, i] += out_bias[i]
-        _project(out_proj, out_scale, y, hidden, first, last)
+                hidden[b, i] += w.out_bias[i]
+        _project(w.out_proj, w.out_scale, y, hidden, first, last)
 
 
 def _head(hidden, norm, epsilon, matrix, scale, logits):
