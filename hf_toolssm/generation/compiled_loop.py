@@ -6,7 +6,6 @@ tape longer. It is then exactly where token by token would have brought it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -14,28 +13,15 @@ from typing import Any
 import numpy as np
 
 from hf_toolssm.generation.decoder import Decoder, FusedDecoder
+from hf_toolssm.generation.events import Run
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
 from hf_toolssm.ops.memory_arrays import STOP, CompiledTool, MemoryArrays
 from hf_toolssm.protocol.calls import begin_token
+from hf_toolssm.protocol.trajectory import Writer
 
 LONGEST = 8_192
 """Tokens of a call, all rows together: some hundredths of a second, so that sinks hear and Ctrl-C ends a run."""
-
-
-@dataclass
-class Run:
-    """What one row took.
-
-    Attributes:
-        tokens: (m,), int64.
-        observed: (m,), bool, which of them a tool wrote.
-        stopped: whether the row stands before a token that only Python knows.
-    """
-
-    tokens: np.ndarray
-    observed: np.ndarray
-    stopped: bool
 
 
 class CompiledLoop:
@@ -56,8 +42,8 @@ class CompiledLoop:
             self._actions[protocol.ids[begin_token(name)]] = action
         self._markers = np.array([protocol.ids[marker] for marker in tool.markers[:2]], np.int64)
 
-    def write(self, decoder: FusedDecoder, rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
-        """Moves the rows, their tools and the decoder on.
+    def write(self, decoder: FusedDecoder, rows: Sequence[Row], left: Sequence[int]) -> tuple[list[Run], bool]:
+        """Moves the rows, their tools and the decoder on; also says if one stands before what only Python knows.
 
         Args:
             decoder: holds these rows, in this order.
@@ -67,14 +53,19 @@ class CompiledLoop:
         limits = np.minimum(np.array(left, np.int64), max(1, LONGEST // len(rows)))
         shape = (len(rows), int(limits.max()))
         ids, observed, given = np.zeros(shape, np.int64), np.zeros(shape, np.bool_), np.zeros(len(rows), np.int64)
+        by = []
         for b, row in enumerate(rows):
             given[b] = size = min(len(row.pending), limits[b])
             ids[b, :size], observed[b, :size] = [row.pending.popleft() for _ in range(size)], True
+            by.append(row.took(size, len(row.pending)))
         memories = self._memories(rows, shape)
         fed = decoder.write(ids, observed, given, limits, memories)
+        writers = np.where(observed, Writer.TOOL, Writer.MODEL).astype(np.uint8)
+        runs = []
         for b, row in enumerate(rows):
             self._carry_over(memories, b, row)
-        return [Run(ids[b, :n], observed[b, :n], bool(n < limits[b])) for b, n in enumerate(fed)]
+            runs.append(Run(ids[b, : fed[b]].tolist(), by[b] + writers[b, given[b] : fed[b]].tobytes()))
+        return runs, bool((fed < limits).any())
 
     def _memories(self, rows: Sequence[Row], shape: tuple[int, int]) -> MemoryArrays:
         stand, lie = zip(*(self._tool.enter(*row.tools) for row in rows))

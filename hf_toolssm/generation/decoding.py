@@ -9,35 +9,19 @@
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hf_toolssm.errors import InputMismatchError, ToolFaultError
 from hf_toolssm.generation.compiled_loop import CompiledLoop
 from hf_toolssm.generation.decoder import Decoder
+from hf_toolssm.generation.events import Run
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.sampler import Sampler
 from hf_toolssm.generation.speculative_decoding import Draft, NgramDrafter
 from hf_toolssm.protocol.trajectory import Writer
-
-
-@dataclass(slots=True)
-class Run:
-    """What one row took; see `events.Event`.
-
-    Attributes:
-        stopped: it stands before a call, and took nothing.
-    """
-
-    tokens: Sequence[int]
-    writers: bytes
-    log_probs: Sequence[float] | None = None
-    sampled_log_probs: Sequence[float] | None = None
-    stopped: bool = False
 
 
 class Decoding(Protocol):
@@ -269,12 +253,5 @@ class Compiled:
         if self._stands or self._held:
             self._stands = False
             return self._steps.advance(batch, rows, left)
-        pending = [len(row.pending) for row in rows]
-        found = self._loop.write(self._decoder, rows, left)
-        self._stands = any(run.stopped and n > len(run.tokens) for run, n in zip(found, left))
-        runs = []
-        for row, before, run in zip(rows, pending, found):
-            given = min(before, len(run.tokens))
-            written = np.where(run.observed[given:], Writer.TOOL, Writer.MODEL).astype(np.uint8).tobytes()
-            runs.append(Run(run.tokens.tolist(), row.took(given, before - given) + written))
+        runs, self._stands = self._loop.write(self._decoder, rows, left)
         return runs

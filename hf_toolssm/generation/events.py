@@ -28,6 +28,21 @@ class Event:
     sampled_log_probs: Sequence[float] | None = None
 
 
+@dataclass(slots=True)
+class Run:
+    """What one row took in a step or in several, as a way of decoding returns it; see `Event`.
+
+    Attributes:
+        stopped: it stands before a call, and took nothing.
+    """
+
+    tokens: Sequence[int]
+    writers: bytes
+    log_probs: Sequence[float] | None = None
+    sampled_log_probs: Sequence[float] | None = None
+    stopped: bool = False
+
+
 class EventSink(Protocol):
     """Hears of every token, in order for each row."""
 

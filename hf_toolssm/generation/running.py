@@ -8,8 +8,8 @@ padded in the middle or read twice.
 from collections.abc import Iterable, Sequence
 
 from hf_toolssm.generation.batch import Batch
-from hf_toolssm.generation.decoding import Decoding, Run
-from hf_toolssm.generation.events import Event, EventSink
+from hf_toolssm.generation.decoding import Decoding
+from hf_toolssm.generation.events import Event, EventSink, Run
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.sampler import Sampler
 from hf_toolssm.generation.speculative_decoding import extend
