@@ -15,11 +15,12 @@ from pyarrow import compute
 
 from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING
-from dataset_builders.shards import read_identity
+from dataset_builders.shards import read_identity, row_size
 from dataset_builders.task import describe_tools
 from hf_toolssm.files import write_atomically
+from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.protocol.locality import Locality, locality
-from hf_toolssm.protocol.trajectory import StepKind, Trajectory
+from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
 
 LOCALITY_ROWS = 500
 """Rows of each configuration from which the card's k is computed."""
@@ -27,7 +28,7 @@ LOCALITY_ROWS = 500
 LOCALITY_CELLS = 1_000_000
 """Cells of one configuration at which fewer rows than that are enough."""
 
-_SIGNS = {StepKind.THOUGHT: "", StepKind.OUTPUT: "!", StepKind.CALL: "", StepKind.OBSERVATION: "→ "}
+_SIGNS = {StepKind.INPUT: "? ", StepKind.OUTPUT: "!", StepKind.OBSERVATION: "→ "}
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class ConfigSummary:
 
     Attributes:
         identity: what its shards say of it, and under `content` the SHA-256 of all their rows.
+        locality: of some of its rows; None where they hold text, whose tokens are a tokenizer's.
     """
 
     name: str
     identity: dict[str, Any]
     tokens: tuple[int, int, int]
-    locality: Locality
+    locality: Locality | None
     locality_rows: int
 
 
@@ -90,7 +92,8 @@ def summarize(directory: Path) -> ConfigSummary | None:
     sampled = list(_sample(paths))
     lengths = sorted(length for path in paths for length in _token_counts(path))
     tokens = (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else (0, 0, 0)
-    return ConfigSummary(directory.name, shared, tokens, locality(sampled), len(sampled))
+    is_text = any(isinstance(step.content, str) for trajectory in sampled for step in trajectory.steps)
+    return ConfigSummary(directory.name, shared, tokens, None if is_text else locality(sampled), len(sampled))
 
 
 def rebuild_command(summary: ConfigSummary) -> str:
@@ -111,7 +114,7 @@ def _sample(paths: list[Path]) -> Iterator[Trajectory]:
     cells = 0
     for row in islice(read_rows(paths), LOCALITY_ROWS):
         yield Trajectory.from_row(row)
-        cells += len(row["steps"])
+        cells += row_size(row)
         if cells > LOCALITY_CELLS:
             return
 
@@ -140,9 +143,16 @@ def _token_counts(path: Path) -> list[int]:
 
 
 def _example(folder: Path, summaries: list[ConfigSummary]) -> str:
-    """The shortest of the first rows, cell by cell: observations behind an arrow, outputs behind a `!`."""
+    """The shortest of the first rows, step by step; see `_SIGNS`."""
     paths = sorted((folder / summaries[0].name).glob("*.parquet"))
     row = min(islice(read_rows(paths), 100), key=lambda r: len(r["steps"]))
     trajectory = Trajectory.from_row(row)
-    cells = [_SIGNS[kind] + cell for kind, cell in trajectory.cells() if kind is not StepKind.INPUT]
-    return f"problem: {row['problem']}\n" + "  ".join(cells) + f"\nanswer: {trajectory.answer}"
+    shown = [text for step in trajectory.steps[1:] for text in _shown(step)]
+    return f"problem: {row['problem']}\n" + "  ".join(shown) + f"\nanswer: {trajectory.answer}"
+
+
+def _shown(step: Step) -> list[str]:
+    sign = _SIGNS.get(step.kind, "")
+    if isinstance(step.content, str):
+        return [sign + (begin_token(step.name) + " " if step.name else "") + repr(step.content)]
+    return [sign + cell for cell in step.cells()]

@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -198,13 +198,18 @@ def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
     return shard.stop - shard.start
 
 
+def row_size(row: Mapping[str, Any]) -> int:
+    """Cells and characters of a row, about what it takes to hold it."""
+    return sum(1 + len(step["cells"] or step["text"] or ()) for step in row["steps"])
+
+
 def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Rows in groups of bounded memory; where a group ends depends on the rows alone."""
     group: list[dict[str, Any]] = []
     cells = 0
     for row in rows:
         group.append(row)
-        cells += len(row["steps"])
+        cells += row_size(row)
         if cells >= CELLS_PER_ROW_GROUP:
             yield group
             group, cells = [], 0

@@ -141,6 +141,10 @@ class SessionRunningError(ToolSSMError):
     """A sink or a sampler that changes, copies or saves the session which is calling it."""
 
 
+class SessionTornError(ToolSSMError):
+    """A session was interrupted in the middle of a step, and is no value any more."""
+
+
 class RecordingError(ToolSSMError):
     """A recording of a session cannot be written or read, or there is none."""
 

@@ -1,6 +1,7 @@
 """What counts as right: the answer, and the whole trajectory, equal to the reference (PAPER: exact recovery)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,6 +73,17 @@ class LengthResult:
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`, with the speed."""
         return asdict(self) | {"tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1)}
+
+
+@contextmanager
+def in_evaluation_mode(model: Any) -> Iterator[None]:
+    """Switches dropout off, and back on where it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def most_tokens(expected: int) -> int:

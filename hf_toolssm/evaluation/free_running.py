@@ -9,7 +9,14 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, most_tokens, summarize
+from hf_toolssm.evaluation.exactness import (
+    LengthResult,
+    RowOutcome,
+    first_error,
+    in_evaluation_mode,
+    most_tokens,
+    summarize,
+)
 from hf_toolssm.generation.recording import Recording
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.session import Session
@@ -47,34 +54,34 @@ def evaluate_free_running(
     renderer = Renderer(tokenizer)
     outcomes: list[RowOutcome] = []
     start = time.perf_counter()
-    was_training = model.training
-    model.eval()
-    for first in range(0, len(references), batch_size):
-        part = references[first : first + batch_size]
-        turns = [_turns(renderer, reference) for reference in part]
-        inputs = renderer.pad([row[0].input for row in turns]).to(input_device(model))
-        longest = max(len(row[0].written) for row in turns)
-        with tqdm(total=longest + 1, desc=f"{problem_set}, free-running", unit="step", disable=None) as bar:
-            result: Any = generate_with_tools(  # its fields are None only before the run
-                model,
-                **inputs,
-                tokenizer=tokenizer,
-                tools=tools,
-                do_sample=False,
-                max_new_tokens=most_tokens(longest),
-                return_dict_in_generate=True,
-                streamer=SimpleNamespace(put=lambda _, bar=bar: bar.update(), end=bar.refresh),  # the prompt, steps
-            )
-        width = inputs["input_ids"].shape[1]
-        found = [result.sequences[row, width : result.lengths[row]].tolist() for row in range(len(part))]
-        exact = [row[0].is_right(at_work) for row, at_work in zip(turns, result.session.rows)]
-        for number in range(1, max(map(len, turns))):
-            _take_turn(result.session, number, turns, found, exact)
-        for reference, row, tokens, right in zip(part, turns, found, exact):
-            expected = [token for turn in row for token in turn.written]
-            error = first_error(len(outcomes), expected, tokens, tokenizer.convert_ids_to_tokens)
-            outcomes.append(RowOutcome(reference.problem, right, error is None, error, len(tokens)))
-    model.train(was_training)
+    with in_evaluation_mode(model):
+        for first in range(0, len(references), batch_size):
+            part = references[first : first + batch_size]
+            turns = [_turns(renderer, reference) for reference in part]
+            inputs = renderer.pad([row[0].input for row in turns]).to(input_device(model))
+            longest = max(len(row[0].written) for row in turns)
+            with tqdm(total=longest + 1, desc=f"{problem_set}, free-running", unit="step", disable=None) as bar:
+                result: Any = generate_with_tools(  # its fields are None only before the run
+                    model,
+                    **inputs,
+                    tokenizer=tokenizer,
+                    tools=tools,
+                    do_sample=False,
+                    max_new_tokens=most_tokens(longest),
+                    return_dict_in_generate=True,
+                    streamer=SimpleNamespace(
+                        put=lambda _, bar=bar: bar.update(), end=bar.refresh
+                    ),  # the prompt, steps
+                )
+            width = inputs["input_ids"].shape[1]
+            found = [result.sequences[row, width : result.lengths[row]].tolist() for row in range(len(part))]
+            exact = [row[0].is_right(at_work) for row, at_work in zip(turns, result.session.rows)]
+            for number in range(1, max(map(len, turns))):
+                _take_turn(result.session, number, turns, found, exact)
+            for reference, row, tokens, right in zip(part, turns, found, exact):
+                expected = [token for turn in row for token in turn.written]
+                error = first_error(len(outcomes), expected, tokens, tokenizer.convert_ids_to_tokens)
+                outcomes.append(RowOutcome(reference.problem, right, error is None, error, len(tokens)))
     return summarize(problem_set, length, "free-running", outcomes, time.perf_counter() - start)
 
 

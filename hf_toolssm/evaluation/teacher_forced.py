@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import UnsupportedArchitectureError
-from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, summarize
+from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, in_evaluation_mode, summarize
 from hf_toolssm.ops.plain_modules import input_device
 from hf_toolssm.protocol.render import IGNORED, Renderer
 from hf_toolssm.protocol.trajectory import StepKind, Trajectory
@@ -52,13 +52,11 @@ def evaluate_teacher_forced(
     renderer = Renderer(tokenizer)
     piece = piece or min(16_384, LOGITS_PER_PIECE // model.config.vocab_size)
     start = time.perf_counter()
-    was_training = model.training
-    model.eval()
-    outcomes = [
-        _stream(model, tokenizer, renderer, reference, index, piece)
-        for index, reference in enumerate(tqdm(references, desc=f"{problem_set}, teacher-forced", disable=None))
-    ]
-    model.train(was_training)
+    with in_evaluation_mode(model):
+        outcomes = [
+            _stream(model, tokenizer, renderer, reference, index, piece)
+            for index, reference in enumerate(tqdm(references, desc=f"{problem_set}, teacher-forced", disable=None))
+        ]
     return summarize(problem_set, length, "teacher-forced", outcomes, time.perf_counter() - start)
 
 

@@ -9,32 +9,18 @@
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from hf_toolssm.errors import InputMismatchError, ToolFaultError
 from hf_toolssm.generation.compiled_loop import CompiledLoop
-from hf_toolssm.generation.decoder import Decoder
+from hf_toolssm.generation.decoder import Decoder, FusedDecoder
 from hf_toolssm.generation.events import Run
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.sampler import Sampler
 from hf_toolssm.generation.speculative_decoding import Draft, NgramDrafter
 from hf_toolssm.protocol.trajectory import Writer
-
-
-class Decoding(Protocol):
-    """A way to decode."""
-
-    def advance(self, batch: Sequence[int], rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
-        """Moves rows on, their tools included.
-
-        Args:
-            batch: which rows they are.
-            rows: in the order in which the decoder holds them; none has ended or waits for a call.
-            left: how many tokens each may take at most.
-        """
 
 
 def make_decoding(
@@ -45,7 +31,7 @@ def make_decoding(
     sampler: Sampler | None,
     watched: set[int] | None,
     log_probs: bool,
-) -> Decoding:
+) -> "Steps":
     """The fastest way that gives what is asked.
 
     Args:
@@ -58,8 +44,8 @@ def make_decoding(
     if sampler is not None or watched is not None or log_probs:
         return steps
     if loop is not None:
-        return Compiled(loop, decoder, steps, held)
-    return steps if drafter is None else Drafting(decoder, drafter, steps, held)
+        return Compiled(decoder, held, loop)
+    return steps if drafter is None else Drafting(decoder, held, drafter)
 
 
 class Steps:
@@ -71,23 +57,34 @@ class Steps:
         sampler: chooses; None is greedy.
         watched: rows that stop before they complete a call; None where none does.
         log_probs: whether runs say them.
+
+    Attributes:
+        is_moving: whether rows and decoder move; after an exception, that it left them apart.
     """
 
     def __init__(
         self,
         decoder: Decoder,
         held: dict[int, int],
-        sampler: Sampler | None,
-        watched: set[int] | None,
-        log_probs: bool,
+        sampler: Sampler | None = None,
+        watched: set[int] | None = None,
+        log_probs: bool = False,
     ) -> None:
         self._decoder = decoder
         self._held = held
         self._sampler = sampler
         self._watched = watched
         self._log_probs = log_probs
+        self.is_moving = False
 
     def advance(self, batch: Sequence[int], rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
+        """Moves rows on, their tools included.
+
+        Args:
+            batch: which rows they are.
+            rows: in the order in which the decoder holds them; none has ended or waits for a call.
+            left: how many tokens each may take at most.
+        """
         choices = self._choose(batch, rows)
         if self._watched is not None:
             free = [at for at, row in enumerate(rows) if not row.pending]
@@ -97,8 +94,10 @@ class Steps:
                 return [Run([], b"", stopped=at in calling) for at in range(len(rows))]
             self._watched.update(batch[at] for at in free)
         scored = self._score(choices) if self._log_probs else None
+        self.is_moving = True
         taken = [row.advance(choice) for row, choice in zip(rows, choices)]
         self._decoder.step([token for token, _ in taken])
+        self.is_moving = False
         runs = [Run([token], _WRITERS[writer]) for token, writer in taken]
         if scored is not None:
             for run, own, sampled in zip(runs, *scored):
@@ -176,28 +175,25 @@ class RowSampler:
         return [False] * len(rows)
 
 
-class Drafting:
-    """Runs that are checked at once, and a step where there is none.
+class Drafting(Steps):
+    """Runs that are checked at once, greedily, and a step where there is none.
 
     Args:
         decoder: holds the rows; a forward of its model computes what its steps compute.
-        drafter: of all rows of the session.
-        steps: greedy.
         held: see `Steps`.
+        drafter: of all rows of the session.
     """
 
-    def __init__(self, decoder: Decoder, drafter: NgramDrafter, steps: Steps, held: dict[int, int]) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: Decoder, held: dict[int, int], drafter: NgramDrafter) -> None:
+        super().__init__(decoder, held)
         self._drafter = drafter
-        self._steps = steps
-        self._held = held
 
     def advance(self, batch: Sequence[int], rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
         few = len(rows) <= self._decoder.draft_rows
         runs = self._runs(rows, left) if few and self._drafter.may_try() and not self._held else None
         if runs is None:
             before = [row.context for row in rows]
-            runs = self._steps.advance(batch, rows, left)
+            runs = super().advance(batch, rows, left)
             for context, run in zip(before, runs):
                 if run.writers == _WRITERS[Writer.MODEL]:
                     self._drafter.tree.learn(context, run.tokens[0])
@@ -213,9 +209,11 @@ class Drafting:
             drafter.judge(False)
             return None
         observed = [[writer != Writer.MODEL for writer in draft.writers] for draft in drafts]
+        self.is_moving = True
         agreed = self._decoder.check([draft.tokens for draft in drafts], observed)
         for row, draft, count in zip(rows, drafts, agreed):
             self._accept(row, draft, count)
+        self.is_moving = False
         drafter.judge(drafter.pays(sum(agreed), len(rows)))
         return [Run(draft.tokens[:n], bytes(draft.writers[:n])) for draft, n in zip(drafts, agreed)]
 
@@ -232,26 +230,26 @@ class Drafting:
                 return
 
 
-class Compiled:
-    """The compiled decode loop, and a step where it stops.
+class Compiled(Steps):
+    """The compiled decode loop, greedy, and a step where it stops.
 
     Args:
-        loop: of the session's tool.
         decoder: holds the rows.
-        steps: greedy.
         held: see `Steps`.
+        loop: of the session's tool.
     """
 
-    def __init__(self, loop: CompiledLoop, decoder: Any, steps: Steps, held: dict[int, int]) -> None:
+    def __init__(self, decoder: Decoder, held: dict[int, int], loop: CompiledLoop) -> None:
+        super().__init__(decoder, held)
         self._loop = loop
-        self._decoder = decoder
-        self._steps = steps
-        self._held = held
         self._stands = False
 
     def advance(self, batch: Sequence[int], rows: Sequence[Row], left: Sequence[int]) -> list[Run]:
         if self._stands or self._held:
             self._stands = False
-            return self._steps.advance(batch, rows, left)
+            return super().advance(batch, rows, left)
+        self.is_moving = True
+        assert isinstance(self._decoder, FusedDecoder)
         runs, self._stands = self._loop.write(self._decoder, rows, left)
+        self.is_moving = False
         return runs

@@ -208,6 +208,8 @@ def generate_rows(
     _check_padding(model, config, input_ids, attention_mask)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     check_prompts(model, _prompts(input_ids, mask))
+    if log_probs and not config.return_dict_in_generate:
+        raise UnsupportedGenerationError("log_probs stand in the output: add return_dict_in_generate=True")
     made = None if tools is None else make_tools(tools)
     texts = _TokenTexts(tokenizer, model.name_or_path, getattr(model.config, "tool_token_ids", None) or {})
     streamer = options.get("streamer")

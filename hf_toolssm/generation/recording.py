@@ -1,8 +1,9 @@
 """What running rows took, kept: in memory, or in a file that grows while they run."""
 
 import json
+import os
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hf_toolssm.errors import RecordingError
 from hf_toolssm.generation.events import Event
 from hf_toolssm.generation.token_protocol import TokenProtocol
 from hf_toolssm.protocol.parse import parse
-from hf_toolssm.protocol.trajectory import Trajectory
+from hf_toolssm.protocol.trajectory import Trajectory, Writer
 
 _NAN = float("nan")
 
@@ -39,7 +40,7 @@ class Recording:
     def take(self, events: Sequence[Event]) -> None:
         for event in events:
             ids = self.ids[event.row]
-            for name in ("log_probs", "sampled_log_probs"):
+            for name in _SCORES:
                 column, said = getattr(self, name)[event.row], getattr(event, name)
                 if said is not None or column:
                     column.extend([_NAN] * (len(ids) - len(column)))
@@ -79,49 +80,82 @@ class Recording:
             del getattr(self, column)[row][length:]
 
 
-_COLUMNS = ("ids", "writers", "log_probs", "sampled_log_probs")
+_SCORES = ("log_probs", "sampled_log_probs")
+_COLUMNS = ("ids", "writers", *_SCORES)
 
 
 class RecordingFile:
     """A sink that writes a line of JSON for every event; memory does not grow.
 
-    One session writes it. A session that was saved, or rolled back, and goes on with the same file writes on from
-    where it stands: what is read is what it did last.
+    One session writes it: a copy of a session that records to a file records nothing.
 
     Args:
-        path: of the file.
-        goes_on: whether it may be there already.
+        path: of the file, which is not there yet.
 
     Raises:
-        RecordingError: the file cannot be written, or is there already.
+        RecordingError: it is, or its folder is not.
     """
 
-    def __init__(self, path: str | Path, goes_on: bool) -> None:
-        self._path = Path(path)
-        try:
-            self._path.touch(exist_ok=goes_on)
-        except OSError as error:
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path).absolute()
+        if self._path.exists() or not self._path.parent.is_dir():
             raise RecordingError(
-                f"the recording {path} cannot be begun ({error}): give a path in a folder that exists, of a file that "
-                "does not"
-            ) from error
+                f"the recording {path} cannot be begun: give the path of a new file, in a folder that exists"
+            )
+
+    @classmethod
+    def going_on(cls, path: str | Path, lengths: Sequence[int], kept: Recording | None) -> "RecordingFile":
+        """The file of a session that was saved and goes on: what it did behind that is forgotten.
+
+        Args:
+            path: of the file; a new one begins with what was kept.
+            lengths: of every row, how many tokens it has taken.
+            kept: what the session kept in memory; None where it kept nothing.
+
+        Raises:
+            RecordingError: the file lacks what the session took, or cannot be read or written.
+        """
+        path = Path(path).absolute()
+        if not path.exists() and kept is not None:
+            file = cls(path)
+            for row, ids in enumerate(kept.ids):
+                told = (kept.log_probs[row] or None, kept.sampled_log_probs[row] or None)
+                file.take([Event(row, 0, ids, bytes(kept.writers[row]), *told)])
+            return file
+        found = [0] * len(lengths)
+        whole = 0
+        for event, end in _read_events(path):
+            if event.row < len(found):
+                found[event.row] = event.position + len(event.tokens)
+            whole = end
+        if any(has < length for has, length in zip(found, lengths)):
+            raise RecordingError(
+                f"{path} has {found} tokens and the session {list(lengths)}: give the file of its own"
+            )
+        file = object.__new__(cls)
+        file._path = path
+        try:
+            os.truncate(path, whole)  # a line that a killed process did not end
+        except OSError as error:
+            raise RecordingError(f"the recording {path} cannot be written: {error}") from error
+        file.take([Event(row, length, [], b"") for row, length in enumerate(lengths)])
+        return file
 
     def take(self, events: Sequence[Event]) -> None:
         lines = []
         for event in events:
-            line: dict[str, Any] = {
-                "row": event.row,
-                "position": event.position,
-                "tokens": list(event.tokens),
-                "writers": list(event.writers),
-            }
-            for name in ("log_probs", "sampled_log_probs"):
+            line: dict[str, Any] = {"row": event.row, "position": event.position}
+            line |= {"tokens": list(event.tokens), "writers": list(event.writers)}
+            for name in _SCORES:
                 said = getattr(event, name)
                 if said is not None:
                     line[name] = [None if value != value else value for value in said]
             lines.append(json.dumps(line) + "\n")
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as error:
+            raise RecordingError(f"{self._path} ends here, because it cannot be written: {error}") from error
 
 
 def read_recording(path: str | Path) -> Recording:
@@ -131,28 +165,35 @@ def read_recording(path: str | Path) -> Recording:
         RecordingError: the file cannot be read, or is none.
     """
     recording = Recording(0)
-    try:
-        with Path(path).open(encoding="utf-8") as lines:
-            for number, text in enumerate(lines, 1):
-                if not text.endswith("\n"):
-                    break  # the process was killed in the middle of its last line
-                event = _read_event(json.loads(text))
-                for column in _COLUMNS:
-                    rows, empty = getattr(recording, column), getattr(Recording(1), column)[0]
-                    rows += [empty[:] for _ in range(event.row + 1 - len(rows))]
-                if event.position > len(recording.ids[event.row]):
-                    raise ValueError(f"line {number} goes on from a token that is not there")
-                recording.cut(event.row, event.position)
-                recording.take([event])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecordingError(f"{path} is no recording of a session ({error}): give the path of one") from error
+    for event, _ in _read_events(Path(path)):
+        for column in _COLUMNS:
+            rows, empty = getattr(recording, column), getattr(Recording(1), column)[0]
+            rows += [empty[:] for _ in range(event.row + 1 - len(rows))]
+        recording.cut(event.row, event.position)
+        recording.take([event])
     return recording
 
 
-def _read_event(line: dict[str, Any]) -> Event:
-    scores = {
-        name: [_NAN if value is None else value for value in line[name]]
-        for name in ("log_probs", "sampled_log_probs")
-        if name in line
-    }
-    return Event(line["row"], line["position"], line["tokens"], bytes(line["writers"]), **scores)
+def _read_events(path: Path) -> Iterator[tuple[Event, int]]:
+    """The events of a file, and where in it each line ends; one that a killed process did not end is left out."""
+    lengths: dict[int, int] = {}
+    end = 0
+    try:
+        with path.open("rb") as lines:
+            for text in lines:
+                if not text.endswith(b"\n"):
+                    break
+                line = json.loads(text)
+                said = {name: line[name] for name in _SCORES if name in line}
+                told = {name: [_NAN if v is None else float(v) for v in values] for name, values in said.items()}
+                event = Event(line["row"], line["position"], line["tokens"], bytes(line["writers"]), **told)
+                sizes = {len(event.tokens), len(event.writers), *map(len, told.values())}
+                is_right = len(sizes) == 1 and {*event.writers} <= {*Writer} and event.row >= 0
+                is_right = is_right and all(0 <= token < 2**31 for token in event.tokens)
+                if not is_right or not 0 <= event.position <= lengths.get(event.row, 0):
+                    raise ValueError(f"at byte {end} stands what no session writes")
+                lengths[event.row] = event.position + len(event.tokens)
+                end += len(text)
+                yield event, end
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordingError(f"{path} is no recording of a session ({error}): give the path of one") from error

@@ -8,7 +8,7 @@ padded in the middle or read twice.
 from collections.abc import Iterable, Sequence
 
 from hf_toolssm.generation.batch import Batch
-from hf_toolssm.generation.decoding import Decoding
+from hf_toolssm.generation.decoding import Steps
 from hf_toolssm.generation.events import Event, EventSink, Run
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.sampler import Sampler
@@ -38,7 +38,7 @@ class Running:
         self,
         rows: Sequence[Row],
         batch: Batch,
-        decoding: Decoding,
+        decoding: Steps,
         limit: int,
         sinks: Sequence[EventSink],
         sampler: Sampler | None,

@@ -15,6 +15,7 @@ from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.errors import (
     RecordingError,
     SessionRunningError,
+    SessionTornError,
     SnapshotError,
     StateMismatchError,
     TokenizerNeededError,
@@ -66,7 +67,7 @@ class Session:
         self.temperature, self.randoms = value.temperature, value.randoms
         self.step_weights = value.step_weights
         self.recording = value.recording
-        self._running = False
+        self._running = self._is_torn = False
         decoder = make_decoder(runner, value.step_weights)
         self._batch = Batch(runner, decoder, value.state)
         self._compiled_loop = make_compiled_loop(decoder, protocol)
@@ -107,6 +108,7 @@ class Session:
 
         Raises:
             EmptyProblemError: a prompt has no token.
+            RecordingError: the file to record to is there already, or its folder is not.
             InvalidProblemError: a prompt holds the token for unknown symbols, a token of a call or the answer marker.
             MissingToolTokensError: the model has no tokens for these tools.
             StateMismatchError: `state` has not one row per prompt.
@@ -123,13 +125,15 @@ class Session:
             raise StateMismatchError(
                 f"the state has {len(state.lengths)} rows and there are {len(prompts)} prompts: use its select(rows)"
             )
+        if not isinstance(record, bool | str | Path) or record == "":
+            raise RecordingError(f"record is True, False or the path of a file, and not {record!r}")
         protocol = make_protocol(model, tools, tokenizer, end_ids)
         protocol.check_problems(prompts)
         runner = ModelRunner(model)
         rows = [Row.start(prompt, protocol) for prompt in prompts]
         recording: Recording | RecordingFile | None = Recording(len(rows)) if record is True else None
-        if record and record is not True:
-            recording = RecordingFile(record, goes_on=False)
+        if isinstance(record, str | Path):
+            recording = RecordingFile(record)
         fed, _ = runner.feed(state, prompts)
         randoms = [random.Random(f"{seed}/{row}") for row in range(len(rows))]
         for i, (row, prompt) in enumerate(zip(rows, prompts)):
@@ -156,15 +160,17 @@ class Session:
             path: of the file.
             model: the one that it was saved with.
             tools, tokenizer, end_ids: those that it was started with.
-            record: the file that it goes on recording to; what it kept in memory it still has.
+            record: the file that it recorded to and goes on with, or a new one for what it kept in memory.
 
         Raises:
+            RecordingError: the file lacks what the session took before.
             SnapshotError, StateMismatchError: see `generation.snapshot.read_snapshot`.
         """
         protocol, runner = make_protocol(model, tools, tokenizer, end_ids), ModelRunner(model)
         session = cls(runner, protocol, read_snapshot(path, runner, protocol), tokenizer)
         if record is not None:
-            session.recording = RecordingFile(record, goes_on=True)
+            kept = session.recording if isinstance(session.recording, Recording) else None
+            session.recording = RecordingFile.going_on(record, [row.length for row in session.rows], kept)
         return session
 
     def save(self, path: str | Path) -> None:
@@ -196,7 +202,8 @@ class Session:
 
     @property
     def trajectories(self) -> list[Trajectory]:
-        """Every row as a trajectory, from its first prompt on; what broke off is there as far as it went.
+        """Every row as a trajectory, from its first prompt on; what broke off is there as far as it went, and what was
+        appended once it is fed.
 
         Raises:
             RecordingError: the session was started without `record=True`.
@@ -254,7 +261,7 @@ class Session:
             running.run()
         finally:
             self.tokens += running.tokens
-            self._running = False
+            self._running, self._is_torn = False, decoding.is_moving
         return running.tokens
 
     def append(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -268,9 +275,9 @@ class Session:
             InvalidProblemError: see `start`.
         """
         self._refuse_while_running()
+        prompts = check_prompts(self.runner.model, prompts, may_be_empty=True)
         if len(prompts) != len(self.rows):
             raise StateMismatchError(f"there are {len(self.rows)} rows and {len(prompts)} prompts: give one per row")
-        prompts = [check_prompts(self.runner.model, [prompt])[0] if len(prompt) else [] for prompt in prompts]
         self.protocol.check_problems(prompts)
         self.wait()
         for i, prompt in enumerate(prompts):
@@ -305,14 +312,15 @@ class Session:
     def select(self, rows: Iterable[int]) -> "Session":
         """A session of copies of the given rows, in that order; a row taken several times is forked.
 
-        A fork samples by randomness of its own; the first copy of a row goes on with the row's.
+        A fork samples by randomness of its own; the first copy of a row goes on with the row's. What is kept in memory
+        is copied too; a copy of a session that records to a file records nothing.
 
         Raises:
             StateMismatchError: there is no such row, or none is given.
         """
         self._refuse_while_running()
-        chosen = list(rows)
-        wrong = [row for row in chosen if not 0 <= row < len(self.rows)]
+        chosen: list[Any] = list(rows) if isinstance(rows, Iterable) else [None]
+        wrong = [row for row in chosen if not isinstance(row, int | np.integer) or not 0 <= row < len(self.rows)]
         if wrong or not chosen:
             raise StateMismatchError(f"select takes some of the rows 0 to {len(self.rows) - 1}, and not {chosen}")
         self.wait()
@@ -332,6 +340,11 @@ class Session:
         return random.Random(f"{copied.random()}/{fork}") if fork else copied
 
     def _refuse_while_running(self) -> None:
+        if self._is_torn:
+            raise SessionTornError(
+                "an exception in the middle of a step left the model behind its tools: go on from a clone, or from a "
+                "file, of before"
+            )
         if self._running:
             raise SessionRunningError(
                 "the session is in the middle of run(): look at it, copy it or save it before or after, and let the "

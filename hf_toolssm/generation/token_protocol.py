@@ -1,6 +1,6 @@
 """What token ids mean for the rows of a session, and which prompts they can start from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -128,22 +128,28 @@ def make_protocol(
     return TokenProtocol(made, ids or {}, end_ids, ToolCaller(vocabulary, tokenizer))
 
 
-def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def check_prompts(model: Any, prompts: Sequence[Sequence[int]], may_be_empty: bool = False) -> list[list[int]]:
     """Prompts as lists; those that cannot be a problem are refused, before anything is computed.
+
+    Args:
+        model: whose tokens they are.
+        prompts: of every row.
+        may_be_empty: whether a row may have none.
 
     Raises:
         EmptyProblemError, InvalidProblemError: see `Session.start`.
     """
-    lists: list[Any] = [prompt.tolist() if hasattr(prompt, "tolist") else prompt for prompt in prompts]
+    several: Any = prompts if isinstance(prompts, Iterable) else [prompts]
+    lists: list[Any] = [prompt.tolist() if hasattr(prompt, "tolist") else prompt for prompt in several]
     if not all(
         isinstance(prompt, Sequence) and all(isinstance(i, int | np.integer) for i in prompt) for prompt in lists
     ):
         raise InvalidProblemError("a prompt is a list of token ids: give, for every row, those of its problem")
-    if not lists or not all(lists):
+    if not lists or not (all(lists) or may_be_empty):
         raise EmptyProblemError("a prompt has no token: state a problem of at least one cell")
     vocabulary = len(model.get_input_embeddings().weight)  # an adapter's embedding has no num_embeddings
     for row, prompt in enumerate(lists):
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
+        if min(prompt, default=0) < 0 or max(prompt, default=0) >= vocabulary:
             raise InvalidProblemError(
                 f"the prompt of row {row} holds an id that is none of the model's {vocabulary} tokens: "
                 "use its own tokenizer"
@@ -156,4 +162,4 @@ def check_prompts(model: Any, prompts: Sequence[Sequence[int]]) -> list[list[int
                     f"the prompt of row {row} holds a symbol that the tokenizer does not know: write the problem with "
                     "the symbols that the model was trained on"
                 )
-    return [list(prompt) for prompt in lists]
+    return [[int(token) for token in prompt] for prompt in lists]

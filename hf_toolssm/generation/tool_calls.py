@@ -32,7 +32,7 @@ from hf_toolssm.errors import (
 )
 from hf_toolssm.protocol.calls import Call
 from hf_toolssm.protocol.plain_text import encode_plain
-from hf_toolssm.tools.tool import ToolFacts, text_of
+from hf_toolssm.tools.tool import ToolFacts, cells_of, text_of
 
 MAX_OBSERVATION = 1_000_000
 """Cells, or characters of text, that one observation may have: beyond it a tool has gone wrong."""
@@ -82,12 +82,7 @@ class ToolCaller:
     def _cells(self, observed: Any, call: str) -> Sequence[int]:
         if type(observed) is tuple and not observed:  # most calls show nothing
             return observed
-        if not isinstance(observed, tuple | list):
-            raise ToolFaultError(
-                f"the tool returned {type(observed).__name__} on {call}: return cells as a tuple or a list, and () "
-                "for nothing"
-            )
-        _check_length(observed, call)
+        _check_length(cells_of(observed, call), call)
         for cell in observed:
             if type(cell) is not int or not 0 <= cell < self._vocabulary:
                 raise ToolFaultError(f"the tool returned {cell!r} on {call}, which is no token of the model")

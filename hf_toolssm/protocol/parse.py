@@ -1,10 +1,10 @@
-"""Tokens back to a trajectory: the inverse of `Renderer`."""
+"""Tokens back to a trajectory: the inverse of `Renderer`, for texts as the tokenizer keeps them."""
 
 from collections.abc import Collection, Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_toolssm.errors import MalformedCallError
+from hf_toolssm.errors import CorruptRowError, MalformedCallError
 from hf_toolssm.protocol.calls import Call, CallReader, CommandTokens
 from hf_toolssm.protocol.special_tokens import tool_token_ids
 from hf_toolssm.protocol.trajectory import ANSWER, Content, Step, StepKind, Trajectory, Writer
@@ -17,27 +17,31 @@ def parse(
     tokenizer: PreTrainedTokenizerBase,
     tools: Sequence[Tool],
     ends: Collection[int] | None = None,
-    unit: str | None = None,
 ) -> Trajectory:
     """The trajectory that tokens are; every step keeps its own.
 
-    What broke off, because the row was cut or the model wrote no call, is there as far as it went: `Trajectory.check`
-    may refuse what a session has recorded.
+    Inputs, thoughts and outputs are read as text where all tools read text, and as cells otherwise. What broke off,
+    because the row was cut or the model wrote no call, is there as far as it went: `Trajectory.check` may refuse what
+    a session has recorded.
 
     Args:
-        ids: the tokens.
+        ids: the tokens, in a list, an array or a tensor.
         writers: the `Writer` of each.
         tokenizer: that they are of.
         tools: that ran.
         ends: tokens that end a turn; by default the tokenizer's end of sequence.
-        unit: "cells" or "text", what inputs, thoughts and outputs are read as; by default cells where a tool reads
-            cells.
 
     Raises:
+        CorruptRowError: there is not one writer for every token, or a token is none of the tokenizer's.
         MissingToolTokensError: the tokenizer has no tokens for these tools.
     """
-    reading = _Reading(tokenizer, tools, {tokenizer.eos_token_id} if ends is None else ends, unit)
-    for token, writer in zip(ids, writers):
+    tokens, by = (list(each.tolist() if hasattr(each, "tolist") else each) for each in (ids, writers))
+    if len(tokens) != len(by) or not {*by} <= {*Writer} or min(tokens, default=0) < 0:
+        raise CorruptRowError(
+            f"{len(tokens)} tokens and {len(by)} writers cannot be read: give ids, and of each of them its Writer"
+        )
+    reading = _Reading(tokenizer, tools, {tokenizer.eos_token_id} if ends is None else ends)
+    for token, writer in zip(tokens, by):
         reading.take(token, writer)
     return reading.trajectory()
 
@@ -45,12 +49,10 @@ def parse(
 class _Reading:
     """Steps in the making: `kind` and `tokens` are of the one that is not finished."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool], ends: Collection[int], unit: str | None
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool], ends: Collection[int]) -> None:
         self._tokenizer = tokenizer
         self._facts = [facts_of(tool) for tool in tools]
-        self._unit = unit or unit_of(self._facts)
+        self._unit = unit_of(self._facts)
         meaning = tool_token_ids(tokenizer, tools)
         self._answer, self._ends = meaning[ANSWER], ends
         self._reader = CallReader(CommandTokens(self._facts, meaning.__getitem__))
@@ -60,16 +62,21 @@ class _Reading:
         self._tokens: list[int] = []
         self._answering = False
         self._observed_unit = self._unit
+        self._turn = -1
+        self._cut: list[int] = []
 
     def take(self, token: int, writer: int) -> None:
         if writer == Writer.USER:
             if self._kind is not StepKind.INPUT:
                 self._answering = False
+                self._turn += 1
+                self._cut.append(self._turn)  # unless an end comes
             self._add(StepKind.INPUT, token)
         elif writer == Writer.TOOL:
             self._add(StepKind.OBSERVATION, token)
         elif token in self._ends:
             self._break_off()
+            self._cut = [turn for turn in self._cut if turn != self._turn]
         elif self._reader.open is not None or token in self._reader.tokens.live:
             self._read_call(token)
         elif token == self._answer and not self._answering:
@@ -84,7 +91,7 @@ class _Reading:
 
     def trajectory(self) -> Trajectory:
         self._break_off()
-        return Trajectory(tuple(self._steps))
+        return Trajectory(tuple(self._steps), tuple(self._cut))
 
     def _add(self, kind: StepKind, token: int) -> None:
         if kind is not self._kind:

@@ -6,6 +6,7 @@ pieces of its own.
 """
 
 import json
+import re
 from collections.abc import Collection
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -13,6 +14,8 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import UnspellableTextError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _NOTHING = "\U0010ffff"
 """A text that no vocabulary has: a noncharacter of Unicode."""
@@ -31,6 +34,10 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     Raises:
         UnspellableTextError: a part of the text has no tokens but an added one, the unknown token included.
     """
+    if not text.isascii() and (lone := _SURROGATE.search(text)):
+        raise UnspellableTextError(
+            f"a text holds {lone[0]!r}, half of a character, which no tokenizer writes: leave it out"
+        )
     added = {token: found.content for token, found in tokenizer.added_tokens_decoder.items()}
     if not tokenizer.is_fast:
         # Not `convert_tokens_to_ids`, which looks among the added tokens first.

@@ -6,7 +6,7 @@ from typing import Any
 from hf_toolssm.errors import EmptyProblemError, ToolError, UnknownCallError
 from hf_toolssm.protocol.calls import CommandTokens
 from hf_toolssm.protocol.trajectory import ANSWER, Content, Step, StepKind, Trajectory, canonical, step
-from hf_toolssm.tools.tool import Tool, error_text, facts_of, text_of, unit_of
+from hf_toolssm.tools.tool import Tool, cells_of, error_text, facts_of, text_of, unit_of
 
 
 class Recorder:
@@ -73,7 +73,7 @@ class Recorder:
         content: Content = "".join(argument) if is_text else tuple(argument)
         try:
             observed = self._at_work[index].call(name, content)
-            observed = text_of(observed, name) if is_text else observed
+            observed = (text_of if is_text else cells_of)(observed, name)
         except ToolError as error:
             if facts.on_error == "end":
                 raise

@@ -10,7 +10,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from hf_toolssm.errors import CellNotOneTokenError, CorruptRowError, EmptyProblemError
 from hf_toolssm.protocol.calls import begin_token, end_token
 from hf_toolssm.protocol.plain_text import encode_plain
-from hf_toolssm.protocol.trajectory import SHORT, WRITER_OF, Step, StepKind, Trajectory, Writer
+from hf_toolssm.protocol.trajectory import ANSWER, SHORT, WRITER_OF, Content, Step, StepKind, Trajectory, Writer
 
 IGNORED = -100
 """The label of a token that carries no loss, as in transformers."""
@@ -19,7 +19,7 @@ MOST_KNOWN = 65_536
 """Short steps whose tokens a renderer keeps."""
 
 _Part = tuple[Step, Sequence[int], Sequence[int], bytes]
-"""A step with its tokens, their labels and their writers; of an input with the end of the turn before in front."""
+"""A step with its tokens, their labels and their writers."""
 
 
 class Renderer:
@@ -74,8 +74,8 @@ class Renderer:
         token = self.token(cell)
         if len(cell) > 1 and self._added(token) is not None:
             raise CellNotOneTokenError(
-                f"the cell {cell!r} of a problem is a token that was added to the tokenizer, and what a user writes "
-                "never becomes one of those: write the problem with the symbols of its task"
+                f"the cell {cell!r} is a token that was added to the tokenizer, and neither what a user writes nor a "
+                "thought, an output or an argument ever is one of those: write it with the symbols of its task"
             )
         return token
 
@@ -100,7 +100,7 @@ class Renderer:
         return self._tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
 
     def render(self, trajectory: Trajectory) -> dict[str, list[int]]:
-        """The whole trajectory, with the end token behind every turn.
+        """The whole trajectory, with the tokenizer's end token behind every turn that was not cut.
 
         Returns:
             `input_ids` and `labels` of equal length; labels are -100 on what the model does not write.
@@ -108,34 +108,35 @@ class Renderer:
         Raises:
             CellNotOneTokenError, CorruptRowError, UnspellableTextError: see `step`.
         """
-        parts, end = self._parts(trajectory), self.end
-        ids, labels = ([*chain.from_iterable(map(itemgetter(of), parts)), end] for of in (1, 2))
-        return {"input_ids": ids, "labels": labels}
+        parts = self._parts(trajectory)
+        return {
+            "input_ids": [*chain.from_iterable(map(itemgetter(1), parts))],
+            "labels": [*chain.from_iterable(map(itemgetter(2), parts))],
+        }
 
     def written(self, trajectory: Trajectory) -> tuple[list[int], bytearray]:
         """The tokens of `render`, and the `Writer` of each; `parse` is the inverse."""
         parts = self._parts(trajectory)
-        ids = [*chain.from_iterable(map(itemgetter(1), parts)), self.end]
-        return ids, bytearray().join(map(itemgetter(3), parts)) + bytes([Writer.MODEL])
+        return [*chain.from_iterable(map(itemgetter(1), parts))], bytearray().join(map(itemgetter(3), parts))
 
     def _parts(self, trajectory: Trajectory) -> list[_Part]:
-        """Of every step what it is written as, and in front of every input but the first the end of a turn."""
-        first, others = trajectory.steps[:1], trajectory.steps[1:]
-        parts: list[Any] = list(map(self._known.get, map(id, others)))
-        if not all(parts):
-            parts = [known or self._written(each, StepKind.INPUT) for each, known in zip(others, parts)]
-        return [*map(self._written, first), *parts]
+        """What every step is written as, and the end of every turn that was not cut."""
+        steps, kind = trajectory.steps, StepKind.INPUT
+        known = map(self._known.get, map(id, steps))
+        parts: list[Any] = [part or self._part(each) for each, part in zip(steps, known)]
+        ends = [at for at, each in enumerate(steps) if each.kind is kind][1:] + [len(steps)]
+        end = (None, [self.end], [self.end], bytes([Writer.MODEL]))
+        for turn, at in reversed([*enumerate(ends)]):
+            if turn not in trajectory.cut:
+                parts.insert(at, end)
+        return parts
 
-    def _written(self, step: Step, ends_turn: StepKind | None = None) -> _Part:
+    def _part(self, step: Step) -> _Part:
         tokens, writer = self.step(step), WRITER_OF.get(step.kind, Writer.MODEL)
         labels = tokens if writer is Writer.MODEL else [IGNORED] * len(tokens)
-        writers = bytes([writer]) * len(tokens)
-        if step.kind is ends_turn:
-            end = self.end
-            tokens, labels, writers = [end, *tokens], [end, *labels], bytes([Writer.MODEL]) + writers
-        part = step, tokens, labels, writers
+        part = step, tokens, labels, bytes([writer]) * len(tokens)
         is_short = len(tokens) <= SHORT + 2 and not isinstance(step.content, str) and step.ids is None
-        if is_short and ends_turn and len(self._known) < MOST_KNOWN:
+        if is_short and len(self._known) < MOST_KNOWN:
             self._known[id(step)] = part
         return part
 
@@ -155,8 +156,10 @@ class Renderer:
             ids = encode_plain(self._tokenizer, content)
         elif step.kind is StepKind.INPUT:
             ids = self.problem(content or ())
-        else:
+        elif step.kind is StepKind.OBSERVATION:
             ids = [self.token(cell) for cell in content or ()]
+        else:
+            ids = [self.token(cell) if cell == ANSWER else self._symbol(cell) for cell in content or ()]
         if step.kind is not StepKind.CALL:
             return ids
         ends = () if content is None else (self.token(end_token(step.name)),)
@@ -164,17 +167,23 @@ class Renderer:
 
     def _check_ids(self, step: Step) -> None:
         ids = list(step.ids or ())
-        if step.kind is StepKind.CALL:  # one that broke off has fewer
-            fits = len(ids) > 0 and ids[0] in map(self.token, (begin_token(step.name), end_token(step.name)))
-        elif isinstance(step.content, str):
-            fits = self._tokenizer.decode(ids) == step.content
-        else:
-            fits = len(ids) == len(step.content or ())
+        fits = self._says(ids, step.content)
+        if step.kind is StepKind.CALL:  # one that broke off has no end, or what broke it off in its place
+            known = self._tokenizer.convert_tokens_to_ids([begin_token(step.name), end_token(step.name)])
+            begins = ids[0] in known if ids else False
+            fits = begins and any(self._says(part, step.content) for part in (ids[1:], ids[1:-1]))
         if not fits:
             raise CorruptRowError(
-                f"the ids of the {step.kind} {step.text[:40]!r} are of another tokenizer: render it with the one that "
-                "wrote it, or without ids"
+                f"the ids of the {step.kind} {step.text[:40]!r} are not its text, or of another tokenizer: render it "
+                "with the one that wrote it, or without ids"
             )
+
+    def _says(self, ids: list[int], content: Content) -> bool:
+        if min(ids, default=0) < 0:
+            return False
+        if isinstance(content, str):
+            return self._tokenizer.decode(ids) == content
+        return [self._tokenizer.decode([token]) for token in ids] == list(content or ())
 
     def row(self, row: Mapping[str, Any]) -> dict[str, list[int]]:
         """A dataset row as `input_ids` and `labels`; a corrupt row stops with its id."""

@@ -59,8 +59,8 @@ class Step:
         kind: of the step.
         content: what it says; of a call, its argument.
         name: of the call; of any other step "".
-        ids: the tokens that it was, where a model or a tool of a session wrote it: they are never made from the text
-            again. All of a call's, those that name it included. No part of what makes two steps equal.
+        ids: the tokens that it was in a session: they are never made from the text again. All of a call's, those that
+            name it included. No part of what makes two steps equal.
     """
 
     kind: StepKind
@@ -94,6 +94,8 @@ SHORT = 8
 
 @lru_cache(maxsize=65_536)
 def _same(kind: str, content: Content, name: str) -> Step:
+    if isinstance(content, tuple):  # a text of numpy is equal to one of Python, and must not stand in its place
+        content = tuple(str(cell) if isinstance(cell, str) else cell for cell in content)
     return Step(StepKind(kind), content, name)
 
 
@@ -126,7 +128,8 @@ def _joined(steps: list[Step]) -> Step:
     if len(steps) == 1:
         return first
     ids = None
-    if all(s.ids is not None for s in steps):
+    # Of spans the tokens would not be those of the joined text, where a character's bytes are on both sides.
+    if isinstance(first.content, tuple) and all(s.ids is not None for s in steps):
         ids = tuple(token for s in steps for token in s.ids or ())
     cells = tuple(cell for s in steps for cell in s.content or ())
     content = "".join(cells) if isinstance(first.content, str) else cells
@@ -139,9 +142,11 @@ class Trajectory:
 
     Attributes:
         steps: in canonical form (see `canonical`) and in order, beginning with the problem.
+        cut: the turns, counted from 0, that broke off before their end, as a session may.
     """
 
     steps: tuple[Step, ...]
+    cut: tuple[int, ...] = ()
 
     @property
     def problem(self) -> tuple[str, ...] | str:
@@ -157,7 +162,7 @@ class Trajectory:
     @property
     def answer(self) -> str:
         """The text of the last turn's outputs."""
-        return self.answers[-1]
+        return self.answers[-1] if self.steps else ""
 
     def turns(self) -> list[list[Step]]:
         """The steps of every turn, its input first."""
@@ -180,13 +185,14 @@ class Trajectory:
             EmptyProblemError: it does not begin with an input that holds something.
             CorruptRowError: a step holds nothing, or stands where it cannot; an answer marker is missing or repeated.
         """
-        if not self.steps or self.steps[0].kind is not StepKind.INPUT or not self.steps[0].content:
-            raise EmptyProblemError("the problem has no cell: state a problem of at least one cell")
+        begins = self.steps[0] if self.steps else None
+        if begins is None or (isinstance(begins, Step) and (begins.kind is not StepKind.INPUT or not begins.content)):
+            raise EmptyProblemError("a trajectory begins with an input, its problem: state one of at least one cell")
         for each in {id(s): s for s in self.steps}.values():  # equal short ones are one object
-            if not _holds_text(each):
+            if not (isinstance(each, Step) and isinstance(each.kind, StepKind) and _holds_text(each)):
                 raise CorruptRowError(
-                    f"step {self.steps.index(each)} holds {each.content!r}: cells and spans are texts that are not "
-                    "empty, and only calls have a name and may hold nothing: rebuild the row"
+                    f"step {self.steps.index(each)} holds {getattr(each, 'content', each)!r}: cells and spans are "
+                    "texts that are not empty, and only calls have a name and may hold nothing: rebuild the row"
                 )
         call, observation = StepKind.CALL, StepKind.OBSERVATION
         for number, (first, second) in enumerate(pairwise(self.steps), 1):
@@ -201,7 +207,8 @@ class Trajectory:
     def to_row(self) -> dict[str, Any]:
         """The columns of a dataset row: `problem` and `answer` are texts, of the first input and of the last turn's
         outputs, `steps` says it all."""
-        return {"problem": self.steps[0].text, "steps": [_step_to_row(s) for s in self.steps], "answer": self.answer}
+        row = {"problem": self.steps[0].text, "steps": [_step_to_row(s) for s in self.steps], "answer": self.answer}
+        return row | {"cut": list(self.cut)} if self.cut else row
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Trajectory":
@@ -211,9 +218,9 @@ class Trajectory:
             CorruptRowError: a column is missing or of another type, a kind is unknown, or the trajectory is
                 inconsistent; the message names the row.
         """
-        name = row.get("id", "without id")
+        name = row.get("id", "without id") if isinstance(row, Mapping) else "without columns"
         try:
-            trajectory = cls(tuple(map(_step_from_row, row["steps"]))).check()
+            trajectory = cls(tuple(map(_step_from_row, row["steps"])), tuple(row.get("cut") or ())).check()
             for column, text in (("problem", trajectory.steps[0].text), ("answer", trajectory.answer)):
                 if row[column] != text:
                     raise CorruptRowError(f"the steps say another {column} than {row[column]!r}: rebuild the row")

@@ -98,8 +98,8 @@ class Tool(Protocol):
         has_side_effects: whether it touches anything but what it remembers, as a shell or a network does; true if it
             does not say, and then it never runs on a clone. A config may name such a tool, but it runs only where the
             caller passes it; making it must touch nothing yet.
-        on_error: "observe": the error's text is the observation, for text if it does not say; "end": the row ends with
-            the error, for cells if it does not say.
+        on_error: "observe": the error's text is the observation, of tools that read text if they do not say; "end":
+            the row ends with the error, of tools that read cells always, because an error's text is none.
         fork: what becomes of it in a copy of a row: "copy", "shared" (both rows have it) or "never" (a row that has it
             is neither copied nor saved).
     """
@@ -223,6 +223,8 @@ def facts_of(tool: Any) -> ToolFacts:
         on_error=getattr(tool, "on_error", "observe" if unit == "text" else "end"),
         fork=getattr(tool, "fork", "copy"),
     )
+    if facts.unit == "cells" and facts.on_error == "observe":
+        raise UnknownToolError("on_error of a tool that reads cells is 'end', because an error's text is no cell")
     limit = facts.time_limit
     if limit is not None and not (isinstance(limit, int | float) and 0 < limit <= LONGEST_LIMIT):
         raise UnknownToolError(f"a tool's time_limit is a number of seconds above 0, or None, and not {limit!r}")
@@ -233,8 +235,8 @@ def facts_of(tool: Any) -> ToolFacts:
 
 
 def unit_of(tools: Sequence[ToolFacts]) -> Literal["text", "cells"]:
-    """What is written where these tools work: cells if one of them reads cells, text otherwise."""
-    return "cells" if any(facts.unit == "cells" for facts in tools) else "text"
+    """What is written where these tools work: text if all of them read text, and cells otherwise."""
+    return "text" if tools and all(facts.unit == "text" for facts in tools) else "cells"
 
 
 def text_of(observed: Any, call: str) -> str:
@@ -248,9 +250,23 @@ def text_of(observed: Any, call: str) -> str:
     return observed.decode("utf-8", errors="replace") if isinstance(observed, bytes) else observed
 
 
+def cells_of(observed: Any, call: str) -> Sequence[Any]:
+    """The cells of what a tool that reads cells has returned.
+
+    Raises:
+        ToolFaultError: it is neither a tuple nor a list.
+    """
+    if not isinstance(observed, tuple | list):
+        raise ToolFaultError(
+            f"the tool returned {type(observed).__name__} on {call}: return cells as a tuple or a list, and () for "
+            "nothing"
+        )
+    return observed
+
+
 def error_text(error: ToolError) -> str:
-    """What the model reads of an error that is an observation."""
-    return f"{type(error).__name__}: {error}"[:500]
+    """What the model reads of an error that is an observation; `?` stands for halves of characters."""
+    return f"{type(error).__name__}: {error}"[:500].encode("utf-8", "replace").decode()
 
 
 _NAME = re.compile("(?!/)[!-~]+")

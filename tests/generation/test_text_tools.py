@@ -215,6 +215,19 @@ def test_the_model_reads_what_went_wrong_and_goes_on(act, message, limit):
 
 
 @pytest.mark.parametrize("limit", [None, 5.0])
+@pytest.mark.parametrize(
+    "act", [lambda _: "a\ud800", raise_it(ToolError("no key \ud800")), raise_it(KeyError("\udfff"))]
+)
+def test_half_a_character_stops_no_row(act, limit):
+    """A model can write one in JSON, and a tool repeat it."""
+    session = start([Odd(act, time_limit=limit)], ["a", "b"])
+    first, second = play(session, [*call("odd", "a"), "b", *END], [*"abc", *END])
+    assert first.endswith("b<|end|>")
+    assert "Error: " in first
+    assert second == "abc<|end|>"
+
+
+@pytest.mark.parametrize("limit", [None, 5.0])
 @pytest.mark.parametrize(("act", "message"), FAULTS)
 def test_a_tool_may_say_that_its_errors_end_the_row(act, message, limit):
     session = start([Odd(act, time_limit=limit, on_error="end")])
@@ -296,6 +309,7 @@ def test_a_tool_that_remembers_nothing_is_one_object_for_all_rows():
         (Odd(str, on_error="ignore"), "on_error is one of observe, end"),
         (Odd(str, fork="twice"), "fork is one of copy, shared, never"),
         (Odd(str, unit="bytes"), "unit is one of text, cells"),
+        (Odd(str, unit="cells", on_error="observe"), "an error's text is no cell"),
         (Odd(str, time_limit=-1), "number of seconds above 0"),
         (Odd(str, time_limit="5"), "number of seconds above 0"),
         (Clock, "is no tool"),

@@ -13,9 +13,8 @@ from small_models import Heard
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hf_toolssm.errors import RecordingError, TokenizerNeededError, UnspellableTextError
+from hf_toolssm.errors import TokenizerNeededError, UnspellableTextError
 from hf_toolssm.evaluation.free_running import evaluate_free_running
-from hf_toolssm.generation.recording import read_recording
 from hf_toolssm.generation.session import Session
 from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.protocol.calls import begin_token, end_token
@@ -252,57 +251,6 @@ def test_generate_says_log_probabilities_after_processors_and_gives_trajectories
     assert list(writers[:length]) == output.writers[0, :length].tolist()
 
 
-def test_a_recording_goes_with_the_session_that_is_forked_saved_and_gone_on_with(tmp_path):
-    session, _ = wandering(0.7)
-    session.run(10)
-    fork = session.select([1, 1])
-    session.run(10)
-    fork.run(5)
-    assert [len(ids) for ids in fork.recording.ids] == [row.length for row in fork.rows]
-    assert fork.recording.ids[0][:10] == session.recording.ids[1][:10]
-    session.save(tmp_path / "session")
-    again = Session.load(tmp_path / "session", session.runner.model, tokenizer=session.tokenizer)
-    assert again.trajectories == session.trajectories
-    session.run(9)
-    again.run(9)
-    assert again.recording.ids == session.recording.ids
-    assert again.trajectories == session.trajectories
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_a_file_has_what_a_recording_in_memory_has_also_after_a_roll_back(tmp_path, temperature):
-    kept, _ = wandering(temperature)
-    filed, _ = wandering(temperature, record=tmp_path / "recording.jsonl")
-    for session in (kept, filed):
-        session.run(15, log_probs=True)
-    filed.save(tmp_path / "session")
-    filed.run(40)  # is lost, as in a process that dies
-    options = {"tokenizer": filed.tokenizer, "record": tmp_path / "recording.jsonl"}
-    filed = Session.load(tmp_path / "session", filed.runner.model, **options)
-    for session in (kept, filed):
-        session.run(7)
-        session.append([[5, 6], []])
-        session.run(7)
-    found = read_recording(tmp_path / "recording.jsonl")
-    assert found.ids == kept.recording.ids
-    assert found.writers == kept.recording.writers
-    assert repr(found.log_probs) == repr(kept.recording.log_probs)
-    assert found.writers[0].count(Writer.USER) == 5 + 2
-    with pytest.raises(RecordingError, match="of a file that does not"):
-        wandering(record=tmp_path / "recording.jsonl")
-    with pytest.raises(RecordingError, match="record=True"):
-        filed.trajectories  # noqa: B018
-
-
-def test_what_is_no_recording_is_refused_by_name(tmp_path):
-    for text in ('{"row": 0}\n', "nothing\n", '{"row": 0, "position": 5, "tokens": [1], "writers": [1]}\n'):
-        (tmp_path / "file").write_text(text, encoding="utf-8")
-        with pytest.raises(RecordingError, match="is no recording of a session"):
-            read_recording(tmp_path / "file")
-    with pytest.raises(RecordingError, match="is no recording"):
-        read_recording(tmp_path / "nowhere")
-
-
 def test_a_call_that_broke_off_is_in_the_trajectory_as_far_as_it_went():
     tokenizer = task_like()
     begin, end = map(tokenizer.convert_tokens_to_ids, (begin_token("ledger"), end_token("ledger")))
@@ -312,4 +260,4 @@ def test_a_call_that_broke_off_is_in_the_trajectory_as_far_as_it_went():
         writers = [Writer.USER] + [Writer.MODEL] * len(ids)
         broken = parse(everyone, writers, tokenizer, [Ledger()])
         assert [s.kind for s in broken.steps] == [StepKind.INPUT, StepKind.CALL]
-        assert Renderer(tokenizer).written(broken)[0] == [*everyone, tokenizer.eos_token_id]
+        assert Renderer(tokenizer).written(broken)[0] == everyone

@@ -31,11 +31,11 @@ def some_rows(name, variant):
     raise AssertionError(f"{name} has no test problems")
 
 
-def assert_parsed_back(trajectory, tokenizer, tools, unit=None):
+def assert_parsed_back(trajectory, tokenizer, tools):
     """By value, and the parsed one, with its own tokens or made from its text again, as the same tokens."""
     ids, writers = Renderer(tokenizer).written(trajectory)
     assert len(ids) == len(writers)
-    parsed = parse(ids, writers, tokenizer, tools, unit=unit)
+    parsed = parse(ids, writers, tokenizer, tools)
     assert parsed == trajectory
     assert parsed.check() is parsed
     again = Trajectory(tuple(Step(s.kind, s.content, s.name) for s in parsed.steps))
@@ -52,7 +52,7 @@ def test_every_task_is_read_back(name, variant, byte_tokenizer):
     for trajectory in some_rows(name, variant):
         for tokenizer in (build_task_tokenizer(task.cells(variant), tools), merging):
             try:
-                assert_parsed_back(trajectory, tokenizer, tools, "cells")
+                assert_parsed_back(trajectory, tokenizer, tools)
             except Exception as error:
                 raise AssertionError(f"{name} {variant}") from error
 
