@@ -94,7 +94,7 @@ def measured_task(about: Mapping[str, Any], model: str, task: str | None, varian
     Raises:
         UnknownTaskError, InvalidProblemError: see `parse_share`.
     """
-    found = load_task(task) if task else load_task(about.get("task", "addition"), beside=model)
+    found = load_task(task or about.get("task", "addition"), beside=model)
     return found, found.check_variant(variant or trained_part(about, found).get("variant", found.variants[0]))
 
 

@@ -60,7 +60,10 @@ def units(step: Step, tokenizer: Any = None) -> list[str]:
         shown = [] if step.content is None else [step.content]
     if step.kind is not StepKind.CALL:
         return shown
-    return [step.name, *shown, *([] if step.content is None or is_broken_off(step) else [""])]
+    return [step.name, *shown, *([] if step.content is None or is_broken_off(step, tokenizer) else [""])]
+
+
+MOST_BYTES = 4
 
 
 def pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
@@ -68,7 +71,8 @@ def pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
     shown, before, begin = [], 0, 0
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[before:end])
-        if text.endswith("\ufffd") and end < len(ids):
+        # A character has at most four bytes; what is longer is none, as in a tool's answer of any bytes.
+        if text.endswith("\ufffd") and end < len(ids) and end - begin < MOST_BYTES:
             shown.append("")
         else:
             shown.append(text[len(tokenizer.decode(ids[before:begin])) :])
@@ -98,7 +102,7 @@ def page(
     """
     strings = Strings()
     shown = [units(each, tokenizer) for each in trajectory.steps]
-    replay = Replay(trajectory, tools, strings)
+    replay = Replay(trajectory, tools, strings, tokenizer)
     ids = [s.ids if s.ids and len(s.ids) == len(u) else [None] * len(u) for s, u in zip(trajectory.steps, shown)]
     content: dict[str, Any] = {
         "title": title,
@@ -138,7 +142,7 @@ def main() -> None:
     parser.add_argument("--row", type=int, default=0, help="of the recording or the dataset, from 0")
     parser.add_argument("--model", help="a folder or a Hub id: the model that was recorded")
     parser.add_argument("--config", help="of the dataset, for example max_length_5")
-    parser.add_argument("--split", default="train", help="of the dataset")
+    parser.add_argument("--split", help="of the dataset; by default its first")
     parser.add_argument("--variant", help="of the dataset's task; by default its first")
     parser.add_argument("--tools", type=tool_specs, help="""in place of the model's or task's: '[{"name": "tape"}]'""")
     parser.add_argument("--output", type=Path, default=Path("trace.html"))
@@ -149,6 +153,9 @@ def main() -> None:
         written = recording_page(options.recording, options.row, options.model, options.tools)
     else:
         written = row_page(options.dataset, options.config, options.split, options.row, options.variant, options.tools)
+    if options.output.is_dir():
+        parser.error(f"--output {options.output} is a folder: name a file")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.output, written)
     print(f"{options.output}: {len(written):,} bytes; open it in a browser")
 
@@ -178,6 +185,8 @@ def recording_page(path: Path, number: int, model: str, specs: list[dict[str, An
     tokenizer = checkpoint_tokenizer(model, None)
     specs = specs if specs is not None else getattr(AutoConfig.from_pretrained(model), "tools", None) or []
     tools, ids, writers = [make_tool(spec) for spec in specs], recording.ids[number], recording.writers[number]
+    if max(ids, default=0) >= len(tokenizer):
+        raise TraceError(f"{path} holds token {max(ids)}, which {model} does not have: give the model that ran")
     trajectory = parse(ids, writers, tokenizer, tools)
     # The ends of turns stand in no step.
     kept = [at for at, token in enumerate(ids) if writers[at] != Writer.MODEL or token != tokenizer.eos_token_id]
@@ -190,7 +199,12 @@ def recording_page(path: Path, number: int, model: str, specs: list[dict[str, An
 
 
 def row_page(
-    dataset: str, config: str | None, split: str, number: int, variant: str | None, specs: list[dict[str, Any]] | None
+    dataset: str,
+    config: str | None,
+    split: str | None,
+    number: int,
+    variant: str | None,
+    specs: list[dict[str, Any]] | None,
 ) -> str:
     """The page of a row of a dataset.
 
@@ -201,11 +215,12 @@ def row_page(
     row = dataset_row(dataset, config, split, number)
     title = row.get("id") or f"row {number} of {dataset}"
     specs = specs if specs is not None else task_specs(dataset, title, variant)
+    tools = [make_tool(spec) for spec in specs]
     facts = {"dataset": dataset, "row": str(number), "tools": describe_tools(specs)}
-    return page(Trajectory.from_row(row), [make_tool(spec) for spec in specs], title, facts)
+    return page(Trajectory.from_row(row), tools, title, facts)
 
 
-def dataset_row(dataset: str, config: str | None, split: str, number: int) -> dict[str, Any]:
+def dataset_row(dataset: str, config: str | None, split: str | None, number: int) -> dict[str, Any]:
     """A row of a dataset.
 
     Raises:
@@ -213,7 +228,8 @@ def dataset_row(dataset: str, config: str | None, split: str, number: int) -> di
     """
     source = str(Path(dataset).resolve()) if Path(dataset).is_dir() else dataset
     try:
-        rows = load_dataset(source, config, split=split)
+        found = load_dataset(source, config, split=split)
+        rows = found if split else next(iter(found.values()))
     except (OSError, ValueError) as error:
         raise TraceError(f"{dataset} cannot be read ({error}): give --dataset, --config and --split") from error
     if not 0 <= number < len(rows):

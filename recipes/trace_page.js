@@ -107,8 +107,8 @@ function layOut(columns) {
         let [to, left] = fitting(shown, from, room, plain);
         broken = shown[to - 1] === "\n" && to > from;
         if (to < shown.length && !broken) {
-          const space = shown.lastIndexOf(" ", to - 1) + 1;
-          if (space > from && space > to - 24) to = space;
+          const near = Math.max(from, to - 24), space = shown.slice(near, to).lastIndexOf(" ") + 1;
+          if (space) to = near + space;
           begin(unit, to === from && room === columns ? ++to : to);  // at least a character on a line
         } else room = left;
         from = to;
@@ -441,6 +441,6 @@ function fit() {
 }
 let fitted = 0;
 new ResizeObserver(() => { if ($("steps").clientWidth !== fitted) { fitted = $("steps").clientWidth; fit(); } else draw(); }).observe($("steps"));
-window.onhashchange = () => { const step = Number(location.hash.slice(1)); if (step !== selected && step < count) select(step); };
+window.onhashchange = () => { const step = Number(location.hash.slice(1)); if (step !== selected && step < count && Number.isInteger(step) && step >= 0) select(step); };
 selected = Math.min(count - 1, Math.max(0, Math.floor(Number(location.hash.slice(1))) || 0));
 $("steps").focus();

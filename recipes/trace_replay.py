@@ -1,6 +1,7 @@
 """Runs the tools again over a trajectory, and takes down what a person sees of them at every step.
 
 A session of 100,000 steps takes seconds, because only what changes is taken down: a pointer's place, a written cell.
+A tool's time limit does not hold here.
 """
 
 import json
@@ -10,7 +11,7 @@ from typing import Any
 
 from hf_toolssm.errors import ToolError
 from hf_toolssm.generation.tool_calls import fault
-from hf_toolssm.protocol.calls import CommandTokens
+from hf_toolssm.protocol.calls import CommandTokens, begin_token, end_token
 from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
 from hf_toolssm.tools import Tool, ToolFacts, facts_of
 from hf_toolssm.tools.tool import View, error_text, text_of
@@ -66,7 +67,7 @@ class StateTrack:
         self._changes: list[tuple[int, int, int, str]] = []
 
     def look(self, step: int, at_work: Any) -> None:
-        state = json.dumps(at_work.state(), default=lambda value: value.tolist(), sort_keys=True)
+        state = as_json(at_work.state())
         if state != self._state:
             head = common(self._state, state)
             tail = common(self._state[head:][::-1], state[head:][::-1])
@@ -76,6 +77,14 @@ class StateTrack:
     def columns(self) -> dict[str, Any]:
         steps, heads, tails, middles = zip(*self._changes)
         return {"changes": {"step": deltas(steps), "head": heads, "tail": tails, "middle": middles}}
+
+
+def as_json(state: Any) -> str:
+    """A state as JSON; what JSON has no form for as Python shows it."""
+    try:
+        return json.dumps(state, default=lambda v: v.tolist() if hasattr(v, "tolist") else repr(v), allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(repr(state))
 
 
 def deltas(values: Sequence[int]) -> list[int]:
@@ -100,13 +109,14 @@ class Replay:
         problems: steps at which a tool does not do again what the trajectory says, and what it does.
     """
 
-    def __init__(self, trajectory: Trajectory, tools: Sequence[Tool], strings: Strings) -> None:
+    def __init__(self, trajectory: Trajectory, tools: Sequence[Tool], strings: Strings, tokenizer: Any) -> None:
         self._steps = trajectory.steps
+        self._tokenizer = tokenizer
         self._facts = [facts_of(tool) for tool in tools]
         self._tool_of = CommandTokens(self._facts, str).tool_of
         self.problems: list[tuple[int, str]] = []
         notes = [self._why_not(facts) for facts in self._facts]
-        self._at_work = [None if note else self._start(facts) for facts, note in zip(self._facts, notes)]
+        self._at_work = [self._start(index, notes) for index in range(len(notes))]
         tracks: list[MemoryTrack | StateTrack | None] = [
             MemoryTrack(strings) if hasattr(at_work, "view") else StateTrack() if hasattr(at_work, "state") else None
             for at_work in self._at_work
@@ -130,9 +140,18 @@ class Replay:
         span = next(spans, None)
         return "" if span is None or not facts.is_told else f"not run again: step {span} is a text, and no cells"
 
-    def _start(self, facts: ToolFacts) -> Any:
-        problem = self._steps[0]
-        return facts.start(problem.content if facts.unit == "cells" else problem.text, str)
+    def _start(self, index: int, notes: list[str]) -> Any:
+        facts, problem = self._facts[index], self._steps[0]
+        if notes[index]:
+            return None
+        try:
+            at_work = facts.start(problem.content if facts.unit == "cells" else problem.text, str)
+            if hasattr(at_work, "state"):
+                at_work.state()
+        except Exception as error:
+            notes[index] = f"not run again: {error_text(fault('when it was started', error))}"
+            return None
+        return at_work
 
     def _take(self, number: int) -> Iterable[int]:
         """Does a step; which tools' states it may have changed, those that are only told aside."""
@@ -152,7 +171,7 @@ class Replay:
     def _call(self, number: int, step: Step, index: int) -> None:
         """Makes a call again and compares what it shows with the observation that follows, which may be cut off."""
         facts = self._facts[index]
-        if is_broken_off(step):
+        if is_broken_off(step, self._tokenizer):
             self.problems.append((number, "the call breaks off, and was not carried out"))
             return
         observed: Any
@@ -177,6 +196,9 @@ class Replay:
             self.problems.append((number + 1 if recorded else number, f"run again, the tool shows {shown} here"))
 
 
-def is_broken_off(step: Step) -> bool:
-    """Whether the tokens of a call lack the one that ends it."""
-    return step.ids is not None and isinstance(step.content, tuple) and len(step.ids) < len(step.content) + 2
+def is_broken_off(step: Step, tokenizer: Any) -> bool:
+    """Whether the tokens of a call lack the one that begins it or the one that ends it."""
+    if step.ids is None or step.content is None:
+        return False
+    ends = tokenizer.convert_tokens_to_ids([begin_token(step.name), end_token(step.name)])
+    return [step.ids[0], step.ids[-1]] != ends

@@ -188,7 +188,7 @@ def _read_events(path: Path) -> Iterator[tuple[Event, int]]:
                 told = {name: [_NAN if v is None else float(v) for v in values] for name, values in said.items()}
                 event = Event(line["row"], line["position"], line["tokens"], bytes(line["writers"]), **told)
                 sizes = {len(event.tokens), len(event.writers), *map(len, told.values())}
-                is_right = len(sizes) == 1 and {*event.writers} <= {*Writer} and event.row >= 0
+                is_right = len(sizes) == 1 and {*event.writers} <= {*Writer} and 0 <= event.row <= len(lengths)
                 is_right = is_right and all(0 <= token < 2**31 for token in event.tokens)
                 if not is_right or not 0 <= event.position <= lengths.get(event.row, 0):
                     raise ValueError(f"at byte {end} stands what no session writes")

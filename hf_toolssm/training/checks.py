@@ -95,3 +95,22 @@ def check_rows(dataset: Dataset, heads: Sequence[Head]) -> None:
                 f"every token of row {index} carries loss, the problem and the observations included: "
                 "render the rows with hf_toolssm.Renderer"
             )
+
+
+def check_cut_loss(trainer: Any, own: str | None) -> None:
+    """Refuses losses that `bptt_length` would cut wrongly; `own` names a subclass's."""
+    used = {"label_smoothing_factor": trainer.label_smoother, "compute_loss_func": trainer.compute_loss_func}
+    named = [name for name, loss in used.items() if loss is not None] + ([] if own is None else [own])
+    if trainer.args.bptt_length is not None and named:
+        raise UnsafeTrainingError(
+            f"{named[0]} with bptt_length is refused: it would shift the labels inside a piece, and so miss the token "
+            "behind every cut. Leave out one of the two."
+        )
+
+
+def check_heads_ran(trainer: Any, ran: bool) -> None:
+    """Refuses a step that trained no head, because a subclass computes a loss of its own."""
+    if trainer.heads and not ran:
+        raise UnsafeTrainingError(
+            f"{type(trainer).__name__}.compute_loss trains no head: let it add to what super().compute_loss returns"
+        )

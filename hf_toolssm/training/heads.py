@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -70,6 +71,11 @@ class Head:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        numbers = isinstance(self.weight, int | float) and isinstance(self.name, str) and isinstance(self.column, str)
+        if not numbers or not isinstance(self.module, nn.Module) or not callable(self.loss):
+            raise UnsafeTrainingError(
+                f"a head has a name, a module, the name of a column, a function and a number as its weight: {self}"
+            )
         if not self.name.isidentifier() or self.name in _OTHER_LOSSES:
             raise UnsafeTrainingError(
                 f"a head cannot be named {self.name!r}: use a word, and none of {', '.join(_OTHER_LOSSES)}, whose "
@@ -120,7 +126,8 @@ def modules_of(heads: Sequence[Head]) -> nn.ModuleDict:
     names = [head.name for head in heads]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UnsafeTrainingError(f"two heads are named {twice[0]}: their losses and weights would be one")
-    return nn.ModuleDict({head.name: head.module for head in heads})
+    # In one order, because an optimizer's state goes by it; under names that no method of a module has.
+    return nn.ModuleDict({f"{head.name}_head": head.module for head in sorted(heads, key=lambda head: head.name)})
 
 
 @contextmanager
@@ -138,9 +145,11 @@ def heads_on_model(model: nn.Module, modules: nn.ModuleDict, on: bool) -> Iterat
 
 
 def save_heads(heads: Sequence[Head], folder: str | Path) -> None:
-    """Writes the weights of the heads into a folder, beside a model."""
+    """Writes the weights of the heads into a folder, beside a model; of none, removes those of an earlier training."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    save_model(modules_of(heads), str(Path(folder) / HEADS_FILE))
+    (Path(folder) / HEADS_FILE).unlink(missing_ok=True)
+    if heads:
+        save_model(modules_of(heads), str(Path(folder) / HEADS_FILE))
 
 
 def load_heads(heads: Sequence[Head], folder: str | Path) -> None:
@@ -154,7 +163,7 @@ def load_heads(heads: Sequence[Head], folder: str | Path) -> None:
         raise NoCheckpointError(f"{path} is missing: the model in this folder was saved without heads")
     try:
         load_model(modules_of(heads), str(path))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         names = ", ".join(head.name for head in heads)
         raise NoCheckpointError(f"{path} holds other heads than {names}: {error}") from error
 
@@ -170,6 +179,10 @@ def try_head(head: Head, width: int, rows: Dataset) -> None:
     """
     targets = torch.tensor([target for row in rows.select(range(min(len(rows), 100)))[head.column] for target in row])
     targets = targets[targets != IGNORED].unique()
+    if not len(targets) or not bool(targets.isfinite().all()):
+        raise UnsafeTrainingError(
+            f"head {head.name} has no target, or one that is no number, in the first 100 rows: see {head.column}"
+        )
     if head.loss is binary_loss and bool(((targets < 0) | (targets > 1)).any()):
         raise UnsafeTrainingError(f"head {head.name} has targets of {targets.tolist()[:5]}: a binary one has 0 and 1")
     device = next((weight.device for weight in head.module.parameters()), torch.device("cpu"))

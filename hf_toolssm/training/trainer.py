@@ -22,9 +22,10 @@ from trl import SFTTrainer
 from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.protocol.render import IGNORED
-from hf_toolssm.training.checks import check_model, check_rows, own_models
+from hf_toolssm.training.checks import check_cut_loss, check_heads_ran, check_model, check_rows, own_models
 from hf_toolssm.training.freed_memory import keep_freed_memory
 from hf_toolssm.training.heads import (
+    HEADS_FILE,
     Head,
     TargetCollator,
     heads_on_model,
@@ -128,13 +129,17 @@ class ToolSFTTrainer(SFTTrainer):
     def _take_heads(self) -> None:
         if not self.heads:
             return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.ddp_find_unused_parameters:
+        elsewhere = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.optimizer is not None
+        if elsewhere or self.args.ddp_find_unused_parameters is not False:
             raise UnsafeTrainingError(
-                "heads are trained on one device or by data parallelism, without ddp_find_unused_parameters"
+                "heads are trained on one device or by data parallelism, with the trainer's own optimizer and "
+                "ddp_find_unused_parameters: false"
             )
         self._head_modules.to(self.args.device)
-        for head in self.heads:
-            try_head(head, self._causal_lm.config.get_text_config().hidden_size, self.train_dataset)
+        others = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        for rows in (self.train_dataset, *(each for each in others if isinstance(each, Dataset))):
+            for head in self.heads:
+                try_head(head, self._causal_lm.config.get_text_config().hidden_size, rows)
         self.data_collator = TargetCollator(self.data_collator, [head.column for head in self.heads])
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -152,6 +157,7 @@ class ToolSFTTrainer(SFTTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Transformers' evaluation, with the given accuracy; see the class."""
+        self._means.take("eval")  # of a prediction before
         metrics = super().evaluate(*args, **kwargs)
         if self._accuracy is not None:
             model = self.accelerator.unwrap_model(self.model)
@@ -199,8 +205,11 @@ class ToolSFTTrainer(SFTTrainer):
         pieces = self._pieces(inputs)
         if len(pieces) > 1:
             self._check_loss()  # once more: it can be set on the trainer
+        self._heads_ran = False
         if self.states is None and len(pieces) == 1:
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            check_heads_ran(self, self._heads_ran)
+            return loss
         model.train()
         state = self._initial_state(len(inputs["input_ids"]))
         losses = []
@@ -212,6 +221,7 @@ class ToolSFTTrainer(SFTTrainer):
             state = start.end
         if self.states is not None:
             self.states.keep(state)
+        check_heads_ran(self, self._heads_ran)
         return torch.stack(losses).sum()
 
     def compute_loss(
@@ -241,6 +251,7 @@ class ToolSFTTrainer(SFTTrainer):
         label_count = (labels_of_next_tokens(inputs) != IGNORED).sum()
         lm_sum = loss * (label_count if num_items_in_batch is None else num_items_in_batch / processes)
         sums = {"lm_loss": (lm_sum, label_count)}
+        self._heads_ran = True
         self._head_modules.train(self.model.training)
         with self.accelerator.autocast():
             for head in self.heads:
@@ -303,26 +314,14 @@ class ToolSFTTrainer(SFTTrainer):
         means = self._means.take(self._mode)
         if "entropy" in means:
             means["num_tokens"] = self._means.num_tokens
-        logs.update({(name if self.model.training else f"eval_{name}"): value for name, value in means.items()})
+        # An evaluation's losses say which set they are of: `eval_loss`, `eval_long_loss`.
+        of_set = next((name.removesuffix("loss") for name in logs if name.endswith("_loss")), "eval_")
+        logs.update({(name if self.model.training else of_set + name): value for name, value in means.items()})
         super().log(logs, start_time)
 
     def _check_loss(self) -> None:
-        if self.args.bptt_length is None:
-            return
-        named = [
-            name
-            for name, used in {
-                "label_smoothing_factor": self.label_smoother is not None,
-                "compute_loss_func": self.compute_loss_func is not None,
-                f"{type(self).__name__}.compute_loss": type(self).compute_loss is not ToolSFTTrainer.compute_loss,
-            }.items()
-            if used
-        ]
-        if named:
-            raise UnsafeTrainingError(
-                f"{named[0]} with bptt_length is refused: it would shift the labels inside a piece, and so miss the "
-                "token behind every cut. Leave out one of the two."
-            )
+        own = type(self).compute_loss is not ToolSFTTrainer.compute_loss
+        check_cut_loss(self, f"{type(self).__name__}.compute_loss" if own else None)
 
     def _initial_state(self, rows: int) -> RecurrentState:
         if self.states is not None:
@@ -342,7 +341,7 @@ class ToolSFTTrainer(SFTTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Transformers' files of the model, and the heads' beside them."""
-        if self.heads and self.args.should_save:  # first: saving the model may publish the folder
+        if self.args.should_save:  # first: saving the model may publish the folder
             save_heads(self.heads, output_dir or self.args.output_dir)
         with self._heads_on_model(False):
             super().save_model(output_dir, _internal_call)
@@ -358,6 +357,10 @@ class ToolSFTTrainer(SFTTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.heads:
             load_heads(self.heads, resume_from_checkpoint)
+        elif (Path(resume_from_checkpoint) / HEADS_FILE).exists():
+            raise UnsafeTrainingError(
+                f"{resume_from_checkpoint} was trained with heads: give them to the trainer again"
+            )
         if self.states is None:
             return
         path = self.states.file(Path(resume_from_checkpoint))

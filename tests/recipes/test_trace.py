@@ -6,6 +6,7 @@ import random
 import sys
 import warnings
 from math import isnan, log, nan
+from types import SimpleNamespace
 
 import pytest
 from browser import CHROMEDRIVER, Browser
@@ -21,6 +22,7 @@ from hf_toolssm.errors import RecordingError, ToolError, UnknownTaskError, Unkno
 from hf_toolssm.generation.recording import read_recording
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
 from hf_toolssm.tools import make_tool
 
@@ -353,13 +355,48 @@ def test_what_was_cut_off_is_no_difference_and_what_broke_off_is_said(trace, lon
     trajectory, tools = long_sum
     called = next(n for n, s in enumerate(trajectory.steps) if s.kind is StepKind.OBSERVATION)
     cut = Trajectory(trajectory.steps[:called])
-    assert trace.Replay(cut, tools, trace.Strings()).problems == []
-    broken = (Step(StepKind.INPUT, ("a",)), Step(StepKind.CALL, ("a",), "find", ids=(1, 2)))
-    replay = trace.Replay(Trajectory(broken), [make_tool({"name": "search_memory"})], trace.Strings())
-    assert replay.problems == [(1, "the call breaks off, and was not carried out")]
+    assert trace.Replay(cut, tools, trace.Strings(), None).problems == []
+    for tool, name, unit in ((make_tool({"name": "search_memory"}), "find", tuple), (Notes(), "note", str)):
+        tokenizer = build_task_tokenizer("a\n", [tool])
+        ids = tokenizer(f"<|{name}|>a<|/{name}|>")["input_ids"]
+        for kept, said in (
+            (ids[:2], ["the call breaks off, and was not carried out"]),
+            (ids[2:], ["the call breaks off, and was not carried out"]),
+            (ids, []),
+        ):
+            steps = (Step(StepKind.INPUT, unit("a")), Step(StepKind.CALL, unit("a"), name, ids=tuple(kept)))
+            replay = trace.Replay(Trajectory(steps), [tool], trace.Strings(), tokenizer)
+            assert [problem for _, problem in replay.problems] == said
     refused = (Step(StepKind.INPUT, ("a",)), Step(StepKind.CALL, None, "read_1"))
-    ((step, said),) = trace.Replay(Trajectory(refused), tools, trace.Strings()).problems
+    ((step, said),) = trace.Replay(Trajectory(refused), tools, trace.Strings(), None).problems
     assert (step, said.split(":")[1]) == (1, " UnknownPointerError")
+
+
+class Strange(Notes):
+    """Remembers what JSON has no form for, or cannot be started."""
+
+    def __init__(self, kept):
+        self.kept = kept
+
+    def start(self, problem):
+        if self.kept is None:
+            raise RuntimeError("no")
+        return SimpleNamespace(call=lambda name, argument: argument, state=lambda: self.kept)
+
+
+@pytest.mark.parametrize("kept", [{"a": float("nan")}, {"a": b"x"}, {"a": {1}}, {(1, 2): 3}, None])
+def test_a_state_that_json_does_not_know_is_shown_as_python_shows_it(show, kept):
+    steps = (Step(StepKind.INPUT, "a"), Step(StepKind.CALL, "b", "note"), Step(StepKind.OBSERVATION, "b"))
+    browser = show(Trajectory(steps), [Strange(kept)])
+    go_to(browser, 2)
+    shown = browser.run("return document.getElementById('tools').innerText")
+    assert ("not run again: ToolFaultError" if kept is None else repr(next(iter(kept)))[:2].strip("'(")) in shown
+
+
+@pytest.mark.parametrize("text", ["a" * 200_000, "\ufffd" * 20_000, "\u202e" * 100_000])
+def test_a_long_text_without_a_space_is_shown_too(show, text):
+    browser = show(Trajectory((Step(StepKind.INPUT, text),)), [])
+    assert browser.run("return document.querySelectorAll('.line').length") > 5
 
 
 def test_the_command_shows_a_row_of_a_dataset_and_names_what_is_not_there(trace, chromium, tmp_path):

@@ -224,7 +224,85 @@ def test_rows_that_do_not_fit_a_head_are_refused(tmp_path):
     ):
         with pytest.raises(UnsafeTrainingError, match=message):
             ToolSFTTrainer(trainer.model, trainer.args, rows, heads=heads, **options)
-    args = copy.copy(trainer.args)
-    args.ddp_find_unused_parameters = True
-    with pytest.raises(UnsafeTrainingError, match="without ddp_find_unused_parameters"):
-        ToolSFTTrainer(trainer.model, args, trainer.train_dataset, heads=[parity_head()], **options)
+    for found in (True, None):
+        args = copy.copy(trainer.args)
+        args.ddp_find_unused_parameters = found
+        with pytest.raises(UnsafeTrainingError, match="ddp_find_unused_parameters: false"):
+            ToolSFTTrainer(trainer.model, args, trainer.train_dataset, heads=[parity_head()], **options)
+    none = trainer.train_dataset.map(lambda row: {"parity": [-100] * len(row["parity"])})
+    for bad, options_of_bad in ((none, {}), (trainer.train_dataset, {"eval_dataset": other})):
+        with pytest.raises(UnsafeTrainingError, match=r"has no target|targets of \[2\]"):
+            ToolSFTTrainer(trainer.model, trainer.args, bad, heads=[parity_head()], **options, **options_of_bad)
+
+
+def test_heads_that_would_quietly_not_learn_are_refused(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    rows = trainer.train_dataset.map(lambda row: {"parity": parities(row["input_ids"])})
+    options = {"heads": [parity_head()], "processing_class": trainer.processing_class}
+    own = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
+    with pytest.raises(UnsafeTrainingError, match="the trainer's own optimizer"):
+        ToolSFTTrainer(trainer.model, trainer.args, rows, optimizers=(own, None), **options)
+
+    class OwnLoss(ToolSFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(input_ids=inputs["input_ids"], labels=inputs["labels"]).loss
+
+    with pytest.raises(UnsafeTrainingError, match="OwnLoss.compute_loss trains no head"):
+        OwnLoss(trainer.model, trainer.args, rows, **options).train()
+
+
+@pytest.mark.parametrize("fields", [{"name": 3}, {"weight": "1"}, {"module": len}, {"loss": None}, {"column": 3}])
+def test_what_is_no_head_is_refused_at_once(fields):
+    with pytest.raises(UnsafeTrainingError, match="a head has a name, a module"):
+        Head(**{**vars(parity_head()), **fields})
+
+
+@pytest.mark.parametrize("name", ["values", "type", "forward", "half"])
+def test_a_head_may_be_called_what_a_module_calls_a_method(tmp_path, name):
+    trainer = make_trainer(tmp_path, 4, 1, heads=[parity_head(name)])
+    trainer.train()
+    assert losses(trainer, f"{name}_loss")
+
+
+def test_heads_may_be_given_in_another_order_when_a_run_is_resumed(tmp_path):
+    def make(name, *order):
+        heads = {name: parity_head(name) for name in ("first", "second")}
+        return make_trainer(tmp_path / name, 8, 6, heads=[heads[each] for each in order])
+
+    torch.manual_seed(1)
+    whole = make("whole", "first", "second")
+    start = {head.name: copy.deepcopy(head.module.state_dict()) for head in whole.heads}
+    whole.train()
+    parts = make("parts", "first", "second")
+    for head in parts.heads:
+        head.module.load_state_dict(start[head.name])
+    parts.train()
+    resumed = make("parts", "second", "first")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
+    expected = {head.name: head.module.state_dict() for head in whole.heads}
+    for head in resumed.heads:
+        assert all(torch.equal(head.module.state_dict()[n], weight) for n, weight in expected[head.name].items())
+    with pytest.raises(UnsafeTrainingError, match="was trained with heads"):
+        make_trainer(tmp_path / "parts", 8, 6).train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
+
+
+def test_evaluation_sets_have_losses_of_their_own_and_a_prediction_before_is_forgotten(tmp_path):
+    rows = make_trainer(tmp_path, 4, 1, heads=[parity_head()]).train_dataset
+    sets = {"few": rows.select(range(4)), "others": rows.select(range(8, 16))}
+    trainer = make_trainer(tmp_path, 4, 1, heads=[parity_head()])
+    trainer.eval_dataset = sets
+    found = trainer.evaluate()
+    assert found["eval_few_parity_loss"] != found["eval_others_parity_loss"]
+    trainer.predict(sets["others"])
+    assert trainer.evaluate(sets["few"])["eval_parity_loss"] == pytest.approx(found["eval_few_parity_loss"])
+
+
+def test_a_model_that_is_saved_without_heads_has_none_of_an_earlier_training_beside_it(tmp_path):
+    make_trainer(tmp_path, 4, 1, heads=[parity_head()]).save_model(str(tmp_path / "model"))
+    assert (tmp_path / "model" / "heads.safetensors").exists()
+    make_trainer(tmp_path, 4, 1).save_model(str(tmp_path / "model"))
+    with pytest.raises(NoCheckpointError, match="saved without heads"):
+        load_heads([parity_head()], tmp_path / "model")
+    (tmp_path / "model" / "heads.safetensors").write_bytes(b"cut")
+    with pytest.raises(NoCheckpointError):
+        load_heads([parity_head()], tmp_path / "model")
