@@ -179,7 +179,7 @@ def test_a_clone_that_shares_its_memory_ends_its_row_by_name(model, tokenizer):
     draft = session._drafter.draft(row, tokenizer.convert_tokens_to_ids(begin_token(read(1))), 1)
     draft.tokens, draft.writers = [draft.tokens[0], 5, 5], [Writer.MODEL, Writer.TOOL, Writer.MODEL]
     real.pointers[0] = 2  # what a shared clone would have done
-    Drafting(None, session._drafter, None, {})._accept(row, draft, 2)
+    Drafting(None, {}, session._drafter)._accept(row, draft, 2)
     assert "clone shares" in row.error
 
 
