@@ -104,7 +104,9 @@ class RecordingFile:
             )
 
     @classmethod
-    def going_on(cls, path: str | Path, lengths: Sequence[int], kept: Recording | None) -> "RecordingFile":
+    def going_on(
+        cls, path: str | Path, lengths: Sequence[int], kept: "Recording | RecordingFile | None"
+    ) -> "RecordingFile":
         """The file of a session that was saved and goes on: what it did behind that is forgotten.
 
         Args:
@@ -116,7 +118,7 @@ class RecordingFile:
             RecordingError: the file lacks what the session took, or cannot be read or written.
         """
         path = Path(path).absolute()
-        if not path.exists() and kept is not None:
+        if not path.exists() and isinstance(kept, Recording):
             file = cls(path)
             for row, ids in enumerate(kept.ids):
                 told = (kept.log_probs[row] or None, kept.sampled_log_probs[row] or None)
@@ -156,6 +158,19 @@ class RecordingFile:
                 file.writelines(lines)
         except OSError as error:
             raise RecordingError(f"{self._path} ends here, because it cannot be written: {error}") from error
+
+
+def begin_recording(record: bool | str | Path, rows: int) -> Recording | RecordingFile | None:
+    """What a new session of so many rows records to: memory, a new file, or nothing.
+
+    Raises:
+        RecordingError: it is none of these, or the file is there already.
+    """
+    if not isinstance(record, bool | str | Path) or record == "":
+        raise RecordingError(f"record is True, False or the path of a file, and not {record!r}")
+    if isinstance(record, bool):
+        return Recording(rows) if record else None
+    return RecordingFile(record)
 
 
 def read_recording(path: str | Path) -> Recording:

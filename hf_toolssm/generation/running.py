@@ -6,6 +6,7 @@ padded in the middle or read twice.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from hf_toolssm.generation.batch import Batch
 from hf_toolssm.generation.decoding import Steps
@@ -104,8 +105,10 @@ class Running:
     def _read_piece(self, i: int) -> None:
         row = self._rows[i]
         size = min(PIECE, len(row.pending), self._left[i])
-        piece = [row.pending.popleft() for _ in range(size)]
+        piece = list(islice(row.pending, size))
         self._batch.feed(i, piece)
+        for _ in piece:
+            row.pending.popleft()
         self._take([i], [Run(piece, row.took(size, len(row.pending)))])
 
     def _take(self, rows: Sequence[int], runs: Sequence[Run]) -> None:

@@ -27,7 +27,7 @@ from hf_toolssm.generation.decoder import StepWeights, make_decoder
 from hf_toolssm.generation.decoding import RowSampler, make_decoding
 from hf_toolssm.generation.events import Event, EventSink
 from hf_toolssm.generation.model_runner import ModelRunner, Prefill
-from hf_toolssm.generation.recording import Recording, RecordingFile
+from hf_toolssm.generation.recording import Recording, RecordingFile, begin_recording
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.running import Running
 from hf_toolssm.generation.sampler import Sampler
@@ -42,7 +42,8 @@ class Session:
     """Rows in the making. Use `Session.start`; `clone` is a snapshot, and going on from it is a roll back.
 
     Memory does not grow with what is generated, unless a tool's or the answer does, or the model keeps a key-value
-    cache: tokens that have been fed are not kept. Pass a sink to `run` to see them.
+    cache: tokens that have been fed are not kept. Pass a sink to `run` to see them. An exception in the middle of a
+    step, as Ctrl-C may be, leaves a session that says so and refuses to go on: keep a clone, or a file.
 
     Attributes:
         runner: the model and how it is fed.
@@ -125,15 +126,11 @@ class Session:
             raise StateMismatchError(
                 f"the state has {len(state.lengths)} rows and there are {len(prompts)} prompts: use its select(rows)"
             )
-        if not isinstance(record, bool | str | Path) or record == "":
-            raise RecordingError(f"record is True, False or the path of a file, and not {record!r}")
         protocol = make_protocol(model, tools, tokenizer, end_ids)
         protocol.check_problems(prompts)
         runner = ModelRunner(model)
         rows = [Row.start(prompt, protocol) for prompt in prompts]
-        recording: Recording | RecordingFile | None = Recording(len(rows)) if record is True else None
-        if isinstance(record, str | Path):
-            recording = RecordingFile(record)
+        recording = begin_recording(record, len(rows))
         fed, _ = runner.feed(state, prompts)
         randoms = [random.Random(f"{seed}/{row}") for row in range(len(rows))]
         for i, (row, prompt) in enumerate(zip(rows, prompts)):
@@ -169,8 +166,7 @@ class Session:
         protocol, runner = make_protocol(model, tools, tokenizer, end_ids), ModelRunner(model)
         session = cls(runner, protocol, read_snapshot(path, runner, protocol), tokenizer)
         if record is not None:
-            kept = session.recording if isinstance(session.recording, Recording) else None
-            session.recording = RecordingFile.going_on(record, [row.length for row in session.rows], kept)
+            session.recording = RecordingFile.going_on(record, [r.length for r in session.rows], session.recording)
         return session
 
     def save(self, path: str | Path) -> None:
@@ -210,7 +206,7 @@ class Session:
             TokenizerNeededError: it was started without a tokenizer.
         """
         if not isinstance(self.recording, Recording):
-            raise RecordingError("no tokens are kept: start the session with record=True, or read the file it writes")
+            raise RecordingError("no tokens are kept: start with record=True, or use read_recording on the file")
         if self.tokenizer is None:
             raise TokenizerNeededError("trajectories are texts: start the session with tokenizer=")
         return self.recording.trajectories(self.tokenizer, self.protocol)
@@ -291,10 +287,7 @@ class Session:
             row.wait()
 
     def clone(self) -> "Session":
-        """An independent session in the same state: a snapshot to roll back to. Calls under way end first.
-
-        `copy.copy` and `copy.deepcopy` give the same. The model is shared.
-        """
+        """An independent session in this state, to roll back to. Calls under way end first; the model is shared."""
         return self.select(range(len(self.rows)))
 
     def __copy__(self) -> "Session":
@@ -304,10 +297,7 @@ class Session:
         return self.clone()
 
     def __reduce__(self) -> Any:
-        raise SnapshotError(
-            "a session is not pickled, because its model is no part of it: use session.save(path), and "
-            "Session.load(path, model) behind"
-        )
+        raise SnapshotError("a session is not pickled, as its model is no part of it: use save and Session.load")
 
     def select(self, rows: Iterable[int]) -> "Session":
         """A session of copies of the given rows, in that order; a row taken several times is forked.
@@ -332,24 +322,22 @@ class Session:
             new: self.held_choices[old] for new, old in enumerate(chosen) if old in self.held_choices
         }
         other.recording = self.recording.select(chosen) if isinstance(self.recording, Recording) else None
-        other.randoms = [self._random_of_copy(old, chosen[:new].count(old)) for new, old in enumerate(chosen)]
+        copies = enumerate(copy.copy(self.randoms[i]) for i in chosen)
+        other.randoms = [_random_of_fork(drawn, chosen[:new].count(chosen[new])) for new, drawn in copies]
         return other
-
-    def _random_of_copy(self, row: int, fork: int) -> random.Random:
-        copied = copy.copy(self.randoms[row])
-        return random.Random(f"{copied.random()}/{fork}") if fork else copied
 
     def _refuse_while_running(self) -> None:
         if self._is_torn:
-            raise SessionTornError(
-                "an exception in the middle of a step left the model behind its tools: go on from a clone, or from a "
-                "file, of before"
-            )
+            raise SessionTornError("an exception in a step left model and tools apart: go on from a clone or a file")
         if self._running:
             raise SessionRunningError(
                 "the session is in the middle of run(): look at it, copy it or save it before or after, and let the "
                 "sink only take the tokens that it is given"
             )
+
+
+def _random_of_fork(copied: random.Random, fork: int) -> random.Random:
+    return random.Random(f"{copied.random()}/{fork}") if fork else copied
 
 
 def _whole_number(max_new_tokens: Any) -> int:
