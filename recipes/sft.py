@@ -50,15 +50,12 @@ def main() -> None:
     # What cannot be is said before anything is built.
     destination = training_destination(config)
     tokenizer = tokenizer_of(recipe)
-    task = load_task(recipe.task)
-    shares = training_shares(task, recipe.variant, recipe.train_max_length, recipe.mixture)
-    first = shares[0]
-    example = task.sample_training(example_rng("model card"), recipe.train_max_length)
-    plain, adversarial = [], []
-    if state.is_main_process:  # the others measure nothing
-        test = partial(evaluation_sets, task, first.variant, num_problems=recipe.eval_num_problems)
-        plain = list(map(ReferenceTrajectories, test(recipe.eval_lengths, [])))
-        adversarial = list(map(ReferenceTrajectories, test([], recipe.eval_adversarial_lengths)))
+    shares = training_shares(load_task(recipe.task), recipe.variant, recipe.train_max_length, recipe.mixture)
+    first, task = shares[0], shares[0].task
+    test = partial(evaluation_sets, task, first.variant, num_problems=recipe.eval_num_problems)
+    measured = (test(recipe.eval_lengths, []), test([], recipe.eval_adversarial_lengths))
+    # The other processes measure nothing.
+    plain, adversarial = ([*map(ReferenceTrajectories, sets * state.is_main_process)] for sets in measured)
 
     with state.main_process_first():
         read = partial(training_rows, num_proc=recipe.num_proc, builds=state.is_main_process)
@@ -102,7 +99,7 @@ def main() -> None:
         "task": [share.task.save(output) for share in shares][0],
         "variant": first.variant,
         "unit": task.unit,
-        "example_problem": example,
+        "example_problem": task.sample_training(example_rng("model card"), recipe.train_max_length),
         "train_max_length": recipe.train_max_length,
         "mixture": [str(share) for share in shares[1:]],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
