@@ -32,7 +32,7 @@ from hf_toolssm.protocol.parse import parse
 from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory, Writer
 from hf_toolssm.tools import Tool, make_tool
 
-PAGE, SCRIPT = (Path(__file__).with_name(f"trace_page.{kind}") for kind in ("html", "js"))
+PAGE, *SCRIPTS = (Path(__file__).with_name(f"trace_{name}") for name in ("page.html", "tools.js", "page.js"))
 KINDS = (StepKind.INPUT, StepKind.THOUGHT, StepKind.CALL, StepKind.OBSERVATION, StepKind.OUTPUT)
 """By the digits that stand for them in the page."""
 
@@ -128,7 +128,7 @@ def page(
     # The data comes last, so that nothing in it is filled in.
     return (
         PAGE.read_text(encoding="utf-8")
-        .replace("@SCRIPT@", SCRIPT.read_text(encoding="utf-8"))
+        .replace("@SCRIPT@", "".join(script.read_text(encoding="utf-8") for script in SCRIPTS))
         .replace("@DATA@", written)
     )
 
