@@ -297,7 +297,7 @@ class Session:
         return self.clone()
 
     def __reduce__(self) -> Any:
-        raise SnapshotError("a session is not pickled, as its model is no part of it: use save and Session.load")
+        raise SnapshotError("a session is not pickled, as its model is no part of it: use session.save(path)")
 
     def select(self, rows: Iterable[int]) -> "Session":
         """A session of copies of the given rows, in that order; a row taken several times is forked.
