@@ -20,6 +20,7 @@ from hf_toolssm.ops.cpu_kernels import (
     called,
     clear,
     count_blocks,
+    flat,
     flat_rows,
     row_lengths,
     sigmoid,
@@ -247,7 +248,7 @@ def convolution_forward(
     weight_t, state_t = weight.t().contiguous(), state.transpose(1, 2).contiguous()
     y, last_t = x.new_empty(x.shape), torch.empty_like(state_t)
     saved = (x, weight_t, bias, state_t, lengths)
-    _call(_FORWARD, saved, _flat(y), _flat(last_t))
+    _call(_FORWARD, saved, flat(y), flat(last_t))
     return y, last_t.transpose(1, 2), saved
 
 
@@ -261,8 +262,8 @@ def convolution_backward(
     dstate_t = torch.empty_like(state_t)
     rows, dx_stride = flat_rows(dx)
     dlast_t = dlast.transpose(1, 2).contiguous()
-    written = (_flat(dweight_t), _flat(dbias), _flat(dstate_t))
-    gradients = _Gradients(_flat(dy.contiguous()), _flat(dlast_t), rows, *written)
+    written = (flat(dweight_t), flat(dbias), flat(dstate_t))
+    gradients = _Gradients(flat(dy.contiguous()), flat(dlast_t), rows, *written)
     _call(_BACKWARD, saved, gradients, dx_stride)
     return dweight_t.sum(0).t(), dbias.sum(0), dstate_t.transpose(1, 2)
 
@@ -270,8 +271,4 @@ def convolution_backward(
 def _call(kernel: CpuKernel, saved: tuple[Tensor, ...], *rest: Any) -> None:
     x, weight_t = saved[:2]
     rows, stride = flat_rows(x)
-    kernel(x.numel(), _Inputs(rows, *map(_flat, saved[1:])), stride, (*x.shape, len(weight_t)), *rest)
-
-
-def _flat(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy().reshape(-1)
+    kernel(x.numel(), _Inputs(rows, *map(flat, saved[1:])), stride, (*x.shape, len(weight_t)), *rest)

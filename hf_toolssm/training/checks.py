@@ -23,6 +23,11 @@ def own_models(model: Any) -> list[Any]:
     return [module for module in modules if hasattr(type(module), "state_class")]
 
 
+def datasets_in(rows: Any) -> list[Dataset]:
+    """What can be looked at of one set of rows, or of several by name."""
+    return [each for each in (rows.values() if isinstance(rows, dict) else [rows]) if isinstance(each, Dataset)]
+
+
 def check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
     """Raises UnsafeTrainingError where a model, or the one of ours in it (`owner`), cannot be trained as asked."""
     if owner is None and (args.starts_from_states or args.bptt_length is not None):
@@ -97,10 +102,11 @@ def check_rows(dataset: Dataset, heads: Sequence[Head]) -> None:
             )
 
 
-def check_cut_loss(trainer: Any, own: str | None) -> None:
-    """Refuses losses that `bptt_length` would cut wrongly; `own` names a subclass's."""
+def check_cut_loss(trainer: Any, has_own: bool) -> None:
+    """Refuses losses that `bptt_length` would cut wrongly; a subclass may have its own."""
     used = {"label_smoothing_factor": trainer.label_smoother, "compute_loss_func": trainer.compute_loss_func}
-    named = [name for name, loss in used.items() if loss is not None] + ([] if own is None else [own])
+    named = [name for name, loss in used.items() if loss is not None]
+    named += [f"{type(trainer).__name__}.compute_loss"] * has_own
     if trainer.args.bptt_length is not None and named:
         raise UnsafeTrainingError(
             f"{named[0]} with bptt_length is refused: it would shift the labels inside a piece, and so miss the token "

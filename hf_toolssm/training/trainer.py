@@ -22,7 +22,14 @@ from trl import SFTTrainer
 from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.protocol.render import IGNORED
-from hf_toolssm.training.checks import check_cut_loss, check_heads_ran, check_model, check_rows, own_models
+from hf_toolssm.training.checks import (
+    check_cut_loss,
+    check_heads_ran,
+    check_model,
+    check_rows,
+    datasets_in,
+    own_models,
+)
 from hf_toolssm.training.freed_memory import keep_freed_memory
 from hf_toolssm.training.heads import (
     HEADS_FILE,
@@ -93,11 +100,9 @@ class ToolSFTTrainer(SFTTrainer):
     ) -> None:
         self.heads = list(heads)
         self._head_modules = modules_of(self.heads)
-        check_rows(train_dataset, self.heads)
         held_out = kwargs.get("eval_dataset")
-        for rows in held_out.values() if isinstance(held_out, dict) else [held_out]:
-            if isinstance(rows, Dataset):
-                check_rows(rows, self.heads)
+        for rows in (train_dataset, *datasets_in(held_out)):
+            check_rows(rows, self.heads)
         if accuracy is not None and isinstance(held_out, dict):
             raise UnsafeTrainingError(
                 "accuracy chooses by one evaluation set, and eval_dataset names several: pass one of them"
@@ -136,8 +141,7 @@ class ToolSFTTrainer(SFTTrainer):
                 "ddp_find_unused_parameters: false"
             )
         self._head_modules.to(self.args.device)
-        others = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        for rows in (self.train_dataset, *(each for each in others if isinstance(each, Dataset))):
+        for rows in (self.train_dataset, *datasets_in(self.eval_dataset)):
             for head in self.heads:
                 try_head(head, self._causal_lm.config.get_text_config().hidden_size, rows)
         self.data_collator = TargetCollator(self.data_collator, [head.column for head in self.heads])
@@ -320,8 +324,7 @@ class ToolSFTTrainer(SFTTrainer):
         super().log(logs, start_time)
 
     def _check_loss(self) -> None:
-        own = type(self).compute_loss is not ToolSFTTrainer.compute_loss
-        check_cut_loss(self, f"{type(self).__name__}.compute_loss" if own else None)
+        check_cut_loss(self, has_own=type(self).compute_loss is not ToolSFTTrainer.compute_loss)
 
     def _initial_state(self, rows: int) -> RecurrentState:
         if self.states is not None:
