@@ -1,7 +1,6 @@
 """What running rows took, kept: in memory, or in a file that grows while they run."""
 
 import json
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,10 +31,19 @@ class Recording:
     """
 
     def __init__(self, rows: int) -> None:
-        self.ids = [array("q") for _ in range(rows)]
-        self.writers = [bytearray() for _ in range(rows)]
-        self.log_probs = [array("d") for _ in range(rows)]
-        self.sampled_log_probs = [array("d") for _ in range(rows)]
+        self.ids: list[array[int]] = []
+        self.writers: list[bytearray] = []
+        self.log_probs: list[array[float]] = []
+        self.sampled_log_probs: list[array[float]] = []
+        for _ in range(rows):
+            self.add_row()
+
+    def add_row(self) -> None:
+        """One more, which has taken nothing yet."""
+        self.ids.append(array("q"))
+        self.writers.append(bytearray())
+        self.log_probs.append(array("d"))
+        self.sampled_log_probs.append(array("d"))
 
     def take(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -87,21 +95,32 @@ _COLUMNS = ("ids", "writers", *_SCORES)
 class RecordingFile:
     """A sink that writes a line of JSON for every event; memory does not grow.
 
-    One session writes it: a copy of a session that records to a file records nothing.
+    One session writes it: a copy of a session that records to a file records nothing. What a full disk does not take
+    is kept, and written with what is told next.
 
     Args:
-        path: of the file, which is not there yet.
-
-    Raises:
-        RecordingError: it is, or its folder is not.
+        path: of the file.
+        size: bytes of it that stand; what is behind them is overwritten.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path).absolute()
-        if self._path.exists() or not self._path.parent.is_dir():
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._size = size
+        self._unwritten: list[str] = []
+
+    @classmethod
+    def begin(cls, path: str | Path) -> "RecordingFile":
+        """A new file.
+
+        Raises:
+            RecordingError: it is there already, or its folder is not.
+        """
+        absolute = Path(path).absolute()
+        if absolute.exists() or not absolute.parent.is_dir():
             raise RecordingError(
                 f"the recording {path} cannot be begun: give the path of a new file, in a folder that exists"
             )
+        return cls(absolute, 0)
 
     @classmethod
     def going_on(
@@ -119,13 +138,13 @@ class RecordingFile:
         """
         path = Path(path).absolute()
         if not path.exists() and isinstance(kept, Recording):
-            file = cls(path)
+            file = cls.begin(path)
             for row, ids in enumerate(kept.ids):
                 told = (kept.log_probs[row] or None, kept.sampled_log_probs[row] or None)
                 file.take([Event(row, 0, ids, bytes(kept.writers[row]), *told)])
             return file
         found = [0] * len(lengths)
-        whole = 0
+        whole = 0  # a line that a killed process did not end is left out
         for event, end in _read_events(path):
             if event.row < len(found):
                 found[event.row] = event.position + len(event.tokens)
@@ -134,17 +153,11 @@ class RecordingFile:
             raise RecordingError(
                 f"{path} has {found} tokens and the session {list(lengths)}: give the file of its own"
             )
-        file = object.__new__(cls)
-        file._path = path
-        try:
-            os.truncate(path, whole)  # a line that a killed process did not end
-        except OSError as error:
-            raise RecordingError(f"the recording {path} cannot be written: {error}") from error
+        file = cls(path, whole)
         file.take([Event(row, length, [], b"") for row, length in enumerate(lengths)])
         return file
 
     def take(self, events: Sequence[Event]) -> None:
-        lines = []
         for event in events:
             line: dict[str, Any] = {"row": event.row, "position": event.position}
             line |= {"tokens": list(event.tokens), "writers": list(event.writers)}
@@ -152,12 +165,21 @@ class RecordingFile:
                 said = getattr(event, name)
                 if said is not None:
                     line[name] = [None if value != value else value for value in said]
-            lines.append(json.dumps(line) + "\n")
+            self._unwritten.append(json.dumps(line) + "\n")
+        written = "".join(self._unwritten).encode()
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+            with self._path.open("ab") as file:
+                if file.tell() < self._size:
+                    raise OSError("it is no longer what it was")
+                file.truncate(self._size)
+                file.write(written)
         except OSError as error:
-            raise RecordingError(f"{self._path} ends here, because it cannot be written: {error}") from error
+            raise RecordingError(
+                f"{self._path} ends here, because it cannot be written ({error}): make room, and what it lacks is "
+                "written when the session goes on"
+            ) from error
+        self._size += len(written)
+        self._unwritten.clear()
 
 
 def begin_recording(record: bool | str | Path, rows: int) -> Recording | RecordingFile | None:
@@ -170,7 +192,7 @@ def begin_recording(record: bool | str | Path, rows: int) -> Recording | Recordi
         raise RecordingError(f"record is True, False or the path of a file, and not {record!r}")
     if isinstance(record, bool):
         return Recording(rows) if record else None
-    return RecordingFile(record)
+    return RecordingFile.begin(record)
 
 
 def read_recording(path: str | Path) -> Recording:
@@ -181,9 +203,8 @@ def read_recording(path: str | Path) -> Recording:
     """
     recording = Recording(0)
     for event, _ in _read_events(Path(path)):
-        for column in _COLUMNS:
-            rows, empty = getattr(recording, column), getattr(Recording(1), column)[0]
-            rows += [empty[:] for _ in range(event.row + 1 - len(rows))]
+        if event.row == len(recording.ids):
+            recording.add_row()
         recording.cut(event.row, event.position)
         recording.take([event])
     return recording

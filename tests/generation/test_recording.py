@@ -115,6 +115,27 @@ def test_a_folder_that_is_gone_is_named_and_another_working_directory_is_none_of
         wandering(tmp_path / "here" / "recording.jsonl")
 
 
+def test_a_disk_that_was_full_for_a_while_loses_nothing(tmp_path):
+    """In the middle of a line: what follows would otherwise be glued to it, and no line of the file be read again."""
+    resource = pytest.importorskip("resource")  # of Unix
+    path = tmp_path / "recording.jsonl"
+    session, kept = wandering(path), wandering()
+    for each in (session, kept):
+        each.run(4)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for _ in range(2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, before[1]))
+        try:
+            with pytest.raises(RecordingError, match="make room"):
+                session.run(3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    session.run(5)
+    kept.run(session.rows[1].length - kept.rows[1].length)
+    assert read_recording(path).ids[1] == kept.recording.ids[1]
+    assert [len(ids) for ids in read_recording(path).ids] == [row.length for row in session.rows]
+
+
 GOOD = {"row": 0, "position": 0, "tokens": [3], "writers": [1]}
 
 
