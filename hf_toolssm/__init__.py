@@ -12,6 +12,7 @@ import wrapt
 
 if TYPE_CHECKING:
     from hf_toolssm.cache.recurrent_state import MambaState
+    from hf_toolssm.generation.chat import Chat
     from hf_toolssm.generation.session import Session
     from hf_toolssm.generation.tool_loop import generate_with_tools
     from hf_toolssm.models.configuration_rmt import RmtConfig
@@ -20,17 +21,24 @@ if TYPE_CHECKING:
     from hf_toolssm.models.modeling_rmt import RmtForCausalLM, RmtModel
     from hf_toolssm.models.modeling_rnn import RnnForCausalLM, RnnModel
     from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM, ToolMambaModel
+    from hf_toolssm.protocol.chat_tokens import add_chat_tokens
     from hf_toolssm.protocol.render import Renderer
     from hf_toolssm.protocol.special_tokens import add_tool_tokens
     from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
+    from hf_toolssm.tools.function import Function
+    from hf_toolssm.tools.mcp import Mcp
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
     "Renderer": "hf_toolssm.protocol.render",
+    "add_chat_tokens": "hf_toolssm.protocol.chat_tokens",
     "add_tool_tokens": "hf_toolssm.protocol.special_tokens",
+    "Function": "hf_toolssm.tools.function",
+    "Mcp": "hf_toolssm.tools.mcp",
     "generate_with_tools": "hf_toolssm.generation.tool_loop",
     "MambaState": "hf_toolssm.cache.recurrent_state",
+    "Chat": "hf_toolssm.generation.chat",
     "Session": "hf_toolssm.generation.session",
     "RmtConfig": "hf_toolssm.models.configuration_rmt",
     "RmtForCausalLM": "hf_toolssm.models.modeling_rmt",
@@ -46,7 +54,9 @@ _HOME_OF = {
     "Trajectory": "hf_toolssm.protocol.trajectory",
 }
 
-__all__ = ["Renderer", "Session", "Step", "StepKind", "Trajectory", "add_tool_tokens", "generate_with_tools"]
+__all__ = ["Chat", "Renderer", "Session", "Step", "StepKind", "Trajectory", "add_chat_tokens", "add_tool_tokens"]
+__all__ += ["generate_with_tools"]
+__all__ += ["Function", "Mcp"]
 __all__ += ["MambaState", "ToolMambaConfig", "ToolMambaForCausalLM", "ToolMambaModel"]
 __all__ += ["RmtConfig", "RmtForCausalLM", "RmtModel", "RnnConfig", "RnnForCausalLM", "RnnModel"]
 

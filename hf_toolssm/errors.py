@@ -81,6 +81,22 @@ class MalformedCallError(ToolError):
     """A call whose argument has no end, or an end without a call."""
 
 
+class InvalidArgumentsError(ToolError):
+    """A call whose arguments are no JSON object, or not what the tool's schema says; the message is for the model."""
+
+
+class InvalidSchemaError(ToolSSMError):
+    """What a tool says of a call's arguments is no JSON Schema of an object, or of a call that it does not have."""
+
+
+class UndescribedToolError(ToolSSMError):
+    """A Python function without the type hints, or the docstring, that tell a model how to call it."""
+
+
+class McpError(ToolError):
+    """An MCP server that cannot be started or reached, or offers something that cannot be used."""
+
+
 class UnforkableToolError(ToolSSMError):
     """A row that is to be copied or saved, and has a tool that cannot be."""
 
@@ -99,6 +115,18 @@ class ToolTimeoutError(ToolFaultError):
 
 class ObservationTooLongError(ToolFaultError):
     """A tool's answer of more cells, or more characters of text, than one observation may have."""
+
+
+class ChatTemplateError(ToolSSMError):
+    """A chat template that cannot say what has to be said, or of which nothing says how it is read."""
+
+
+class HistoryRewrittenError(ToolSSMError):
+    """A chat template that writes what was said before in another way, once more is said."""
+
+
+class MessageError(ToolSSMError):
+    """Something that is no message of a chat, or stands where it cannot."""
 
 
 class MissingToolTokensError(ToolSSMError):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_toolssm.generation.command_row import CommandProtocol, CommandRow
 from hf_toolssm.generation.decoder import Decoder, FusedDecoder
 from hf_toolssm.generation.events import Run
 from hf_toolssm.generation.row import Row
@@ -33,7 +34,7 @@ class CompiledLoop:
         vocabulary: how many tokens the model has.
     """
 
-    def __init__(self, protocol: TokenProtocol, tool: CompiledTool, vocabulary: int) -> None:
+    def __init__(self, protocol: CommandProtocol, tool: CompiledTool, vocabulary: int) -> None:
         self._protocol = protocol
         self._tool = tool
         self._actions = np.full((vocabulary, 2), (tool.otherwise, 0), np.int64)
@@ -42,7 +43,7 @@ class CompiledLoop:
             self._actions[protocol.ids[begin_token(name)]] = action
         self._markers = np.array([protocol.ids[marker] for marker in tool.markers[:2]], np.int64)
 
-    def write(self, decoder: FusedDecoder, rows: Sequence[Row], left: Sequence[int]) -> tuple[list[Run], bool]:
+    def write(self, decoder: FusedDecoder, rows: Sequence[Any], left: Sequence[int]) -> tuple[list[Run], bool]:
         """Moves the rows, their tools and the decoder on; also says if one stands before what only Python knows.
 
         Args:
@@ -86,7 +87,7 @@ class CompiledLoop:
             calls=np.zeros(len(rows), np.int64),
         )
 
-    def _carry_over(self, memories: MemoryArrays, b: int, row: Row) -> None:
+    def _carry_over(self, memories: MemoryArrays, b: int, row: CommandRow) -> None:
         """Brings a row to where its run ended."""
         written = memories.written[b, : memories.counts[b, 0]].tolist()
         (session,) = row.tools
@@ -103,7 +104,7 @@ class CompiledLoop:
 
 def make_compiled_loop(decoder: Decoder, protocol: TokenProtocol) -> CompiledLoop | None:
     """For a model that one compiled call steps, and a single tool that has a compiled form; otherwise none."""
-    if not isinstance(decoder, FusedDecoder) or len(protocol.tools) != 1:
+    if not isinstance(decoder, FusedDecoder) or not isinstance(protocol, CommandProtocol) or len(protocol.tools) != 1:
         return None
     tool = protocol.tools[0].tool
     form = _compiled_form(type(tool))

@@ -88,7 +88,7 @@ class Steps:
         choices = self._choose(batch, rows)
         if self._watched is not None:
             free = [at for at, row in enumerate(rows) if not row.pending]
-            calling = [at for at in free if batch[at] in self._watched and _completes_call(rows[at], choices[at])]
+            calling = [at for at in free if batch[at] in self._watched and rows[at].completes_call(choices[at])]
             if calling:
                 self._held.update((batch[at], choices[at]) for at in free)
                 return [Run([], b"", stopped=at in calling) for at in range(len(rows))]
@@ -136,12 +136,6 @@ _WRITERS = [bytes([writer]) for writer in Writer]
 def _log_probs_of(logits: Tensor, choices: Sequence[int]) -> list[float]:
     index = torch.tensor(choices, device=logits.device)[:, None]
     return logits.double().log_softmax(-1).gather(1, index)[:, 0].tolist()
-
-
-def _completes_call(row: Row, token: int) -> bool:
-    """Whether a token that a row would write is a call, or completes one."""
-    calls, reader = row.protocol.calls, row.reader
-    return calls.ends.get(token) == reader.open if reader.open is not None else token in calls.whole
 
 
 class RowSampler:

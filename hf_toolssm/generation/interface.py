@@ -36,10 +36,10 @@ from hf_toolssm.generation.events import EventSink
 from hf_toolssm.generation.options import check_options, named_options
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.sampler import NOBODY, Sampler, TokenBuffer, TransformersSampler
-from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts, make_tools
+from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts
 from hf_toolssm.ops.checks import check_ids, check_mask
 from hf_toolssm.ops.padding import tokens_first
-from hf_toolssm.protocol.parse import parse
+from hf_toolssm.protocol.given_tools import GivenTool, make_tools
 from hf_toolssm.protocol.trajectory import Trajectory, Writer
 from hf_toolssm.tools import Tool, facts_of
 
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 class RunningRows(Protocol):
     """Rows that have read their prompts."""
 
-    rows: list[Row]
+    rows: list[Any]
 
     protocol: TokenProtocol
 
@@ -73,6 +73,7 @@ class ToolGenerateOutput(ModelOutput):
         log_probs, sampled_log_probs: (b, l) with `log_probs=True`, of every token that the model wrote, by its own
             distribution and by the one that it was drawn from, after temperature and processors (0 where the choice
             was greedy); nan of all others.
+        messages: per row, all whole turns of model and tools, where calls are written by a chat template.
         session: the rows after their last token, tools included. A `Session` goes on with those that were cut, by
             `session.run()`, greedily and without the processors of this call. It is no part of what is pickled:
             `session.save` writes it.
@@ -88,16 +89,19 @@ class ToolGenerateOutput(ModelOutput):
     errors: list[str | None] | None = None
     log_probs: Tensor | None = None
     sampled_log_probs: Tensor | None = None
+    messages: list[list[dict[str, Any]]] | None = None
     session: Any = None
     texts: Any = None
 
     @property
     def answers(self) -> list[str]:
-        """The text of every row's answer, special tokens included.
+        """The text of every row's answer, special tokens included; of a chat, the content of the last turn.
 
         Raises:
             TokenizerNeededError: no tokenizer is known.
         """
+        if self.messages is not None:
+            return [row[-1]["content"] if row and row[-1]["role"] == "assistant" else "" for row in self.messages]
         return self._tokenizer("answers").batch_decode(self.answer_ids)
 
     @property
@@ -111,11 +115,10 @@ class ToolGenerateOutput(ModelOutput):
         assert self.sequences is not None
         assert self.writers is not None
         tokenizer, protocol = self._tokenizer("trajectories"), self.session.protocol
-        tools = [facts.tool for facts in protocol.tools]
         written = [
             (ids[by != NOBODY].tolist(), by[by != NOBODY].tolist()) for ids, by in zip(self.sequences, self.writers)
         ]
-        return [parse(ids, writers, tokenizer, tools, protocol.ends) for ids, writers in written]
+        return [protocol.trajectory(ids, writers, tokenizer) for ids, writers in written]
 
     @property
     def observation_mask(self) -> Tensor:
@@ -185,9 +188,10 @@ def generate_rows(
     input_ids: Tensor | None,
     *args: Any,
     attention_mask: Tensor | None = None,
-    tools: Sequence[Mapping[str, Any] | Tool] | None = None,
+    tools: Sequence[GivenTool] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     log_probs: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Tensor | ToolGenerateOutput:
     """Checks prompts and options and hands the loop to transformers as its `custom_generate`.
@@ -195,8 +199,8 @@ def generate_rows(
     Args:
         model: any causal language model.
         start: starts the rows: `start(prompts, tools=..., tokenizer=..., end_ids=...)`.
-        input_ids, attention_mask, tools, tokenizer, log_probs, args, kwargs: see `tool_loop.generate_with_tools`, also
-            for what is returned and raised.
+        input_ids, attention_mask, tools, tokenizer, log_probs, chat_template_kwargs, args, kwargs: see
+            `tool_loop.generate_with_tools`, also for what is returned and raised.
     """
     if input_ids is None:
         raise EmptyProblemError("generate needs input_ids: the problem that the tools will work on")
@@ -213,6 +217,8 @@ def generate_rows(
     made = None if tools is None else make_tools(tools)
     texts = _TokenTexts(tokenizer, model.name_or_path, getattr(model.config, "tool_token_ids", None) or {})
     streamer = options.get("streamer")
+    if chat_template_kwargs:
+        start = functools.partial(start, chat_template_kwargs=chat_template_kwargs)
     loop = functools.partial(
         _run_tool_loop, start=start, tools=made, texts=texts, streamer=streamer, log_probs=log_probs
     )
@@ -277,6 +283,7 @@ def _run_tool_loop(
     reads_text = any(facts_of(tool).unit == "text" for tool in running)
     tokenizer = texts.tokenizer if reads_text else texts.given
     session = start(prompts, tools=tools, tokenizer=tokenizer, end_ids=sum(ends, []))
+    session.protocol.check_asked(prompts)
     pad = generation_config._pad_token_tensor
     tokens = TokenBuffer(input_ids, mask, 0 if pad is None else int(pad), streamer)
     sampler = None
@@ -299,6 +306,7 @@ def _run_tool_loop(
         tool_calls=[row.tool_calls for row in session.rows],
         complete=[row.complete for row in session.rows],
         errors=[row.error for row in session.rows],
+        messages=[row.messages for row in session.rows] if hasattr(session.rows[0], "messages") else None,
         session=session,
         texts=texts,
     )

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from hf_toolssm.errors import RecordingError
 from hf_toolssm.generation.events import Event
 from hf_toolssm.generation.token_protocol import TokenProtocol
-from hf_toolssm.protocol.parse import parse
 from hf_toolssm.protocol.trajectory import Trajectory, Writer
 
 _NAN = float("nan")
@@ -58,8 +57,7 @@ class Recording:
 
     def trajectories(self, tokenizer: PreTrainedTokenizerBase, protocol: TokenProtocol) -> list[Trajectory]:
         """Every row as a trajectory; what broke off is there as far as it went."""
-        tools = [facts.tool for facts in protocol.tools]
-        return [parse(ids, by, tokenizer, tools, protocol.ends) for ids, by in zip(self.ids, self.writers)]
+        return [protocol.trajectory(ids, by, tokenizer) for ids, by in zip(self.ids, self.writers)]
 
     def select(self, rows: Iterable[int]) -> "Recording":
         """Copies of those rows, in that order."""
@@ -154,8 +152,13 @@ class RecordingFile:
                 f"{path} has {found} tokens and the session {list(lengths)}: give the file of its own"
             )
         file = cls(path, whole)
-        file.take([Event(row, length, [], b"") for row, length in enumerate(lengths)])
+        for row, length in enumerate(lengths):
+            file.cut(row, length)
         return file
+
+    def cut(self, row: int, length: int) -> None:
+        """Says that what a row took behind so many tokens is forgotten."""
+        self.take([Event(row, length, [], b"")])
 
     def take(self, events: Sequence[Event]) -> None:
         for event in events:

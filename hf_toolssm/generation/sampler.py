@@ -18,7 +18,8 @@ class Sampler(Protocol):
     """Chooses tokens and ends rows."""
 
     def choose(self, rows: Sequence[int], logits: Tensor) -> list[int]:
-        """A token for each of these rows, given logits (r, v)."""
+        """A token for each of these rows, given logits (r, v). A row is asked too while it reads what a user or a tool
+        says, and then the choice is dropped."""
 
     def sampled_from(self) -> Tensor | None:
         """The logits (r, v) of the distributions that `choose` drew from last; None if it did not draw. Asked only for

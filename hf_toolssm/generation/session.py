@@ -16,7 +16,6 @@ from hf_toolssm.errors import (
     RecordingError,
     SessionRunningError,
     SessionTornError,
-    SnapshotError,
     StateMismatchError,
     TokenizerNeededError,
     UnsupportedGenerationError,
@@ -27,18 +26,19 @@ from hf_toolssm.generation.decoder import StepWeights, make_decoder
 from hf_toolssm.generation.decoding import RowSampler, make_decoding
 from hf_toolssm.generation.events import Event, EventSink
 from hf_toolssm.generation.model_runner import ModelRunner, Prefill
+from hf_toolssm.generation.protocols import make_protocol
 from hf_toolssm.generation.recording import Recording, RecordingFile, begin_recording
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.running import Running
 from hf_toolssm.generation.sampler import Sampler
-from hf_toolssm.generation.snapshot import Snapshot, read_snapshot, write_snapshot
+from hf_toolssm.generation.snapshot import Snapshot, Value, read_snapshot, write_snapshot
 from hf_toolssm.generation.speculative_decoding import NgramDrafter, extend
-from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts, make_protocol
+from hf_toolssm.generation.token_protocol import TokenProtocol, check_prompts
+from hf_toolssm.protocol.given_tools import GivenTool
 from hf_toolssm.protocol.trajectory import Trajectory, Writer
-from hf_toolssm.tools import Tool
 
 
-class Session:
+class Session(Value):
     """Rows in the making. Use `Session.start`; `clone` is a snapshot, and going on from it is a roll back.
 
     Memory does not grow with what is generated, unless a tool's or the answer does, or the model keeps a key-value
@@ -54,8 +54,9 @@ class Session:
         step_weights: how the weights of a decode step are stored.
         tokenizer: for `answers`, if there is one.
         recording: what keeps the tokens; None where nothing does.
-        tokens: tokens fed since the start, all rows together, the prompts not counted.
+        tokens: fed since the start, all rows together, the prompts not counted.
         held_choices: what a row has chosen but not yet done, because it stopped before a call.
+        beside: what else stood in the file that it was loaded from; see `save`.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Session:
         self.rows, self.held_choices, self.tokens = value.rows, value.held_choices, value.tokens
         self.temperature, self.randoms = value.temperature, value.randoms
         self.step_weights = value.step_weights
-        self.recording = value.recording
+        self.recording, self.beside = value.recording, value.beside
         self._running = self._is_torn = False
         decoder = make_decoder(runner, value.step_weights)
         self._batch = Batch(runner, decoder, value.state)
@@ -82,7 +83,7 @@ class Session:
         model: Any,
         prompts: Sequence[Sequence[int]],
         *,
-        tools: Sequence[Mapping[str, Any] | Tool] | None = None,
+        tools: Sequence[GivenTool] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         end_ids: Sequence[int] | None = None,
         state: ModelState | None = None,
@@ -90,13 +91,14 @@ class Session:
         seed: int = 0,
         step_weights: StepWeights = None,
         record: bool | str | Path = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> "Session":
         """Reads the prompts and starts the tools on them.
 
         Args:
             model: any causal language model with a cache.
             prompts: per row the token ids of its problem, without padding.
-            tools: tools or their specs; by default those that the model's config names.
+            tools: tools, functions or specs; by default those that the model's config names.
             tokenizer: for `answers`, for tools that read text, and for a model whose config knows no tool tokens.
             end_ids: the tokens that end a row; by default the model's own.
             state: what the model remembers before the prompts; the tools still start on the prompts alone.
@@ -104,6 +106,8 @@ class Session:
             seed: of the sampling.
             step_weights: "int8" rounds the weights of each decode step to eight bits, which is faster for a large
                 model on a CPU and may change tokens; None keeps the model's own.
+            chat_template_kwargs: for the tokenizer's chat template, where that says how calls are written, for example
+                `{"enable_thinking": False}`.
             record: keeps every token in `recording`, for `trajectories`; or the path of a file that they are written
                 to, so that memory does not grow.
 
@@ -124,19 +128,16 @@ class Session:
             raise UnsupportedGenerationError(f"the temperature is a number of at least 0, and not {temperature!r}")
         if state is not None and len(state.lengths) != len(prompts):
             raise StateMismatchError(
-                f"the state has {len(state.lengths)} rows and there are {len(prompts)} prompts: use its select(rows)"
+                f"{len(state.lengths)} rows of a state for {len(prompts)} prompts: use select(rows)"
             )
-        protocol = make_protocol(model, tools, tokenizer, end_ids)
+        protocol = make_protocol(model, tools, tokenizer, end_ids, chat_template_kwargs)
         protocol.check_problems(prompts)
         runner = ModelRunner(model)
-        rows = [Row.start(prompt, protocol) for prompt in prompts]
+        rows = [protocol.start_row(prompt) for prompt in prompts]
         recording = begin_recording(record, len(rows))
         fed, _ = runner.feed(state, prompts)
         randoms = [random.Random(f"{seed}/{row}") for row in range(len(rows))]
-        for i, (row, prompt) in enumerate(zip(rows, prompts)):
-            row.context = extend(0, prompt)
-            if recording is not None:
-                recording.take([Event(i, 0, prompt, bytes([Writer.USER]) * len(prompt))])
+        _take_prompts(rows, prompts, [0] * len(rows), recording)
         value = Snapshot(rows, fed, temperature, randoms, step_weights, 0, {}, recording)
         return cls(runner, protocol, value, tokenizer)
 
@@ -146,38 +147,39 @@ class Session:
         path: str | Path,
         model: Any,
         *,
-        tools: Sequence[Mapping[str, Any] | Tool] | None = None,
+        tools: Sequence[GivenTool] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         end_ids: Sequence[int] | None = None,
         record: str | Path | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> "Session":
         """The session that `save` wrote, on the model's device.
 
         Args:
-            path: of the file.
-            model: the one that it was saved with.
-            tools, tokenizer, end_ids: those that it was started with.
+            path: of the file. All others are those that it was started with, but for
             record: the file that it recorded to and goes on with, or a new one for what it kept in memory.
 
         Raises:
             RecordingError: the file lacks what the session took before.
             SnapshotError, StateMismatchError: see `generation.snapshot.read_snapshot`.
         """
-        protocol, runner = make_protocol(model, tools, tokenizer, end_ids), ModelRunner(model)
+        protocol = make_protocol(model, tools, tokenizer, end_ids, chat_template_kwargs)
+        runner = ModelRunner(model)
         session = cls(runner, protocol, read_snapshot(path, runner, protocol), tokenizer)
         if record is not None:
             session.recording = RecordingFile.going_on(record, [r.length for r in session.rows], session.recording)
         return session
 
-    def save(self, path: str | Path) -> None:
-        """Writes everything into one safetensors file, whole or not at all; calls under way end first.
+    def save(self, path: str | Path, beside: Mapping[str, Any] | None = None) -> None:
+        """Writes everything into one safetensors file, whole or not at all, with more tensors and JSON values by name
+        `beside` it; calls under way end first.
 
         Raises:
             SnapshotError: the file cannot be written, or a tool's state is none.
         """
         self.wait()
         value = (self.temperature, self.randoms, self.step_weights, self.tokens, self.held_choices, self.recording)
-        snapshot = Snapshot(self.rows, self.state, *value)
+        snapshot = Snapshot(self.rows, self.state, *value, beside=beside or {})
         write_snapshot(snapshot, self.runner.model, self.protocol, path)
 
     @property
@@ -202,8 +204,7 @@ class Session:
         appended once it is fed.
 
         Raises:
-            RecordingError: the session was started without `record=True`.
-            TokenizerNeededError: it was started without a tokenizer.
+            RecordingError, TokenizerNeededError: the session was started without `record=True`, or a tokenizer.
         """
         if not isinstance(self.recording, Recording):
             raise RecordingError("no tokens are kept: start with record=True, or use read_recording on the file")
@@ -230,18 +231,16 @@ class Session:
 
         Args:
             max_new_tokens: of each row, observations included; None is no limit.
-            stop_before_call: a row that would complete a call stops before it is carried out; the next `run` carries
-                it out.
+            stop_before_call: a row that would complete a call stops before it; the next `run` carries it out.
             sink: hears of every token.
             sampler: chooses tokens and ends rows; without it the session samples at its temperature.
-            log_probs: whether sink and recording hear those of every token that the model writes, which takes a step
-                a token.
+            log_probs: whether sink and recording hear those of the model's tokens, which takes a step a token.
 
         Returns:
             How many tokens were fed, all rows together.
         """
         self._refuse_while_running()
-        limit = _whole_number(max_new_tokens)
+        limit = limit_of(max_new_tokens)
         unfinished = {i for i, row in enumerate(self.rows) if not row.finished}
         # A row that was stopped before a call carries it out first.
         watched = unfinished - set(self.held_choices) if stop_before_call else None
@@ -261,14 +260,11 @@ class Session:
         return running.tokens
 
     def append(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Adds what the user says to every row: it enters the tools' memory and is fed before the model goes on.
-
-        Args:
-            prompts: per row its tokens, which may be none; a row that had ended goes on, with a new answer.
+        """Adds what the user says, per row its tokens, which may be none: they enter the tools' memory and are fed
+        before the model goes on, also in a row that had ended.
 
         Raises:
-            StateMismatchError: not one prompt per row.
-            InvalidProblemError: see `start`.
+            InvalidProblemError, StateMismatchError: see `start`.
         """
         self._refuse_while_running()
         prompts = check_prompts(self.runner.model, prompts, may_be_empty=True)
@@ -281,6 +277,26 @@ class Session:
                 self.held_choices.pop(i, None)
                 self.rows[i].append(prompt)
 
+    def rewind(self, state: ModelState | None, prompts: Sequence[Sequence[int]]) -> None:
+        """Puts the model's memory back to `state` (None: nothing), and feeds what is to follow it now; tools stay.
+
+        Raises:
+            StateMismatchError: not one prompt, or one row of the state, per row.
+        """
+        self._refuse_while_running()
+        prompts = check_prompts(self.runner.model, prompts)
+        lengths = [0] * len(prompts) if state is None else state.lengths
+        if {len(prompts), len(lengths)} != {len(self.rows)}:
+            raise StateMismatchError(f"there are {len(self.rows)} rows: give a prompt and a state for each")
+        self.wait()
+        fed, _ = self.runner.feed(state, prompts)
+        self._batch = Batch(self.runner, self._batch.decoder, fed)
+        self.held_choices.clear()
+        for row in self.rows:
+            row.drop_pending()
+        self.tokens += sum(map(len, prompts))
+        _take_prompts(self.rows, prompts, lengths, self.recording)
+
     def wait(self) -> None:
         """Waits for the tool calls under way, because a call is no part of a value."""
         for row in self.rows:
@@ -289,15 +305,6 @@ class Session:
     def clone(self) -> "Session":
         """An independent session in this state, to roll back to. Calls under way end first; the model is shared."""
         return self.select(range(len(self.rows)))
-
-    def __copy__(self) -> "Session":
-        return self.clone()  # two sessions with the same rows would each move the other's
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Session":
-        return self.clone()
-
-    def __reduce__(self) -> Any:
-        raise SnapshotError("a session is not pickled, as its model is no part of it: use session.save(path)")
 
     def select(self, rows: Iterable[int]) -> "Session":
         """A session of copies of the given rows, in that order; a row taken several times is forked.
@@ -318,12 +325,10 @@ class Session:
         vars(other).update(vars(self))
         other.rows = [self.rows[i].clone() for i in chosen]
         other._batch = self._batch.select(chosen)
-        other.held_choices = {
-            new: self.held_choices[old] for new, old in enumerate(chosen) if old in self.held_choices
-        }
+        held = self.held_choices
+        other.held_choices = {new: held[old] for new, old in enumerate(chosen) if old in held}
         other.recording = self.recording.select(chosen) if isinstance(self.recording, Recording) else None
-        copies = enumerate(copy.copy(self.randoms[i]) for i in chosen)
-        other.randoms = [_random_of_fork(drawn, chosen[:new].count(chosen[new])) for new, drawn in copies]
+        other.randoms = _randoms_of_copies(self.randoms, chosen)
         return other
 
     def _refuse_while_running(self) -> None:
@@ -331,16 +336,34 @@ class Session:
             raise SessionTornError("an exception in a step left model and tools apart: go on from a clone or a file")
         if self._running:
             raise SessionRunningError(
-                "the session is in the middle of run(): look at it, copy it or save it before or after, and let the "
-                "sink only take the tokens that it is given"
+                "the session is in the middle of run(): look at it, copy or save it before or after"
             )
 
 
-def _random_of_fork(copied: random.Random, fork: int) -> random.Random:
-    return random.Random(f"{copied.random()}/{fork}") if fork else copied
+def _take_prompts(
+    rows: Sequence[Row], prompts: Sequence[Sequence[int]], starts: Sequence[int], recording: Any
+) -> None:
+    """Takes note of prompts that were fed, and forgets what was recorded from where each of them starts on."""
+    for i, (row, prompt, start) in enumerate(zip(rows, prompts, starts)):
+        row.length, row.context = start + len(prompt), extend(0, prompt)
+        if recording is not None:
+            recording.cut(i, start)
+            recording.take([Event(i, start, prompt, bytes([Writer.USER]) * len(prompt))])
 
 
-def _whole_number(max_new_tokens: Any) -> int:
+def _randoms_of_copies(randoms: Sequence[random.Random], chosen: Sequence[int]) -> list[random.Random]:
+    """By what each copy of a row samples: the first as the row would, any other by randomness of its own."""
+    copies = [copy.copy(randoms[i]) for i in chosen]
+    forks = [list(chosen[:new]).count(chosen[new]) for new in range(len(chosen))]
+    return [random.Random(f"{each.random()}/{fork}") if fork else each for each, fork in zip(copies, forks)]
+
+
+def limit_of(max_new_tokens: Any) -> int:
+    """How many tokens a row may take; None is no limit.
+
+    Raises:
+        UnsupportedGenerationError: it is no whole number.
+    """
     whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
     if max_new_tokens is not None and not (whole and max_new_tokens >= 0):
         raise UnsupportedGenerationError(f"max_new_tokens is a whole number from 0 on, and not {max_new_tokens!r}")

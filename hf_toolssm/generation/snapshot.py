@@ -7,10 +7,11 @@ the rest as JSON. A killed process leaves the file before or the file after.
 import hashlib
 import json
 import random
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,9 +30,26 @@ from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.generation.recording import Recording, RecordingFile
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
-from hf_toolssm.protocol.calls import CallReader
 
-FORMAT = "hf_toolssm session 3"
+FORMAT = "hf_toolssm session 4"
+
+
+class Value:
+    """What is copied as a whole by `clone`, and pickled never: two copies of the same rows would move each other's."""
+
+    def clone(self) -> Self:
+        """An independent one in the same state."""
+        raise NotImplementedError
+
+    def __copy__(self) -> Self:
+        return self.clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self.clone()
+
+    def __reduce__(self) -> Any:
+        what = type(self).__name__.lower()
+        raise SnapshotError(f"a {what} is not pickled, as its model is no part of it: use {what}.save(path)")
 
 
 @dataclass
@@ -47,6 +65,7 @@ class Snapshot:
     tokens: int
     held_choices: dict[int, int]
     recording: Recording | RecordingFile | None
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
 
 _SMALL = ("temperature", "step_weights", "tokens")
@@ -67,6 +86,7 @@ def write_snapshot(snapshot: Snapshot, model: Any, protocol: TokenProtocol, path
         UnforkableToolError: a tool is not to be saved, or several rows share what it remembers.
     """
     tensors = {f"state.{name}": tensor for name, tensor in snapshot.state.to_tensors().items()}
+    tensors |= {f"beside.{name}": value for name, value in snapshot.beside.items() if isinstance(value, Tensor)}
     rows = []
     _check_shared(snapshot.rows)
     for index, row in enumerate(snapshot.rows):
@@ -80,9 +100,10 @@ def write_snapshot(snapshot: Snapshot, model: Any, protocol: TokenProtocol, path
     facts = {
         "format": FORMAT,
         "model": fingerprint(model),
-        "protocol": _meaning(protocol),
+        "protocol": protocol.meaning(),
         "held_choices": list(snapshot.held_choices.items()),
         "is_recorded": isinstance(snapshot.recording, Recording),
+        "beside": {name: value for name, value in snapshot.beside.items() if not isinstance(value, Tensor)},
         "rows": rows,
         **{name: getattr(snapshot, name) for name in _SMALL},
     }
@@ -126,7 +147,7 @@ def read_snapshot(path: str | Path, runner: ModelRunner, protocol: TokenProtocol
             f"the session in {path} was saved with other weights, another dtype or another architecture: load it with "
             "the model that it was saved with"
         )
-    if facts["protocol"] != _meaning(protocol):
+    if facts["protocol"] != json.loads(json.dumps(protocol.meaning())):
         raise StateMismatchError(
             f"the session in {path} was saved with other tools, tokens or end_ids: pass those that it was started with"
         )
@@ -135,10 +156,11 @@ def read_snapshot(path: str | Path, runner: ModelRunner, protocol: TokenProtocol
         recorded = [{k: t.numpy() for k, t in _below(mine, "recorded.").items()} for mine in of_rows]
         return Snapshot(
             rows=[_restore(row, mine, protocol) for row, mine in zip(facts["rows"], of_rows)],
-            state=_state_from_tensors(runner, _below(tensors, "state.")),
+            state=state_from_tensors(runner, _below(tensors, "state.")),
             randoms=[_random_from(mine["random"].tolist()) for mine in of_rows],
             held_choices=dict(facts["held_choices"]),
             recording=Recording.from_arrays(recorded) if facts["is_recorded"] else None,
+            beside=facts["beside"] | _below(tensors, "beside."),
             **{name: facts[name] for name in _SMALL},
         )
     except KeyError as error:
@@ -164,13 +186,6 @@ _PASSING = ("_name_or_path", "transformers_version", "architectures", "auto_map"
 """What a configuration says of where it comes from, and not of the model."""
 
 
-def _meaning(protocol: TokenProtocol) -> dict[str, Any]:
-    """What every token does that does something, and the tools in order, because their states are."""
-    calls = {text: token for text, token in protocol.ids.items() if token in protocol.calls.live}
-    tools = [[*facts.calls, facts.unit, facts.fork, facts.remembers] for facts in protocol.tools]
-    return {"calls": calls, "tools": tools, "answer": protocol.answer, "ends": sorted(map(str, protocol.ends))}
-
-
 def _random_from(saved: list[int]) -> random.Random:
     restored = random.Random()
     restored.setstate((saved[0], tuple(saved[1:]), None))
@@ -179,8 +194,8 @@ def _random_from(saved: list[int]) -> random.Random:
 
 def _describe(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A row as arrays and JSON."""
-    lists = {"pending": row.pending, "answer": row.answer, "argument": row.reader.argument}
-    arrays = {name: np.array(tokens, np.int64) for name, tokens in lists.items()}
+    lists, described = row.saved()
+    arrays = {f"tokens.{name}": np.array(tokens, np.int64) for name, tokens in lists.items()}
     tools = []
     for index, (facts, at_work) in enumerate(zip(row.protocol.tools, row.tools)):
         small = {}
@@ -190,28 +205,21 @@ def _describe(row: Row) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             else:
                 small[name] = value
         tools.append(small)
-    described = {name: getattr(row, name) for name in _OF_ROW}
-    return arrays, {**described, "tools": tools, "call": row.reader.open}
-
-
-_OF_ROW = ("answering", "tool_calls", "finished", "complete", "error", "inputs", "length", "context")
+    return arrays, {**described, "tools": tools}
 
 
 def _restore(described: dict[str, Any], tensors: dict[str, Tensor], protocol: TokenProtocol) -> Row:
-    marker = protocol.ids.__getitem__
-    small, open_call = described.pop("tools"), described.pop("call")
+    small = described.pop("tools")
     tools = []
     for index, facts in enumerate(protocol.tools):
         large = {name: tensor.numpy() for name, tensor in _below(tensors, f"tool.{index}.").items()}
-        tools.append(facts.restore({**small[index], **large}, marker))
-    reader = CallReader(protocol.calls, open_call, tensors["argument"].tolist())
-    row = Row(protocol, tools, reader, **described)
-    row.pending.extend(tensors["pending"].tolist())
-    row.answer = tensors["answer"].tolist()
-    return row
+        tools.append(facts.restore({**small[index], **large}, protocol.marker))
+    lists = {name: tensor.tolist() for name, tensor in _below(tensors, "tokens.").items()}
+    lists["pending"] = deque(lists["pending"])
+    return protocol.restore_row(tools, described | lists)
 
 
-def _state_from_tensors(runner: ModelRunner, tensors: dict[str, Tensor]) -> ModelState:
+def state_from_tensors(runner: ModelRunner, tensors: dict[str, Tensor]) -> ModelState:
     """Fills the state that one token leaves, whose layers are of the right kinds."""
     device = runner.device
     lengths = tensors["lengths"].tolist()

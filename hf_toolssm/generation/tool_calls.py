@@ -3,6 +3,7 @@
 | what the tool does | the error |
 |---|---|
 | raises `ToolError` | that error |
+| has a schema that the arguments do not follow | `InvalidArgumentsError`; the tool is not called |
 | raises anything else | `ToolFaultError`, which says what was raised |
 | takes longer than its `time_limit` | `ToolTimeoutError`; the call is left to itself |
 | returns None, or cells that are no tokens of the model | `ToolFaultError` |
@@ -16,10 +17,12 @@ What an error does is the tool's to say (`on_error`): its text becomes the obser
 keeps its state. Other rows are not touched.
 """
 
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -32,7 +35,7 @@ from hf_toolssm.errors import (
 )
 from hf_toolssm.protocol.calls import Call
 from hf_toolssm.protocol.plain_text import encode_plain
-from hf_toolssm.tools.tool import ToolFacts, cells_of, text_of
+from hf_toolssm.tools.tool import ToolFacts, argument_of, cells_of, text_of
 
 MAX_OBSERVATION = 1_000_000
 """Cells, or characters of text, that one observation may have: beyond it a tool has gone wrong."""
@@ -65,14 +68,32 @@ class ToolCaller:
         Raises:
             ToolError: the tool refused the call, or failed; see the table above.
         """
-        argument = call.argument if facts.unit == "cells" else self.text(call.argument)
+        if facts.unit == "cells":
+            return self.observe(facts, at_work, call.name, call.argument)
+        return self.encode(self.observe(facts, at_work, call.name, self.text(call.argument)), call.name)
+
+    def observe(self, facts: ToolFacts, at_work: Any, name: str, argument: Any) -> Any:
+        """Carries out a call and returns what the tool shows: cells, or a text.
+
+        Args:
+            facts: of the tool.
+            at_work: what works on the row's problem.
+            name: of the call.
+            argument: cells, a text, or the arguments of a call by name.
+
+        Raises:
+            ToolError: the tool refused the call, or failed; see the table above.
+        """
         try:
-            observed = at_work.call(call.name, argument)
-            return (self._cells if facts.unit == "cells" else self._text)(observed, call.name)
+            if facts.unit == "cells":
+                return self._cells(at_work.call(name, argument), name)
+            text = text_of(at_work.call(name, argument_of(facts, name, argument)), name)
         except ToolError:
             raise
         except (Exception, SystemExit) as error:
-            raise fault(f"on {call.name}", error) from error
+            raise fault(f"on {name}", error) from error
+        _check_length(text, name)
+        return text
 
     def text(self, tokens: Sequence[int]) -> str:
         """What stands in tokens."""
@@ -87,11 +108,6 @@ class ToolCaller:
             if type(cell) is not int or not 0 <= cell < self._vocabulary:
                 raise ToolFaultError(f"the tool returned {cell!r} on {call}, which is no token of the model")
         return observed
-
-    def _text(self, observed: Any, call: str) -> list[int]:
-        text = text_of(observed, call)
-        _check_length(text, call)
-        return self.encode(text, call)
 
     def encode(self, text: str, call: str) -> list[int]:
         """The tokens of a text that a tool has written.
@@ -119,43 +135,45 @@ class WaitingCall:
     """A call on a thread of its own: other rows go on meanwhile, and a time limit holds.
 
     Args:
-        work: makes the call and returns the observation's tokens.
+        work: makes the call and returns the observation.
         limit: seconds.
     """
 
-    def __init__(self, work: Callable[[], Sequence[int]], limit: float) -> None:
+    def __init__(self, work: Callable[[], Any], limit: float) -> None:
         self._work = work
         self._limit = limit
         self._deadline = time.monotonic() + limit
-        self._tokens: Sequence[int] = ()
+        self._observed: Any = ()
         self._error: BaseException | None = None
+        # Not `Thread.is_alive`, which is wrong of a thread once Ctrl-C has broken off its `join`.
+        self._ended = threading.Event()
         # A daemon, because a call that hangs must not keep the program from ending.
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         try:
-            self._tokens = self._work()
+            self._observed = self._work()
         except BaseException as error:  # also what would end the thread without a word, such as SystemExit
             self._error = error
+        self._ended.set()
 
     @property
     def over(self) -> bool:
         """Whether there is a result, or no time left for one."""
-        return not self._thread.is_alive() or time.monotonic() >= self._deadline
+        return self._ended.is_set() or time.monotonic() >= self._deadline
 
     def wait(self, seconds: float | None = None) -> None:
         """Blocks until the call is over, or for that many seconds."""
         left = max(0.0, self._deadline - time.monotonic())
-        self._thread.join(left if seconds is None else min(left, seconds))
+        self._ended.wait(left if seconds is None else min(left, seconds))
 
-    def result(self) -> Sequence[int]:
-        """The observation's tokens, once the call is over.
+    def result(self) -> Any:
+        """The observation, once the call is over.
 
         Raises:
             ToolError: the tool refused, failed, or took too long.
         """
-        if self._thread.is_alive():
+        if not self._ended.is_set():
             raise ToolTimeoutError(
                 f"the tool took longer than its time limit of {self._limit:g} seconds: raise the tool's time_limit, "
                 "or let it answer in parts"
@@ -164,4 +182,80 @@ class WaitingCall:
             raise self._error
         if self._error is not None:
             raise fault("on its thread", self._error)
-        return self._tokens
+        return self._observed
+
+
+class Work(NamedTuple):
+    """A call that is to be made.
+
+    Attributes:
+        run: makes it and returns what the tool shows.
+        limit: seconds; None where it returns at once.
+        owner: calls of one owner are made one after the other; None has no order.
+    """
+
+    run: Callable[[], Any]
+    limit: float | None
+    owner: Any
+
+
+AT_ONCE = 64
+"""Threads that the calls of one turn may be made on side by side; a model may write thousands of calls."""
+
+
+class WaitingCalls:
+    """The calls of one turn: those of one owner in order, all others side by side, `AT_ONCE` at most.
+
+    Args:
+        works: at least one.
+
+    Attributes:
+        results: of every call what the tool shows, or its `ToolError`, once all are over.
+    """
+
+    def __init__(self, works: Sequence[Work]) -> None:
+        self.results: list[Any] = [None] * len(works)
+        lanes: dict[int, deque[tuple[int, Work]]] = {}
+        for index, work in enumerate(works):
+            lanes.setdefault(-1 - index if work.owner is None else id(work.owner), deque()).append((index, work))
+        self._lanes = list(lanes.values())
+        self._running: dict[int, WaitingCall] = {}
+        self._go_on()
+
+    @property
+    def over(self) -> bool:
+        """Whether every call has a result, or no time left for one."""
+        self._go_on()
+        return not self._lanes
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Blocks until all calls are over, or for that many seconds."""
+        until = math.inf if seconds is None else time.monotonic() + seconds
+        while not self.over and (left := until - time.monotonic()) > 0:
+            next(iter(self._running.values())).wait(min(left, 0.001))
+
+    def _go_on(self) -> None:
+        for lane in self._lanes:
+            while lane and self._is_over(*lane[0]):
+                index, _ = lane.popleft()
+                if isinstance(self.results[index], ToolTimeoutError):
+                    for other, _ in lane:  # it may still be at work on what these would touch
+                        self.results[other] = ToolFaultError("not carried out: the call before it took too long")
+                    lane.clear()
+        self._lanes = [lane for lane in self._lanes if lane]
+
+    def _is_over(self, index: int, work: Work) -> bool:
+        """Starts a call that stands first in its lane, and takes its result."""
+        running = self._running.get(index)
+        if running is None and work.limit is not None:
+            if len(self._running) >= AT_ONCE:
+                return False
+            running = self._running[index] = WaitingCall(work.run, work.limit)
+        if running is not None and not running.over:
+            return False
+        try:
+            self.results[index] = work.run() if running is None else running.result()
+        except ToolError as error:
+            self.results[index] = error
+        self._running.pop(index, None)
+        return True

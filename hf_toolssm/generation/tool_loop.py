@@ -13,7 +13,7 @@ from hf_toolssm.errors import StateMismatchError
 from hf_toolssm.generation.decoder import StepWeights
 from hf_toolssm.generation.interface import ToolGenerateOutput, generate_rows, one_of
 from hf_toolssm.generation.session import Session
-from hf_toolssm.tools import Tool
+from hf_toolssm.protocol.given_tools import GivenTool
 
 
 def generate_with_tools(
@@ -22,11 +22,12 @@ def generate_with_tools(
     *args: Any,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
-    tools: Sequence[Mapping[str, Any] | Tool] | None = None,
+    tools: Sequence[GivenTool] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     cache_params: RecurrentState | None = None,
     step_weights: StepWeights = None,
     log_probs: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Tensor | ToolGenerateOutput:
     """`generate` with tools executed.
@@ -41,6 +42,8 @@ def generate_with_tools(
             alone. It stays as it is.
         step_weights: see `Session.start`.
         log_probs: whether the output says them, which takes a step a token.
+        chat_template_kwargs: the options with which the tokenizer's chat template wrote the prompts, where it says how
+            calls are written (see `generation.protocols`).
         args, kwargs: the options of `generate`, whether passed here, in `generation_config=` or set on
             `model.generation_config`: sampling, penalties, lengths, logits processors, stopping criteria (a row that
             one of them stops is not complete), a streamer (it receives every token of the running rows, observations
@@ -81,6 +84,7 @@ def generate_with_tools(
         tools=tools,
         tokenizer=tokenizer,
         log_probs=log_probs,
+        chat_template_kwargs=chat_template_kwargs,
         **kwargs,
     )
 

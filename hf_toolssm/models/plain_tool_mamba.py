@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
 
 from hf_toolssm.errors import UnsupportedGenerationError
+from hf_toolssm.generation.command_row import make_command_protocol
 from hf_toolssm.generation.events import Event, EventSink
 from hf_toolssm.generation.interface import ToolGenerateOutput, generate_rows, one_of
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.sampler import Sampler
-from hf_toolssm.generation.token_protocol import check_prompts, make_protocol
+from hf_toolssm.generation.token_protocol import check_prompts, tools_of_session
 from hf_toolssm.models.tool_config import ToolFields
 
 
@@ -84,9 +85,9 @@ class PlainRows:
                 "with use_bias a padded prompt would be read as another one: give prompts of one length, or install "
                 "hf_toolssm"
             )
-        protocol = make_protocol(model, tools, tokenizer, end_ids)
+        protocol = make_command_protocol(model, tools_of_session(model, tools, tokenizer), tokenizer, end_ids)
         protocol.check_problems(prompts)
-        return cls(model, [Row.start(prompt, protocol) for prompt in prompts], prompts)
+        return cls(model, [protocol.start_row(prompt) for prompt in prompts], prompts)
 
     @torch.inference_mode()
     def run(self, max_new_tokens: int, *, sink: EventSink, sampler: Sampler | None, log_probs: bool) -> int:

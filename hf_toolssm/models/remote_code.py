@@ -50,6 +50,23 @@ def make_tool(spec: Mapping[str, Any]) -> Tool:
     return with_options(_TOOLS[spec["name"]], spec)
 '''
 
+_NO_SCHEMAS = '''"""A config names no tool with JSON Schemas, so this model needs no library that checks them."""
+
+from typing import Any
+
+from hf_toolssm.errors import InvalidSchemaError
+
+
+def check_schemas(schemas: Any) -> Any:
+    """Refuses them."""
+    raise InvalidSchemaError("the code that this model carries runs no tool with schemas: install hf_toolssm")
+
+
+def read_arguments(name: str, parameters: Any, written: Any) -> Any:
+    """Refuses them."""
+    check_schemas(parameters)
+'''
+
 
 def write_remote_code(folder: Path, tools: Iterable[Mapping[str, Any]]) -> list[Path]:
     """Writes the modules into a model's folder.
@@ -62,7 +79,7 @@ def write_remote_code(folder: Path, tools: Iterable[Mapping[str, Any]]) -> list[
         The files.
     """
     names = sorted({spec["name"] for spec in tools})
-    sources = needed_sources([ENTRY], given={TOOLS: _make_tool(names)})
+    sources = needed_sources([ENTRY], given={TOOLS: _make_tool(names), f"{TOOLS}.schemas": _NO_SCHEMAS})
     written = []
     for module, source in sources.items():
         path = folder / f"{PREFIX}{module.rpartition('.')[2]}.py"

@@ -38,17 +38,26 @@ def add_tool_tokens_to_model(
     """
     made = [make_tool(spec) for spec in tools]
     ids = tool_token_ids(tokenizer, made)
+    fit_to_tokenizer(model, tokenizer, trained_vocabulary)
+    config = model.config
+    config.tools, config.tool_token_ids = [dict(spec) for spec in tools], ids
+    config.unknown_token_id = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+
+
+def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained_vocabulary: int) -> None:
+    """Resizes the embeddings, fills the rows of new tokens, and ends what is generated at the tokenizer's end token.
+
+    This is all that a model needs for the tokens of our chat template (see `add_chat_tokens`). Arguments and
+    `generation_config` are as in `add_tool_tokens_to_model`.
+    """
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if trained_vocabulary:
         tables = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
         for weight in tables.values():  # one table when tied, two otherwise
             _fill_new_rows(weight.data, trained_vocabulary, len(tokenizer))
-    config = model.config
-    config.tools, config.tool_token_ids = [dict(spec) for spec in tools], ids
-    config.unknown_token_id = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
     special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
-    config.update(special)
+    model.config.update(special)
     before = model.generation_config
     lengths = {name: getattr(before, name) for name in ("max_length", "max_new_tokens")}
     # `do_sample` is said, because a pipeline samples where nothing is.

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from hf_toolssm.errors import MalformedCallError, UnknownToolError
-from hf_toolssm.tools.tool import Cell, ToolFacts
+from hf_toolssm.errors import MalformedCallError
+from hf_toolssm.tools.tool import Cell, ToolFacts, check_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,8 @@ class CommandTokens(Generic[Cell]):
     """
 
     def __init__(self, tools: Sequence[ToolFacts], cell: Callable[[str], Cell]) -> None:
+        check_names(tools)
         self.tool_of = {name: index for index, facts in enumerate(tools) for name in facts.calls}
-        if len(self.tool_of) < sum(len(facts.calls) for facts in tools):
-            raise UnknownToolError("two of the tools share a call: give each tool once")
         calls = [call for facts in tools for call in facts.calls.items()]
         self.begins: Mapping[Cell, tuple[str, bool]] = {cell(begin_token(name)): (name, has) for name, has in calls}
         self.ends: Mapping[Cell, str] = {cell(end_token(name)): name for name, has in calls if has}

@@ -5,9 +5,10 @@ transformers is not enough: it leaves those added with `special=False` live, and
 pieces of its own.
 """
 
+import copy
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -24,12 +25,13 @@ _models: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[dict[int, str], Any, i
 """Of every tokenizer its added tokens, its model without them, and the id that this gives to what it cannot write."""
 
 
-def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str, goes_on: bool = False) -> list[int]:
     """The tokens of a text, none of them added; they decode to the text as ordinary ones do.
 
     Args:
         tokenizer: any. Its normalizer and pre-tokenizer act as always.
         text: whatever someone wrote.
+        goes_on: whether it stands behind other text, where some tokenizers put no space before it.
 
     Raises:
         UnspellableTextError: a part of the text has no tokens but an added one, the unknown token included.
@@ -46,7 +48,7 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     model, nothing = _model_without(tokenizer, added)
     backend = tokenizer.backend_tokenizer
     text = text if backend.normalizer is None else backend.normalizer.normalize_str(text)
-    splitter = backend.pre_tokenizer
+    splitter = _going_on(backend.pre_tokenizer) if goes_on else backend.pre_tokenizer
     parts = [text] if splitter is None else [part for part, _ in splitter.pre_tokenize_str(text)]
     forbidden = {*added, nothing}
     return [_allowed(token.id, part, forbidden) for part in parts for token in model.tokenize(part)]
@@ -59,6 +61,26 @@ def check_spells(tokenizer: PreTrainedTokenizerBase) -> None:
         UnspellableTextError: it has no tokens for some character, and no bytes to write it with.
     """
     encode_plain(tokenizer, "".join(map(chr, range(256))) + "\u4f60\U0001f642\u0301")
+
+
+def pattern_of(added: Sequence[Any]) -> re.Pattern[str]:
+    """Finds added tokens, the longest first; some take the blanks beside them along."""
+    parts = []
+    for token in sorted(added, key=lambda each: -len(each.content)):
+        part = re.escape(token.content.strip())
+        part = rf"(?<!\w){part}(?!\w)" if token.single_word else part
+        parts.append((r"\s*" if token.lstrip else "") + part + (r"\s*" if token.rstrip else ""))
+    return re.compile("|".join(parts) or "(?!)")
+
+
+def _going_on(splitter: Any) -> Any:
+    """The pre-tokenizer for text that is not the first."""
+    state = b"" if splitter is None else splitter.__getstate__()
+    if b'"prepend_scheme":"first"' not in state:
+        return splitter
+    splitter = copy.deepcopy(splitter)
+    splitter.__setstate__(state.replace(b'"prepend_scheme":"first"', b'"prepend_scheme":"never"'))
+    return splitter
 
 
 def _allowed(token: int | None, part: str, forbidden: Collection[int]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 from hf_toolssm.errors import EmptyProblemError, ToolError, UnknownCallError
 from hf_toolssm.protocol.calls import CommandTokens
 from hf_toolssm.protocol.trajectory import ANSWER, Content, Step, StepKind, Trajectory, canonical, step
-from hf_toolssm.tools.tool import Tool, cells_of, error_text, facts_of, text_of, unit_of
+from hf_toolssm.tools.tool import Tool, argument_of, cells_of, error_text, facts_of, text_of, unit_of
 
 
 class Recorder:
@@ -57,8 +57,8 @@ class Recorder:
     def call(self, name: str, argument: Sequence[str] = ()) -> Any:
         """Writes a call, lets the tool carry it out, and returns the observation: cells, or a text.
 
-        The argument, cells or a text as the tool reads them, is part of the call: it carries loss and does not enter
-        memory. What a tool refuses is its observation where it says so (`on_error`).
+        The argument, cells or a text as the tool reads them (JSON where it has schemas), is part of the call: it
+        carries loss and does not enter memory. What a tool refuses is its observation where it says so (`on_error`).
 
         Raises:
             UnknownCallError: no tool has such a call, or one without an argument.
@@ -72,7 +72,8 @@ class Recorder:
         is_text = facts.unit == "text"
         content: Content = "".join(argument) if is_text else tuple(argument)
         try:
-            observed = self._at_work[index].call(name, content)
+            given = argument_of(facts, name, content) if isinstance(content, str) else content
+            observed = self._at_work[index].call(name, given)
             observed = (text_of if is_text else cells_of)(observed, name)
         except ToolError as error:
             if facts.on_error == "end":

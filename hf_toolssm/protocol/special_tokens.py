@@ -36,12 +36,22 @@ def add_tool_tokens(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -
         raise MissingToolTokensError(
             "the tokenizer has no end-of-sequence token, which ends a trajectory: set tokenizer.eos_token first"
         )
+    pad_left(tokenizer)
+    return add_new(tokenizer, tool_tokens(tools))
+
+
+def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Has a tokenizer pad on the left, and with the end token if it had no padding of its own."""
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # saved is what it was made with
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+
+
+def add_new(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool = True) -> int:
+    """Adds those tokens that a tokenizer lacks; returns how many."""
     known = tokenizer.get_vocab()  # a calculator's digits stay the ordinary tokens that they are
-    new = [AddedToken(text, special=True, normalized=False) for text in tool_tokens(tools) if text not in known]
-    return tokenizer.add_tokens(new, special_tokens=True)
+    new = [AddedToken(text, special=special, normalized=False) for text in texts if text not in known]
+    return tokenizer.add_tokens(new, special_tokens=special)
 
 
 def tool_token_ids(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -> dict[str, int]:

@@ -5,6 +5,7 @@ A tool never learns how a call was written. It gets the call's name and its argu
 | it reads | argument | observation |
 |---|---|---|
 | text, the default | str | str, or bytes that are read as UTF-8 |
+| text, with `schemas` | a dict, checked against the call's schema | the same |
 | cells | a tuple of cells, () where the call takes none | a tuple or list of cells, () for nothing |
 
 One that reads cells is also told, by `write`, what the model thinks and outputs.
@@ -24,11 +25,13 @@ saved), and `restore`, which gives that back from its state. Without `start` one
 import copy
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from hf_toolssm.errors import ToolError, ToolFaultError, UnforkableToolError, UnknownToolError
+from hf_toolssm.errors import InvalidSchemaError, ToolError, ToolFaultError, UnforkableToolError, UnknownToolError
+from hf_toolssm.tools.schemas import check_schemas, read_arguments
 
 Cell = TypeVar("Cell")
 """A memory cell. The dataset builders use its text; `generate` uses its token id, so that what a tool stores and gives
@@ -36,6 +39,17 @@ back is never decoded and encoded again (token in, token out)."""
 
 TIME_LIMIT = 30.0
 """Seconds for a call of a tool that does not say its `time_limit`."""
+
+TEXT_PARAMETERS = {
+    "type": "object",
+    "properties": {"argument": {"type": "string"}},
+    "required": ["argument"],
+    "additionalProperties": False,
+}
+"""Of a tool of text that says no schema."""
+
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+"""Of a call without an argument."""
 
 
 class View(NamedTuple):
@@ -84,11 +98,15 @@ class AtWork(Protocol[Cell]):
 
 
 class Tool(Protocol):
-    """What all problems share. Only `name`, or `calls`, is needed; `call` or `start` is.
+    """What all problems share. Only `name`, `calls` or `schemas` is needed; `call` or `start` is.
 
     Attributes:
-        name: of the one call that it has, with an argument, unless `calls` says others.
-        calls: the name of every call, and whether it takes an argument.
+        name: of the one call that it has, with an argument, unless `calls` or `schemas` says others.
+        calls: the name of every call, and whether it takes an argument. `schemas` say so too.
+        schemas: `{"description": str, "parameters": JSON Schema of an object}` of every call. The model then writes
+            that object as JSON, and `call` gets it as a dict. Only of tools that read text.
+        owner: calls of one owner that the model makes in one turn run in order, and all others side by side. That is
+            what works on the problem, where a tool has `start`; else none if it does not say.
         markers: cells that only the tool writes, such as the begin of memory. They become special tokens.
         unit: "text" or "cells", what it reads and writes.
         time_limit: seconds that a call may take, 30 if it does not say. None is a promise that a call takes no more
@@ -118,10 +136,17 @@ class Tool(Protocol):
 
 @dataclass(frozen=True)
 class ToolFacts:
-    """What a tool says of itself, and what holds where it does not say; see `Tool`."""
+    """What a tool says of itself, and what holds where it does not say; see `Tool`.
+
+    Attributes:
+        schemas: of every call of a tool of text `{"name", "description", "parameters"}`, as a chat template gets it.
+        gets_dict: whether `call` gets arguments as a dict.
+    """
 
     tool: Any
     calls: Mapping[str, bool]
+    schemas: Mapping[str, Mapping[str, Any]]
+    gets_dict: bool
     markers: tuple[str, ...]
     unit: Literal["text", "cells"]
     time_limit: float | None
@@ -138,6 +163,10 @@ class ToolFacts:
     def is_told(self) -> bool:
         """Whether it hears, by `write`, what the model thinks and outputs."""
         return self.unit == "cells" and self.remembers
+
+    def owner(self, at_work: Any) -> Any:
+        """Whose calls of one turn run in order with those of this one; None where they run beside all others."""
+        return at_work if self.remembers else getattr(self.tool, "owner", None)
 
     def start(self, problem: Any, marker: Callable[[str], Any]) -> Any:
         """What works on a problem, given as cells, or as text for a tool that reads text."""
@@ -197,8 +226,13 @@ def facts_of(tool: Any) -> ToolFacts:
 
     Raises:
         UnknownToolError: it is no tool, or says something of itself that there is not.
+        InvalidSchemaError: its schemas are none, or not those of its calls.
     """
-    calls = getattr(tool, "calls", None) or ({tool.name: True} if hasattr(tool, "name") else None)
+    schemas = {} if isinstance(tool, type) or not hasattr(tool, "schemas") else check_schemas(tool.schemas)
+    calls = getattr(tool, "calls", None) or {
+        name: said["parameters"] != NO_PARAMETERS for name, said in schemas.items()
+    }
+    calls = calls or ({tool.name: True} if hasattr(tool, "name") else None)
     works = callable(getattr(tool, "call", None)) or callable(getattr(tool, "start", None))
     if not calls or not works or isinstance(tool, type):
         raise UnknownToolError(
@@ -206,16 +240,24 @@ def facts_of(tool: Any) -> ToolFacts:
             "calls) and a method call(name, argument), or start(problem)"
         )
     if not isinstance(calls, Mapping) or not all(
-        isinstance(name, str) and _NAME.fullmatch(name) and isinstance(has, bool) for name, has in calls.items()
+        isinstance(name, str) and CALL_NAME.fullmatch(name) and isinstance(has, bool) for name, has in calls.items()
     ):
         raise UnknownToolError(
             "a tool's calls are a mapping from names, of ASCII characters without space and not beginning with /, to "
             f"whether they take an argument, and not {calls!r}"
         )
     unit: Any = getattr(tool, "unit", "text")
+    if schemas and (unit != "text" or {*schemas} != {*calls}):
+        raise InvalidSchemaError(
+            f"schemas are of tools that read text, one for every call: there are {', '.join(schemas)} for the calls "
+            f"{', '.join(calls)}"
+        )
+    told = {name: {"name": name, **(schemas or _default_schemas(tool, calls))[name]} for name in calls}
     facts = ToolFacts(
         tool=tool,
         calls=calls,
+        schemas=told if unit == "text" else {},
+        gets_dict=bool(schemas),
         markers=tuple(getattr(tool, "markers", ())),
         unit=unit,
         time_limit=getattr(tool, "time_limit", TIME_LIMIT),
@@ -232,6 +274,47 @@ def facts_of(tool: Any) -> ToolFacts:
         if getattr(facts, what) not in allowed:
             raise UnknownToolError(f"a tool's {what} is one of {', '.join(allowed)}, and not {getattr(facts, what)!r}")
     return facts
+
+
+def _default_schemas(tool: Any, calls: Mapping[str, bool]) -> dict[str, dict[str, Any]]:
+    """Of a tool that says none: its calls take a text, or nothing."""
+    description = (type(tool).__doc__ or "").strip().partition("\n")[0]
+    return {
+        name: {"description": description, "parameters": TEXT_PARAMETERS if takes else NO_PARAMETERS}
+        for name, takes in calls.items()
+    }
+
+
+def argument_of(facts: ToolFacts, name: str, written: str | Mapping[str, Any]) -> Any:
+    """What a tool of text gets for what the model wrote.
+
+    Args:
+        facts: of the tool.
+        name: of the call.
+        written: the text between the call's tokens, or the arguments as a chat template's parser gave them.
+
+    Returns:
+        A dict for a tool with schemas, and a text for any other.
+
+    Raises:
+        InvalidArgumentsError: it is not what the call's schema says.
+    """
+    if isinstance(written, str) and not facts.gets_dict:
+        return written
+    arguments = read_arguments(name, facts.schemas[name]["parameters"], written)
+    return arguments if facts.gets_dict else arguments.get("argument", "")
+
+
+def check_names(tools: Sequence[ToolFacts]) -> None:
+    """Finds two calls of one name.
+
+    Raises:
+        UnknownToolError: two of the tools share a call.
+    """
+    names = Counter(name for facts in tools for name in facts.calls)
+    shared = [name for name, count in names.items() if count > 1]
+    if shared:
+        raise UnknownToolError(f"two of the tools share a call, {shared[0]!r}: give each tool once, or rename one")
 
 
 def unit_of(tools: Sequence[ToolFacts]) -> Literal["text", "cells"]:
@@ -269,7 +352,7 @@ def error_text(error: ToolError) -> str:
     return f"{type(error).__name__}: {error}"[:500].encode("utf-8", "replace").decode()
 
 
-_NAME = re.compile("(?!/)[!-~]+")
+CALL_NAME = re.compile("(?!/)[!-~]+")
 
 LONGEST_LIMIT = 1e6
 """Seconds; threads cannot wait for much more."""

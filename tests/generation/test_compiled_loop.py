@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from small_models import Heard, NotCompiled, lively, start_lively, written
 
 from hf_toolssm.generation.compiled_loop import LONGEST, make_compiled_loop
-from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.session import Session
 from hf_toolssm.ops.memory_arrays import carry_out
 from hf_toolssm.protocol.calls import begin_token
@@ -86,7 +85,7 @@ def test_the_compiled_memory_is_the_tool_on_ten_thousand_random_streams(memory):
         for token in (tokenizer.eos_token_id, *first):
             weights[token] = rng.choice((0, 1))
         stream = first * rng.choice((0, 1, 3, 3, 3)) + rng.choices(range(len(tokenizer)), weights, k=LENGTH)
-        python, compiled = Row.start(problem, protocol), Row.start(problem, protocol)
+        python, compiled = protocol.start_row(problem), protocol.start_row(problem)
         cut = rng.randint(1, LENGTH)
         for part in (stream[:cut], stream[cut:]):  # the second run reads what the first one wrote
             expected = []

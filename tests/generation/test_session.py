@@ -350,7 +350,7 @@ def test_bad_prompts_are_named(model, tokenizer):
     with pytest.raises(InvalidProblemError, match="row 1"):
         Session.start(model, [[5], [tokenizer.unk_token_id]])
     session = start(model, tokenizer)
-    with pytest.raises(StateMismatchError, match="3 rows and there are 1 prompts"):
+    with pytest.raises(StateMismatchError, match="3 rows of a state for 1 prompts"):
         start(model, tokenizer, ["1+1="], state=session.state)
     with pytest.raises(TokenizerNeededError):
         _ = Session.start(model, [[5]]).answers

@@ -332,7 +332,7 @@ def test_tools_that_share_a_call_are_refused():
 
 def test_a_config_alone_switches_on_no_tool_with_side_effects(monkeypatch):
     tokenizer, model = make([Clock()])
-    monkeypatch.setattr("hf_toolssm.generation.token_protocol.make_tool", lambda spec: Clock())
+    monkeypatch.setattr("hf_toolssm.protocol.given_tools.make_tool", lambda spec: Clock())
     model.config.tools, model.config.tool_token_ids = [{"name": "clock"}], None
     with pytest.raises(UnsafeToolError, match="has side effects"):
         Session.start(model, [[3, 4]], tokenizer=tokenizer)

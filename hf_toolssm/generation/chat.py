@@ -1,0 +1,396 @@
+"""A conversation as a value: a user's messages, the model's, and the tools that it calls meanwhile.
+
+    chat = Chat.start(model, tokenizer, tools=[get_weather])
+    reply = chat.send("What is the weather in Paris?")
+    what_if = chat.fork()
+
+Every token is fed once. What the model sampled stays as it is, and only what is said next is rendered and fed.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.cache.model_state import ModelState
+from hf_toolssm.errors import (
+    ChatTemplateError,
+    HistoryRewrittenError,
+    SnapshotError,
+    UnforkableToolError,
+    UnsupportedGenerationError,
+)
+from hf_toolssm.generation.chat_row import ChatProtocol, ChatRow
+from hf_toolssm.generation.chat_stream import Heard, Piece, Speech
+from hf_toolssm.generation.events import EventSink
+from hf_toolssm.generation.protocols import make_protocol
+from hf_toolssm.generation.recording import RecordingFile
+from hf_toolssm.generation.sampler import Sampler
+from hf_toolssm.generation.session import Session, limit_of
+from hf_toolssm.generation.snapshot import Value, state_from_tensors
+from hf_toolssm.protocol.chat_messages import check_messages
+from hf_toolssm.protocol.given_tools import GivenTool
+from hf_toolssm.protocol.plain_text import check_spells
+
+MAX_NEW_TOKENS = 16_384
+"""Of a reply, where neither the caller nor the model's `generation_config` says another number."""
+
+SLICE = 8
+"""Tokens between two looks of a stream."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model and the tools said to one message of a user.
+
+    Attributes:
+        content: of the model's last turn, as far as it went.
+        reasoning_content: its thoughts, where the template has such; "" otherwise.
+        tool_calls: every call of the reply, in order.
+        messages: all of it that is said, in order; a turn that was cut off stands in `content` alone.
+        finished: whether the model ended its turn; `Chat.resume` goes on with one that was cut.
+        error: what ended the reply, where a tool's error does.
+        tokens: how many were fed for it, what the user and the tools said included, but for a session's first prompt.
+    """
+
+    content: str
+    reasoning_content: str
+    tool_calls: list[dict[str, Any]]
+    messages: list[dict[str, Any]]
+    finished: bool
+    error: str | None
+    tokens: int
+
+
+class _Before(NamedTuple):
+    """A chat as it was before a message."""
+
+    session: Session | None
+    said: int
+    user: int
+    state: ModelState | None
+
+
+class Chat(Value):
+    """One conversation. Use `Chat.start`.
+
+    Memory grows with what is said, as text; of the tokens only the model's state is kept.
+
+    Attributes:
+        messages: all that was said, in the form of `protocol.chat_messages`.
+        session: its one row; None before the first message.
+        template: how messages are written and read.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        protocol: ChatProtocol,
+        started: Mapping[str, Any],
+        messages: Sequence[Mapping[str, Any]],
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.messages = check_messages(messages)
+        self.session: Session | None = None
+        self.template = protocol.template
+        self._started = started  # what a session is started with
+        self._user = 0  # behind the last user's message
+        self._state: ModelState | None = None  # where that message ends; only where the template rewrites
+        self._before: _Before | UnforkableToolError | None = None
+        self._forks = 0  # that were made of this one
+
+    @classmethod
+    def start(
+        cls,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tools: Sequence[GivenTool] = (),
+        messages: Sequence[Mapping[str, Any]] = (),
+        temperature: float = 0.0,
+        seed: int = 0,
+        record: bool | str | Path = False,
+        **chat_template_kwargs: Any,
+    ) -> "Chat":
+        """A conversation in which nothing was said by the user yet.
+
+        Args:
+            model: any causal language model with a cache.
+            tokenizer: with a chat template; `hf_toolssm.add_chat_tokens` gives ours to one that has none.
+            tools: Python functions, `Function`, `Mcp`, tools; none runs that is not given here.
+            messages: what stands before, such as `{"role": "system", "content": "..."}`, or an earlier conversation.
+            temperature: 0 is greedy.
+            seed: of the sampling.
+            record: see `Session.start`.
+            chat_template_kwargs: for the template, for example `enable_thinking=False`.
+
+        Raises:
+            ChatTemplateError: the template cannot say what has to be said, or the model's calls have tokens of their
+                own.
+            MessageError: `messages` are none.
+            UndescribedToolError, InvalidSchemaError, UnknownToolError: a tool is none, or says too little of itself.
+            UnspellableTextError: the tokenizer does not write whatever a user may say.
+        """
+        settings: dict[str, Any] = {"temperature": temperature, "seed": seed, "record": record}
+        settings |= {"tools": tools, "tokenizer": tokenizer, "chat_template_kwargs": chat_template_kwargs}
+        protocol = _protocol_of(model, tokenizer, tools, chat_template_kwargs)
+        return cls(model, tokenizer, protocol, settings, messages)
+
+    def send(
+        self,
+        content: str,
+        *,
+        max_new_tokens: int | None = None,
+        sampler: Sampler | None = None,
+        sink: EventSink | None = None,
+    ) -> Reply:
+        """Says something and lets the model reply, its calls carried out meanwhile.
+
+        Args:
+            content: the user's message.
+            max_new_tokens: of the reply, results of calls included.
+            sampler: chooses tokens in place of the temperature.
+            sink: hears of every token of the reply.
+
+        Raises:
+            MessageError: the content is no text.
+            UnspellableTextError: it holds what the tokenizer cannot write. Nothing is changed then.
+            UnsupportedGenerationError: `max_new_tokens` is no whole number.
+        """
+        tokens, limit = 0 if self.session is None else self.session.tokens, self._limit(max_new_tokens)
+        self._say(content)
+        start = len(self.messages)
+        self._run(limit, sampler=sampler, sink=sink)
+        return self._reply(start, tokens)
+
+    def resume(
+        self, *, max_new_tokens: int | None = None, sampler: Sampler | None = None, sink: EventSink | None = None
+    ) -> Reply:
+        """Goes on with a reply that was cut off, for as many more tokens; see `send`."""
+        if self.session is None:
+            raise UnsupportedGenerationError("nothing was said that could be gone on with: use send")
+        tokens, start = self.session.tokens, len(self.messages)
+        self._run(self._limit(max_new_tokens), sampler=sampler, sink=sink)
+        return self._reply(start, tokens)
+
+    def stream(
+        self, content: str, *, max_new_tokens: int | None = None, sampler: Sampler | None = None
+    ) -> Iterator[Piece]:
+        """`send` in pieces, as they come; nothing is said before the first is asked for.
+
+        A loop that is left early leaves a reply that was cut off.
+
+        Yields:
+            Text of the model's, its calls, and their results.
+        """
+        limit = self._limit(max_new_tokens)
+        self._say(content)
+        assert self.session is not None
+        left, told = limit + len(self._row.pending), len(self.messages)
+        heard, speech = Heard(), Speech(self.template, self._row.protocol.ends)
+        while left > 0 and not self._row.finished:
+            left -= self.session.run(min(SLICE, left), sampler=sampler, sink=heard)
+            self._take()
+            waiting = self.messages[told:]
+            yield from speech.pieces(heard.tokens(), waiting)
+            told = len(self.messages) - len(waiting)
+
+    def clone(self) -> "Chat":
+        """The same conversation, independent of this one; both go on alike.
+
+        Raises:
+            UnforkableToolError: a tool says that it is not to be copied.
+        """
+        other = object.__new__(Chat)
+        vars(other).update(vars(self))
+        other.session = None if self.session is None else self.session.clone()
+        other.messages = list(self.messages)
+        other._before = None  # whose session is this one's
+        return other
+
+    def fork(self) -> "Chat":
+        """A clone that samples by randomness of its own."""
+        fork = self.clone()
+        self._forks += 1
+        if fork.session is None:
+            fork._started = {**self._started, "seed": f"{self._started['seed']}/{self._forks}"}
+        else:
+            fork.session.randoms = [random.Random(f"{each.random()}/{self._forks}") for each in fork.session.randoms]
+        return fork
+
+    def rollback(self) -> None:
+        """Takes the last message and all that was said to it back, the tools' doings included.
+
+        Raises:
+            UnforkableToolError: a tool says that it is not to be copied.
+            SnapshotError: there is nothing to go back to: one message is remembered, and none over a file.
+        """
+        if isinstance(self._before, UnforkableToolError):
+            raise UnforkableToolError(f"nothing can be taken back: {self._before}") from self._before
+        if self._before is None:
+            raise SnapshotError(
+                "only the last message can be taken back, once, and none where a file records: keep a fork() for more"
+            )
+        if self._before.session is None and self.session is not None:
+            self._row.clone()  # says by name which tool's doings cannot be taken back
+        self.session, said, self._user, self._state = self._before
+        del self.messages[said:]
+        self._before = None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the conversation into one file, whole or not at all.
+
+        Raises:
+            SnapshotError: nothing was said yet, or the file cannot be written.
+            UnforkableToolError: a tool says that it is not to be saved.
+        """
+        if self.session is None:
+            raise SnapshotError("nothing was said yet that could be saved")
+        facts = {"messages": self.messages, "user": self._user}
+        tensors = {} if self._state is None else self._state.to_tensors()
+        self.session.save(path, {"chat": facts, **{f"state.{name}": tensor for name, tensor in tensors.items()}})
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tools: Sequence[GivenTool] = (),
+        record: str | Path | None = None,
+        **chat_template_kwargs: Any,
+    ) -> "Chat":
+        """The conversation that `save` wrote.
+
+        Args:
+            path: of the file.
+            model, tokenizer, tools, chat_template_kwargs: those that it was started with.
+            record: see `Session.load`.
+
+        Raises:
+            SnapshotError, StateMismatchError, RecordingError: see `Session.load`; or the file holds no chat.
+        """
+        settings: dict[str, Any] = {"tools": tools, "tokenizer": tokenizer}
+        settings["chat_template_kwargs"] = chat_template_kwargs
+        protocol = _protocol_of(model, tokenizer, tools, chat_template_kwargs)
+        session = Session.load(path, model, record=record, **settings)
+        facts = session.beside.get("chat")
+        if facts is None:
+            raise SnapshotError(f"{path} holds a session and no chat: use Session.load")
+        settings |= {"temperature": session.temperature}
+        chat = cls(model, tokenizer, protocol, settings, facts["messages"])
+        chat.session, chat._user = session, facts["user"]
+        state = {n.removeprefix("state."): t for n, t in session.beside.items() if n.startswith("state.")}
+        chat._state = state_from_tensors(session.runner, state) if state else None
+        session.beside = {}
+        return chat
+
+    @property
+    def _row(self) -> ChatRow:
+        assert self.session is not None
+        return cast(ChatRow, self.session.rows[0])
+
+    def _say(self, content: str) -> None:
+        """Feeds what a user says."""
+        (message,) = check_messages([{"role": "user", "content": content}])
+        if self.session is None:
+            before: Any = _Before(None, len(self.messages), 0, None)
+            said, begun = self.template.prompt([*self.messages, message])
+            self.session = Session.start(self.model, [said], **self._started)
+            self._state = self.session.state if self.template.rewrites else None
+        else:
+            try:
+                clone = self.session.clone()
+                before = _Before(clone, len(self.messages), self._user, self._state)
+            except UnforkableToolError as error:
+                before = error
+            begun = self._follow(message)
+        self.session.append([begun])
+        self.messages.append(message)
+        self._user = len(self.messages)
+        self._before = None if isinstance(self.session.recording, RecordingFile) else before
+
+    def _follow(self, message: dict[str, Any]) -> list[int]:
+        """Feeds what a user says behind a reply, and returns what begins the model's turn."""
+        assert self.session is not None
+        self.session.wait()
+        self._take()
+        template, row = self.template, self._row
+        is_cut = not row.finished
+        cut = [row.protocol.read_turn(row.turn, row.begun)[0]] if is_cut else []
+        turns = self.messages[self._user :] + cut
+        try:
+            said, begun = template.follow_up(turns[-1], [message], turns[:-1])
+        except HistoryRewrittenError:
+            said, begun, state = self._rewritten([*self.messages, *cut], message)
+            self.session.rewind(state, [said])
+        else:
+            self.session.append([[*([template.end] if is_cut else []), *said]])
+        if is_cut:
+            self.messages += cut
+            row.messages.clear()
+        if template.rewrites:
+            self.session.run(len(row.pending))
+            self._state = self.session.state
+        return begun
+
+    def _rewritten(
+        self, messages: list[dict[str, Any]], message: dict[str, Any]
+    ) -> tuple[Any, Any, ModelState | None]:
+        """What is to be fed in place of what the model remembers, and what it remembers before."""
+        try:
+            return *self.template.rewritten(messages[self._user :], message), self._state
+        except HistoryRewrittenError:
+            return *self.template.prompt([*messages, message]), None
+
+    def _limit(self, max_new_tokens: int | None) -> int:
+        if max_new_tokens is None:
+            max_new_tokens = self.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+        return limit_of(max_new_tokens)
+
+    def _run(self, limit: int, **options: Any) -> None:
+        assert self.session is not None
+        try:
+            self.session.run(limit + len(self._row.pending), **options)  # which the user has said
+        finally:
+            self._take()
+
+    def _take(self) -> None:
+        """Takes the messages of the row."""
+        self.messages += self._row.messages
+        self._row.messages = []
+
+    def _reply(self, start: int, tokens: int) -> Reply:
+        assert self.session is not None
+        row, messages = self._row, self.messages[start:]
+        last: dict[str, Any] = next((m for m in reversed(messages) if m["role"] == "assistant"), {})
+        if not row.finished:
+            last, _ = row.protocol.read_turn(row.turn, row.begun)
+        return Reply(
+            content=last.get("content", ""),
+            reasoning_content=last.get("reasoning_content", ""),
+            tool_calls=[call for message in messages for call in message.get("tool_calls", [])],
+            messages=messages,
+            finished=row.complete,
+            error=row.error,
+            tokens=self.session.tokens - tokens,
+        )
+
+
+def _protocol_of(
+    model: Any, tokenizer: PreTrainedTokenizerBase, tools: Sequence[GivenTool], options: Mapping[str, Any]
+) -> ChatProtocol:
+    protocol = make_protocol(model, tools, tokenizer, None, options)
+    if not isinstance(protocol, ChatProtocol):
+        raise ChatTemplateError(
+            "the tokenizer has no chat template, or the calls of this model have tokens of their own: give the "
+            "tokenizer a template (hf_toolssm.add_chat_tokens), or use Session and generate"
+        )
+    check_spells(tokenizer)
+    return protocol
