@@ -11,10 +11,14 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from hf_toolssm.files import escape_unprintable
+from hf_toolssm.hub.model_card import read_json
 from hf_toolssm.hub.publish import MAIN, Destination
 from hf_toolssm.hub.publish_model import publish_model
 
-CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
+MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
+
+CHAT = "chat"
+"""The task, in `results.json`, of a model that was trained on messages."""
 
 
 @dataclass
@@ -31,8 +35,16 @@ def main() -> None:
     escape_unprintable()
     (options,) = HfArgumentParser(PublishArguments).parse_args_into_dataclasses()
     destination = Destination(options.repo_id, "model", options.private, options.branch, options.pull_request)
-    published = publish_model(Path(options.model), destination, CARD_TEMPLATE, options.message)
+    folder = Path(options.model)
+    published = publish_model(folder, destination, card_template(folder), options.message)
     print(published)
+
+
+def card_template(folder: Path) -> Path:
+    """The template of a model's card: of one that chats, or of one that solves problems."""
+    results = folder / "results.json"
+    is_chat = results.exists() and read_json(results)["task"] == CHAT
+    return MODEL_CARDS / ("chat.md" if is_chat else "template.md")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Trains a Mamba on tool trajectories, then measures it free-running.
+"""Trains a Mamba on tool trajectories, then measures it free-running; or on conversations (`sft_messages.py`).
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml \\
         recipes/sft.py --config recipes/configs/addition_cpu.yaml
@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import sft_messages
 from accelerate import PartialState
-from certificate import commit
-from sft_arguments import RecipeArguments
+from sft_arguments import FOR_MESSAGES, RecipeArguments, refuse
+from sft_training import base_tokenizer, train, write_card_and_publish
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import TrlParser
 
@@ -25,22 +26,16 @@ from dataset_builders.mixture import Share, merge_cells, merge_tools, mix, train
 from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTrajectories, evaluation_sets
 from dataset_builders.task import example_rng
 from dataset_builders.training_rows import training_rows
-from hf_toolssm.errors import ToolSSMError, UnsafeTrainingError
+from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.evaluation import LengthResult, evaluate_free_running
-from hf_toolssm.evaluation.report import REPORT_FILES, hardware, table, write_json, write_report
+from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
 from hf_toolssm.evaluation.selection import checkpoint_selection
 from hf_toolssm.files import escape_unprintable
-from hf_toolssm.hub.model_card import write_model_card
-from hf_toolssm.hub.publish_model import publish_model, training_destination
+from hf_toolssm.hub.publish_model import training_destination
 from hf_toolssm.models import tool_models
-from hf_toolssm.models.architectures import TOOL_MAMBA
-from hf_toolssm.training.checkpoints import last_whole_checkpoint
 from hf_toolssm.training.curriculum import in_curriculum
 from hf_toolssm.training.rendered_rows import render_rows
 from hf_toolssm.training.sft_config import ToolSFTConfig
-from hf_toolssm.training.trainer import ToolSFTTrainer
-
-CARD_TEMPLATE = Path(__file__).parents[1] / "model_cards" / "template.md"
 
 
 def main() -> None:
@@ -49,6 +44,12 @@ def main() -> None:
     start, state, output = time.perf_counter(), PartialState(), Path(config.output_dir)
     # What cannot be is said before anything is built.
     destination = training_destination(config)
+    with state.main_process_first():
+        conversations = sft_messages.conversations(recipe.dataset)
+    if conversations is not None:
+        sft_messages.train_on(*conversations, recipe, config, start, destination)
+        return
+    refuse(recipe, FOR_MESSAGES, "is of a --dataset of messages")
     tokenizer = tokenizer_of(recipe)
     shares = training_shares(load_task(recipe.task), recipe.variant, recipe.train_max_length, recipe.mixture)
     first, task = shares[0], shares[0].task
@@ -64,37 +65,16 @@ def main() -> None:
         more = [read(each, None, output / f"dataset-{each.task.name}")[0] for each in sets[1:]]
     set_seed(config.seed)
     model, tokenizer = model_and_tokenizer(recipe, shares, tokenizer)
-    revision = recipe.model and tool_models.checkpoint_revision(recipe.model)  # now: asking may fail
     with state.main_process_first():
         rendered = [render_rows(rows, tokenizer, recipe.num_proc) for rows in (rows, *more)]
         training = mix(rendered, [share.weight for share in shares], recipe.dataset_seed)
-    if recipe.lora_rank:
-        from hf_toolssm.training.lora import add_lora  # needs the extra `peft`
-
-        model = add_lora(model, recipe.lora_rank)
     if recipe.curriculum:
         training = in_curriculum(training, config)
     selection = selection_of(recipe, first, config, tokenizer)
-
-    trainer = ToolSFTTrainer(model, config, training, processing_class=tokenizer, **selection)
-    resume = config.resume_from_checkpoint
-    if str(resume).lower() == "true":  # the last checkpoint; anything else is a checkpoint's folder
-        resume = str(last_whole_checkpoint(output))
-    trained = trainer.train(resume_from_checkpoint=resume)
-
-    if state.is_main_process:  # figures of an earlier training must not stand beside these weights
-        for name in (*REPORT_FILES, "README.md"):
-            (output / name).unlink(missing_ok=True)
-    if not recipe.lora_rank:
-        trainer.save_model()
-    if not state.is_main_process:
+    trained = train(model, tokenizer, training, recipe, config, start, selection=selection)
+    if trained is None:
         return
-    # Without what accelerate adds for mixed precision: what is measured is what is saved.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if recipe.lora_rank:
-        model = model.merge_and_unload()
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
+    model, facts = trained
     about = {
         "task": [share.task.save(output) for share in shares][0],
         "variant": first.variant,
@@ -104,24 +84,8 @@ def main() -> None:
         "mixture": [str(share) for share in shares[1:]],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
         "dataset_revision": dataset_revision,
-        "architecture": model.config.model_type if recipe.model else recipe.architecture,
-        "base_model": recipe.model,
-        "base_model_revision": revision,
-        "tokenizer": recipe.tokenizer,
-        "lora_rank": recipe.lora_rank,
-        "seed": config.seed,
-        "num_parameters": model.num_parameters(),
-        "steps": trainer.state.global_step,
-        "batch_size": config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
-        "learning_rate": config.learning_rate,
-        "state_passing_share": config.state_passing_share,
-        "state_noise_share": config.state_noise_share,
         "curriculum": recipe.curriculum,
-        "selected_step": trainer.state.best_global_step if selection else None,
-        "train_loss": trained.training_loss,
-        "resumed": bool(resume),  # then the minutes are those since
-        "commit": commit(),
-        "train_minutes": round((time.perf_counter() - start) / 60, 2),
+        **facts,
     }
     write_json(output / "training.json", {**about, "hardware": hardware()})
 
@@ -133,32 +97,18 @@ def main() -> None:
 
     by_length, by_adversary = list(map(measure, plain)), list(map(measure, adversarial))
     write_report(output, by_length, by_adversary, about)
-    write_model_card(output, CARD_TEMPLATE)
     print(table([*by_length, *by_adversary]))
+    write_card_and_publish(output, destination)
     print(f"model, results.json, length_generalization.png and README.md are in {output}")
-    if destination is not None:
-        try:
-            print(publish_model(output, destination, CARD_TEMPLATE))
-        except ToolSSMError as error:
-            command = f"python recipes/publish.py --model {output} --repo_id {destination.repo_id}"
-            error.add_note(f"The model itself is finished. Publish it without training again: {command}")
-            raise
 
 
 def tokenizer_of(recipe: RecipeArguments) -> PreTrainedTokenizerBase | None:
     """The tokenizer of the checkpoint that is fine-tuned; None from scratch."""
-    if recipe.model is None:
-        if recipe.tokenizer is not None:
-            raise UnsafeTrainingError(
-                "a model from scratch has a tokenizer of its tasks' cells: leave out --tokenizer, or add --model"
-            )
-        return None
-    if recipe.architecture != TOOL_MAMBA:
+    if recipe.tokenizer is not None and recipe.model is None:
         raise UnsafeTrainingError(
-            f"architecture {recipe.architecture} is of a model from scratch, and a checkpoint is fine-tuned as a "
-            "ToolMamba: leave out --architecture or --model"
+            "a model from scratch has a tokenizer of its tasks' cells: leave out --tokenizer, or add --model"
         )
-    return tool_models.checkpoint_tokenizer(recipe.model, recipe.tokenizer)
+    return base_tokenizer(recipe)
 
 
 def model_and_tokenizer(

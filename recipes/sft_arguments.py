@@ -1,7 +1,9 @@
 """What recipes/sft.py can be told, beside the arguments of TRL's trainer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.models.architectures import BASELINES, TOOL_MAMBA
 
 
@@ -22,7 +24,11 @@ class RecipeArguments:
         },
     )
     dataset: str | None = field(
-        default=None, metadata={"help": "A folder or a Hub id; by default built into output_dir/dataset."}
+        default=None,
+        metadata={
+            "help": "A folder or a Hub id; by default built into output_dir/dataset. One with a column messages (and "
+            "tools), or prompt and completion, trains a model that chats."
+        },
     )
     train_max_length: int = field(default=5, metadata={"help": "Longest training problem."})
     num_examples: int = field(default=40_000, metadata={"help": "Training rows to build."})
@@ -35,8 +41,18 @@ class RecipeArguments:
         default=None,
         metadata={
             "help": "The checkpoint's tokenizer, a folder or a Hub id; by default the one beside it. Checkpoints of "
-            "mamba_ssm come without."
+            "mamba_ssm come without. On messages a model from scratch may have one too."
         },
+    )
+    chat_template: str | None = field(
+        default=None,
+        metadata={
+            "help": "On messages: toolssm gives the tokenizer our template and its tokens; by default its own is used."
+        },
+    )
+    vocabulary_size: int = field(
+        default=2_000,
+        metadata={"help": "On messages, from scratch, without --tokenizer: of the one that is learned from them."},
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Train a LoRA of that rank and merge it at the end; 0 trains all weights."}
@@ -76,3 +92,21 @@ class RecipeArguments:
     eval_batch_size: int = field(
         default=32, metadata={"help": "Problems that run side by side; fewer need less memory."}
     )
+
+
+FOR_MESSAGES = ("chat_template", "vocabulary_size")
+"""What has a meaning on messages only."""
+
+FOR_TRAJECTORIES = (
+    *("task", "variant", "mixture", "train_max_length", "num_examples", "dataset_seed", "curriculum"),
+    *("selection_length", "eval_lengths", "eval_adversarial_lengths", "eval_num_problems", "eval_batch_size"),
+)
+"""What has a meaning on trajectories only."""
+
+
+def refuse(recipe: RecipeArguments, names: Sequence[str], why: str) -> None:
+    """Raises UnsafeTrainingError where one of these options was given, because it would be ignored."""
+    defaults = RecipeArguments()
+    for name in names:
+        if getattr(recipe, name) != getattr(defaults, name):
+            raise UnsafeTrainingError(f"--{name} {why}: leave it out")

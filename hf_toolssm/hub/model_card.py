@@ -66,12 +66,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _metadata(results: Mapping[str, Any], config: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
     """What the Hub reads, the measured figures among it; only names with a revision are those of repositories."""
+    length = ["length-generalization"] if results["by_length"] else []
     name = repo_id.rpartition("/")[2] if repo_id else f"{config['model_type']}-{results['task']}"
     return ModelCardData(
         library_name="transformers",
         license="apache-2.0",
         pipeline_tag="text-generation",
-        tags=[config["model_type"], "tool-use", "length-generalization", "hf_toolssm"],
+        tags=[config["model_type"], "tool-use", *length, "hf_toolssm"],
         datasets=[results["dataset"]] if results.get("dataset_revision") else None,
         base_model=results["base_model"] if results.get("base_model_revision") else None,
         model_name=name,

@@ -96,7 +96,7 @@ def publish_model(folder: Path, destination: Destination, template: Path, messag
         write_atomically(written / "README.md", model_card(folder, template, destination.repo_id))
         paths = [path for path in folder.iterdir() if any(fnmatch(path.name, pattern) for pattern in _PUBLISHED)]
         files = {path.name: path for path in (*sorted(paths), *sorted(written.iterdir()))}
-        built = f"{config.model_type} that runs its tools, with its tokenizer and measured results"
+        built = f"{config.model_type} with its tokenizer, its card and what was measured"
         return publish_files(files, destination, message or built, owned=_is_of_one_version)
 
 

@@ -10,7 +10,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from hf_toolssm.errors import TokenizerNeededError, UnsafeTrainingError
 from hf_toolssm.models.architectures import make_model
 from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM
-from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
+from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model, fit_to_tokenizer
+from hf_toolssm.protocol.chat_template import ChatTemplate
 from hf_toolssm.protocol.special_tokens import add_tool_tokens
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.tools import make_tool
@@ -52,6 +53,55 @@ def from_checkpoint(
     """
     trained_vocabulary = len(tokenizer)
     add_tool_tokens(tokenizer, [make_tool(spec) for spec in specs])
+    model = _loaded(checkpoint, trained_vocabulary)
+    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary)
+    model.generation_config.max_new_tokens = _MAX_NEW_TOKENS
+    return model, tokenizer
+
+
+def chat_from_scratch(architecture: str, tokenizer: PreTrainedTokenizerBase, **shape: Any) -> PreTrainedModel:
+    """A model with random weights that is to chat.
+
+    Args:
+        architecture: "tool_mamba" or a baseline.
+        tokenizer: has a chat template.
+        shape: width, depth, state_size and mamba, see `make_model`.
+    """
+    model = make_model(architecture, len(tokenizer), **shape)
+    return _ready_to_chat(model, tokenizer, trained_vocabulary=0)
+
+
+def chat_from_checkpoint(
+    checkpoint: str, tokenizer: PreTrainedTokenizerBase, trained_vocabulary: int
+) -> PreTrainedModel:
+    """A Mamba checkpoint, transformers' or mamba_ssm's, that is to chat.
+
+    Args:
+        checkpoint: a folder or a Hub id.
+        tokenizer: the checkpoint's, which has a chat template.
+        trained_vocabulary: the tokenizer's length before it got tokens that the checkpoint does not know.
+
+    Raises:
+        UnsafeTrainingError: the tokenizer had more tokens than the checkpoint, or that calls its tools by tokens.
+    """
+    model = _loaded(checkpoint, trained_vocabulary)
+    if model.config.tool_token_ids:
+        raise UnsafeTrainingError(
+            f"{checkpoint} was trained to call its tools by tokens, not by a chat template: take another checkpoint, "
+            "or train it on trajectories"
+        )
+    return _ready_to_chat(model, tokenizer, trained_vocabulary)
+
+
+def _ready_to_chat(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trained_vocabulary: int
+) -> PreTrainedModel:
+    fit_to_tokenizer(model, tokenizer, trained_vocabulary)
+    model.generation_config.eos_token_id = sorted(ChatTemplate(tokenizer).ends)
+    return model
+
+
+def _loaded(checkpoint: str, trained_vocabulary: int) -> PreTrainedModel:
     # Full precision: in bfloat16 small updates of the weights would be rounded away.
     model = ToolMambaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     rows = model.get_input_embeddings().num_embeddings
@@ -60,9 +110,7 @@ def from_checkpoint(
             f"the tokenizer has {trained_vocabulary} tokens and the checkpoint only {rows}: name the one that it was "
             "trained with, by --tokenizer"
         )
-    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary)
-    model.generation_config.max_new_tokens = _MAX_NEW_TOKENS
-    return model, tokenizer
+    return model
 
 
 def checkpoint_tokenizer(checkpoint: str, tokenizer: str | None) -> PreTrainedTokenizerBase:

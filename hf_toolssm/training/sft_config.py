@@ -63,6 +63,8 @@ class ToolSFTConfig(SFTConfig):
             "max_length": (self.max_length is not None, "a cut trajectory loses its answer without a word"),
             "assistant_only_loss": (self.assistant_only_loss, "the labels of the rows already say what is learned"),
             "completion_only_loss": (self.completion_only_loss, "the labels of the rows already say what is learned"),
+            "chat_template_path": (self.chat_template_path, "the rows are rendered already, by another template"),
+            "eos_token": (self.eos_token, "the rows are rendered already, with the ends that the tokenizer gives"),
             "train_sampling_strategy": (
                 self.train_sampling_strategy == "group_by_length" and self.starts_from_states,
                 "states would be passed on only between rows of one length; set state_passing_share: 0 to use it",

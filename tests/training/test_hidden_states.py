@@ -245,7 +245,7 @@ def test_a_peft_config_trains_the_rows_of_the_tool_tokens_and_every_projection(t
     changed = (trainer.model.merge_and_unload().get_input_embeddings().weight != before).any(1).nonzero()[:, 0]
     assert set(changed.tolist()) <= set(ids)
     assert len(changed) > len(ids) // 2
-    with pytest.raises(UnsafeTrainingError, match="tool tokens must be trained"):
+    with pytest.raises(UnsafeTrainingError, match="new tokens must be trained"):
         make_trainer(tmp_path, 4, 1, adapter=LoraConfig(trainable_token_indices=[0]))
     with pytest.raises(UnsafeTrainingError, match="leave out modules_to_save"):
         make_trainer(tmp_path, 4, 1, adapter=LoraConfig(modules_to_save=["embeddings"]))

@@ -232,6 +232,8 @@ def test_two_processes_give_the_losses_of_one_at_equal_global_batch(tmp_path, bp
         ({"max_length": 1024}, "max_length=1024 is refused.*loses its answer"),
         ({"completion_only_loss": True}, "completion_only_loss=True is refused.*labels"),
         ({"assistant_only_loss": True}, "assistant_only_loss=True is refused.*labels"),
+        ({"chat_template_path": "other"}, "chat_template_path=other is refused.*by another template"),
+        ({"eos_token": "1"}, "eos_token=1 is refused.*rendered already"),
         ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy=group_by_length is refused"),
         ({"state_passing_share": 1.5}, "shares from 0 to 1"),
         ({"bptt_length": 0}, "at least 1, not 0"),
