@@ -37,6 +37,7 @@ class Scale:
         stock_steps: decode steps of stock.
         observation: tokens of a tool's result.
         session: tokens of one session.
+        conversation: a user's turns of a chat, and calls in each.
         read_mib: what the bandwidth is measured on.
         product_size: what the arithmetic is measured on.
     """
@@ -51,6 +52,7 @@ class Scale:
     stock_steps: int
     observation: int
     session: int
+    conversation: tuple[int, int]
     read_mib: int
     product_size: int
 
@@ -66,6 +68,7 @@ FULL = Scale(
     stock_steps=300,
     observation=10_000,
     session=1_000_000,
+    conversation=(50, 20),
     read_mib=1_024,
     product_size=2_048,
 )
@@ -80,6 +83,7 @@ SMALL = Scale(
     stock_steps=10,
     observation=200,
     session=2_000,
+    conversation=(2, 2),
     read_mib=8,
     product_size=128,
 )

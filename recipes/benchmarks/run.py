@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 import decode
 import training
+from chat import conversation
 from hf_toolssm.evaluation.report import hardware, write_json
 from hf_toolssm.files import escape_unprintable
 from models import FULL, SMALL, Scale
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Scale, str | None], Iterator[Result]]] = {
     "speculative": decode.speculative,
     "observation": observation,
     "session": long_session,
+    "conversation": conversation,
 }
 
 

@@ -76,6 +76,11 @@ def commands():
 def shlex_small(command, outputs):
     """A README command with its outputs moved and its work made small."""
     words = command.replace("outputs/", f"{outputs}/").split()
+    if "recipes/configs/function_calling_cpu.yaml" in words:
+        folders = {"dataset": "function-calling-data", "output_dir": "function-calling"}
+        options = {name: f"{outputs}/{folder}" for name, folder in folders.items()}
+        options |= {name: SMALL[name] for name in ("max_steps", "save_steps", "logging_steps", "num_proc")}
+        return words + [word for name, value in options.items() for word in (f"--{name}", value)]
     if "recipes/sft.py" in words:
         if "--output_dir" not in words:
             words += ["--output_dir", f"{outputs}/addition"]
@@ -153,11 +158,17 @@ def test_the_python_example_runs(trained, capsys):
     outputs, _ = trained
     code = blocks("python")[0].replace("outputs/", f"{outputs}/")
     code = code.replace("return_dict_in_generate=True", "return_dict_in_generate=True, max_new_tokens=20")
+    code = code.replace('Paris?"', 'Paris?", max_new_tokens=20')
+    for words in small_commands(outputs):
+        if "function_calling" in " ".join(words):
+            run_here(words)
+    capsys.readouterr()
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len(capsys.readouterr().out.splitlines()) == 1
     assert len(names["four"].rows) == 4
     assert (outputs / "session.safetensors").exists()
+    assert names["what_if"].messages == names["chat"].messages
 
 
 def small_commands(outputs):
@@ -170,6 +181,8 @@ def small_commands(outputs):
         words = shlex_small(command, outputs)
         shorter = {"100_000": "64", "10000": "12", "1000": "12", "100": "6", "10": "3"}
         words = [shorter.get(word, word) for word in words]
+        if "recipes/function_calling/conversations.py" in words:
+            words += ["--num-examples", "60"]
         if "recipes/long_problem.py" in words:
             words += ["--max_new_tokens", "300"]  # a model of four steps does not find the end
         if "recipes/reproduce/run.py" in words:
@@ -178,7 +191,7 @@ def small_commands(outputs):
             words += ["--override", *small]
         if "recipes/configs/turing_machine_cpu.yaml" in words:
             words += ["--eval_lengths", "30"]  # shorter words may all be in training
-        if words[0] == "accelerate" and "--output_dir" not in command:
+        if command == IN_TWO_PROCESSES:
             words += ["--output_dir", f"{outputs}/two"]
             words[words.index("--per_device_train_batch_size") + 1] = "4"
         yield words
@@ -189,6 +202,7 @@ LAUNCH_OTHERS = ("recipes/reproduce/run.py", "recipes/accelerate/cpu_two_process
 
 def check_outputs(outputs):
     assert (outputs / "palindrome" / "results.json").exists()
+    assert (outputs / "function-calling" / "chat_template.jinja").exists()
     assert (outputs / "tool-addition" / "README.md").exists()
     assert "<html" in (outputs / "trace.html").read_text(encoding="utf-8")
     measured = json.loads((outputs / "addition" / "evaluation" / "results.json").read_text(encoding="utf-8"))
@@ -201,7 +215,7 @@ def check_outputs(outputs):
 def test_every_other_command_of_the_readme_that_is_one_process_runs(trained):
     outputs, _ = trained
     alone = [words for words in small_commands(outputs) if not set(LAUNCH_OTHERS) & set(words)]
-    assert len(alone) == 6
+    assert len(alone) == 8
     for words in alone:
         run_here(words)
     check_outputs(outputs)
@@ -211,7 +225,7 @@ def test_every_other_command_of_the_readme_that_is_one_process_runs(trained):
 def test_every_other_command_of_the_readme_runs_in_a_process_of_its_own(trained, tmp_path):
     shutil.copytree(trained[0] / "addition", tmp_path / "addition", ignore=shutil.ignore_patterns("evaluation"))
     every = list(small_commands(tmp_path))
-    assert len(every) == 8
+    assert len(every) == 10
     for words in every:
         run(words)
     check_outputs(tmp_path)
@@ -231,12 +245,6 @@ def test_the_trajectory_of_the_readme_is_what_the_package_records():
     shown = [line for line in blocks("text")[0].splitlines() if not line.startswith("#")]
     assert " ".join(shown).split() == [signs.get(kind, "") + cell for kind, cell in written(recorded)]
     assert "All of `7+5=`" in README
-
-
-def test_the_machine_of_the_readme_is_the_one_that_it_names():
-    table = (ROOT / "dataset_builders" / "machines" / "binary_increment.tm").read_text(encoding="utf-8")
-    assert table.endswith("\n\n" + blocks("text")[1])
-    assert "`binary_increment`" in README
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
