@@ -51,7 +51,8 @@ for package in ["recipes", *map(str, Path("recipes").iterdir())]:
     for path in Path(package).glob("*.py"):
         sys.modules.pop(path.stem, None)
     for path in Path(package).glob("*.py"):
-        names.append(importlib.import_module(path.stem).__name__)
+        if path.stem != "bfcl_worker":  # it runs where another package is
+            names.append(importlib.import_module(path.stem).__name__)
 print(len(names))
 """
 

@@ -347,7 +347,8 @@ def test_a_server_that_does_not_want_to_end_is_ended():
 @pytest.mark.slow
 def test_a_program_that_is_interrupted_while_it_connects_ends():
     silent = [sys.executable, "-c", "import time; print('here', flush=True); time.sleep(60)"]
-    code = f"from hf_toolssm.tools.mcp import Mcp; print('go', flush=True); Mcp({silent!r}, time_limit=50).schemas"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
+    code += f"from hf_toolssm.tools.mcp import Mcp; print('go', flush=True); Mcp({silent!r}, time_limit=50).schemas"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         assert program.stdout.readline() == b"go\n"
         time.sleep(3)
