@@ -39,7 +39,7 @@ MAX_NEW_TOKENS = 16_384
 """Of a reply, where neither the caller nor the model's `generation_config` says another number."""
 
 SLICE = 8
-"""Tokens between two looks of a stream."""
+"""Tokens that the model writes between two looks of a stream."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ class Chat(Value):
         left, told = limit + len(self._row.pending), len(self.messages)
         heard, speech = Heard(), Speech(self.template, self._row.protocol.ends)
         while left > 0 and not self._row.finished:
-            left -= self.session.run(min(SLICE, left), sampler=sampler, sink=heard)
+            size = min(SLICE + len(self._row.pending), left)  # what is to be read is read at once
+            left -= self.session.run(size, sampler=sampler, sink=heard)
             self._take()
             waiting = self.messages[told:]
             yield from speech.pieces(heard.tokens(), waiting)

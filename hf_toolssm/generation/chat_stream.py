@@ -52,10 +52,10 @@ class Speech:
     def __init__(self, template: ChatTemplate, ends: frozenset[int]) -> None:
         self._template = template
         self._ends = ends
-        self._begin([])
+        self._begin()
 
-    def _begin(self, begun: list[int]) -> None:
-        self._begun = begun
+    def _begin(self) -> None:
+        self._begun: list[int] = []
         self._reader: Any = None
         self._texts = DecodeStream(skip_special_tokens=False)
         self._content = ""
@@ -71,7 +71,10 @@ class Speech:
             if writer != Writer.MODEL:
                 while messages and messages[0]["role"] == "tool":
                     yield Piece("tool_result", "", messages.pop(0))
-                self._begin([] if token in self._ends else [*self._begun, token])
+                if token in self._ends:
+                    self._begun.clear()
+                else:
+                    self._begun.append(token)
             elif token in self._ends:
                 message = messages.pop(0)
                 told = self._content.lstrip("\n")  # some templates begin it on a line of its own
@@ -79,7 +82,7 @@ class Speech:
                 if content.startswith(told):  # the parser may have taken for a marker what is none
                     yield from _piece("content", content[len(told) :])
                 yield from (Piece("tool_call", "", call) for call in message.get("tool_calls", []))
-                self._begin([])
+                self._begin()
             else:
                 for piece in self._written(token):
                     self._content += piece.text if piece.kind == "content" else ""

@@ -492,6 +492,21 @@ def test_a_stream_says_what_the_reply_says(family):
     assert kinds == ["content", "tool_call", "tool_result"]
 
 
+def test_a_stream_reads_a_long_result_at_once(monkeypatch):
+    def book() -> str:
+        """A book."""
+        return "word " * 2_000
+
+    chat = start([book])
+    script = Script(chat, says("", call("book")), says("Read."))
+    runs, run = [], Session.run
+    monkeypatch.setattr(Session, "run", lambda *args, **options: runs.append(run(*args, **options)) or runs[-1])
+    pieces = list(chat.stream("Go", sampler=script))
+    assert [len(p.message["content"]) for p in pieces if p.kind == "tool_result"] == [10_000]
+    assert max(runs) > 2_000  # tokens
+    assert len(runs) < 40
+
+
 def test_a_stream_that_is_left_early_leaves_a_reply_that_goes_on():
     chat = start([weather])
     script = Script(chat, says("I look.", call("weather", city="Paris")), says("Fine."))
