@@ -18,7 +18,6 @@ from hf_toolssm.errors import (
     ToolFaultError,
     ToolSSMError,
     UnknownCallError,
-    UnknownToolError,
     UnspellableTextError,
 )
 from hf_toolssm.generation.row import Row
@@ -39,9 +38,6 @@ class ChatProtocol(TokenProtocol):
         template: made with these tools.
         end_ids: tokens that end a turn beside the template's own.
         caller: carries out calls.
-
-    Raises:
-        UnknownToolError: two tools share a call.
     """
 
     def __init__(
@@ -50,8 +46,6 @@ class ChatProtocol(TokenProtocol):
         super().__init__(tools, {*template.ends, *end_ids}, caller)
         self.template = template
         self.tool_of = {name: index for index, facts in enumerate(tools) for name in facts.calls}
-        if len(self.tool_of) < sum(len(facts.calls) for facts in tools):
-            raise UnknownToolError("two of the tools share a call: give each tool once, or one of them another name")
 
     def check_asked(self, prompts: Sequence[Sequence[int]]) -> None:
         for row, prompt in enumerate(prompts):

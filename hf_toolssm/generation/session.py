@@ -156,7 +156,7 @@ class Session(Value):
         """The session that `save` wrote, on the model's device.
 
         Args:
-            path: of the file. All others are those that it was started with, but for
+            path, model, tools, tokenizer, end_ids, chat_template_kwargs: of the file, and those it was started with.
             record: the file that it recorded to and goes on with, or a new one for what it kept in memory.
 
         Raises:

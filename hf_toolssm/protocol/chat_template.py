@@ -125,8 +125,7 @@ class ChatTemplate:
             MessageError, UnspellableTextError: see `render`.
         """
         said = [_USER, *turns, message]
-        before = self._text(said)
-        return self._in_two([*said, *check_messages(following, message)], before[: self.markers.last(before)])
+        return self._in_two([*said, *check_messages(following, message)], self._known(said))
 
     def rewritten(self, turns: Sequence[Message], message: Message) -> tuple[list[int], list[int]]:
         """All behind the last marker of the user's message before, as the template writes it now, in two parts.
@@ -138,8 +137,7 @@ class ChatTemplate:
         Raises:
             HistoryRewrittenError: the template writes even what stands before them otherwise.
         """
-        before = self._text([_USER])
-        return self._in_two([_USER, *check_messages([*turns, message])], before[: self.markers.last(before)])
+        return self._in_two([_USER, *check_messages([*turns, message])], self._known([_USER]))
 
     def turn(self, message: Message) -> list[int]:
         """What the model writes of a message of its own, the token that ends it included."""
@@ -257,21 +255,20 @@ class ChatTemplate:
 
     def _in_two(self, messages: Sequence[Message], before: str = "") -> tuple[list[int], list[int]]:
         """What the template writes behind what was written before: up to the last marker, and to the model's turn."""
-        said, asked, start = self._text(messages), self._text(messages, prompting=True), len(before)
-        at = max(start, self._shared(said, asked))
-        if not (said.startswith(before) and asked.startswith(before)):
-            raise HistoryRewrittenError("the template writes what was said before in another way once more is said")
+        said, asked = (_rest(self._text(messages, prompting), before) for prompting in (False, True))
+        at = self._shared(said, asked)
         encode = self.markers.encode
-        return encode(said[start:at], is_first=start == 0), encode(asked[at:], is_first=at == 0)
+        return encode(said[:at], is_first=not before), encode(asked[at:], is_first=not before and at == 0)
 
     def _behind(self, message: Message, following: Sequence[Message], prompting: bool) -> str:
         """What stands behind the end of the model's turn."""
-        before = self._text([_USER, message])
-        after = self._text([_USER, message, *following], prompting)
-        at = self.markers.last(before)
-        if not after.startswith(before[:at]):
-            raise HistoryRewrittenError("the template writes the model's turn otherwise once a user goes on")
-        return after[at:]
+        said = [_USER, message]
+        return _rest(self._text([*said, *following], prompting), self._known(said))
+
+    def _known(self, messages: Sequence[Message]) -> str:
+        """What the template writes of messages up to its last marker."""
+        text = self._text(messages)
+        return text[: self.markers.last(text)]
 
     def _turn_text(self, message: Message) -> tuple[int, str]:
         """A turn of the model, and how much of what begins one by the template it takes the place of.
@@ -372,3 +369,10 @@ class ChatTemplate:
         """How much two texts begin with alike, up to the last marker."""
         at = self.markers.last(said)
         return at if asked.startswith(said[:at]) else self.markers.last(commonprefix([said, asked]))
+
+
+def _rest(text: str, before: str) -> str:
+    """What a template writes behind what it wrote before."""
+    if not text.startswith(before):
+        raise HistoryRewrittenError("the template writes what was said before in another way once more is said")
+    return text[len(before) :]
