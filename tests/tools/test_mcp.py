@@ -366,7 +366,8 @@ mcp = Mcp({COMMAND!r})
 mcp.schemas
 print(mcp.call("process", {{}}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
+    quiet = ("-W", "ignore::EncodingWarning:regex._main")  # the library asks for the locale once a pattern
+    done = subprocess.run([sys.executable, *quiet, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
