@@ -17,6 +17,10 @@ class CorruptRowError(ToolSSMError):
     """A dataset row does not hold a whole, consistent trajectory."""
 
 
+class UnknownTrajectoryFormatError(ToolSSMError):
+    """A file of a trajectory whose format, or version of a format, is not one that is read."""
+
+
 class DatasetWriteError(ToolSSMError):
     """A dataset could not be written whole. What was finished stays and is reused by the next run."""
 
@@ -95,6 +99,18 @@ class UndescribedToolError(ToolSSMError):
 
 class McpError(ToolError):
     """An MCP server that cannot be started or reached, or offers something that cannot be used."""
+
+
+class SandboxUnavailableError(ToolError):
+    """A machine on which no command runs in a sandbox."""
+
+
+class InvalidCommandError(ToolError):
+    """A command that no shell can be given."""
+
+
+class InvalidWorkdirError(ToolSSMError):
+    """Files that a shell cannot have, or that cannot be taken from it."""
 
 
 class UnforkableToolError(ToolSSMError):

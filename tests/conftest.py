@@ -18,14 +18,16 @@ from hypothesis import HealthCheck, Phase, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dataset_builders.catalog import load_task
+from dataset_builders.catalog import available_tasks, load_task
 from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
+from hf_toolssm.errors import SandboxUnavailableError
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.protocol.trajectory import StepKind, Trajectory, canonical, step
 from hf_toolssm.tools import make_tool
+from hf_toolssm.tools.sandbox import check_sandbox
 
 # The same examples on every machine; a failure is reported as found, because shrinking one takes minutes here.
 settings.register_profile(
@@ -52,6 +54,21 @@ sys.meta_path.insert(0, Missing())
 
 
 ROOT = Path(__file__).parents[1]
+
+CELL_TASKS = tuple(name for name in available_tasks() if load_task(name).most_tokens is None)
+"""Tasks of cells whose answer is compared; those that a check decides on have tests of their own."""
+
+
+def _no_sandbox() -> str:
+    """Why no command runs in a sandbox here; "" where one does."""
+    try:
+        check_sandbox()
+    except SandboxUnavailableError as error:
+        return str(error)
+    return ""
+
+
+in_sandbox = pytest.mark.skipif(bool(reason := _no_sandbox()), reason=reason or "a sandbox runs here")
 
 
 def run_script(script, *words):

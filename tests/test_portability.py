@@ -24,7 +24,7 @@ COMMANDS = [
     path
     for path in [ROOT / "dataset_builders" / "build.py", *(ROOT / "recipes").rglob("*.py")]
     if "\ndef main(" in path.read_text(encoding="utf-8") and "print(" in path.read_text(encoding="utf-8")
-    if path.name != "bfcl_worker.py"  # it runs where this package is not, and prints JSON for a program
+    if not path.stem.endswith("_worker")  # it runs where this package is not, and prints JSON for a program
 ]
 
 UNIX = {"resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog"}
@@ -51,7 +51,7 @@ for package in ["recipes", *map(str, Path("recipes").iterdir())]:
     for path in Path(package).glob("*.py"):
         sys.modules.pop(path.stem, None)
     for path in Path(package).glob("*.py"):
-        if path.stem != "bfcl_worker":  # it runs where another package is
+        if not path.stem.endswith("_worker"):  # it runs where another package is
             names.append(importlib.import_module(path.stem).__name__)
 print(len(names))
 """

@@ -9,7 +9,8 @@
 | output | `assistant`, its content |
 
 The answer marker is no message: it stands before a turn's first output, or ends a turn that has none. An argument is
-the text of a JSON object where the tool has schemas, and `{"argument": text}` where it has none.
+the text of a JSON object where the tool has schemas, and `{"argument": text}` where it has none, or
+by the name that the tool says.
 """
 
 import json
@@ -130,8 +131,9 @@ def _facts_for(name: str, facts: Mapping[str, ToolFacts]) -> ToolFacts:
 def _arguments(call: Step, facts: Mapping[str, ToolFacts]) -> dict[str, Any]:
     if call.content is None:
         return {}
-    if not _facts_for(call.name, facts).gets_dict:
-        return {"argument": call.text}
+    of = _facts_for(call.name, facts)
+    if not of.gets_dict:
+        return {of.parameter: call.text}
     try:
         arguments = json.loads(call.text)
     except (ValueError, RecursionError) as error:
@@ -148,6 +150,6 @@ def _call_step(call: Mapping[str, Any], facts: Mapping[str, ToolFacts]) -> Step:
         return step(StepKind.CALL, None, name)
     if of.gets_dict:
         return step(StepKind.CALL, json.dumps(arguments, ensure_ascii=False), name)
-    if set(arguments) != {"argument"} or not isinstance(arguments["argument"], str):
-        raise CorruptRowError(f"{name} takes one argument, which is a text, and not {arguments!r:.80}")
-    return step(StepKind.CALL, arguments["argument"], name)
+    if set(arguments) != {of.parameter} or not isinstance(arguments[of.parameter], str):
+        raise CorruptRowError(f"{name} takes {of.parameter!r} alone, which is a text, and not {arguments!r:.80}")
+    return step(StepKind.CALL, arguments[of.parameter], name)

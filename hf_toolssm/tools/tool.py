@@ -30,7 +30,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from hf_toolssm.errors import InvalidSchemaError, ToolError, ToolFaultError, UnforkableToolError, UnknownToolError
+from hf_toolssm.errors import (
+    InvalidSchemaError,
+    ToolError,
+    ToolFaultError,
+    UnforkableToolError,
+    UnknownToolError,
+    UnsafeToolError,
+)
 from hf_toolssm.tools.schemas import check_schemas, read_arguments
 
 Cell = TypeVar("Cell")
@@ -39,14 +46,6 @@ back is never decoded and encoded again (token in, token out)."""
 
 TIME_LIMIT = 30.0
 """Seconds for a call of a tool that does not say its `time_limit`."""
-
-TEXT_PARAMETERS = {
-    "type": "object",
-    "properties": {"argument": {"type": "string"}},
-    "required": ["argument"],
-    "additionalProperties": False,
-}
-"""Of a tool of text that says no schema."""
 
 NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 """Of a call without an argument."""
@@ -105,6 +104,8 @@ class Tool(Protocol):
         calls: the name of every call, and whether it takes an argument. `schemas` say so too.
         schemas: `{"description": str, "parameters": JSON Schema of an object}` of every call. The model then writes
             that object as JSON, and `call` gets it as a dict. Only of tools that read text.
+        parameter: what a chat calls the argument of a tool of text without `schemas`, "argument" if it does not say.
+        description: what a chat tells a model of such a tool; the first line of its class's docstring if it does not.
         owner: calls of one owner that the model makes in one turn run in order, and all others side by side. That is
             what works on the problem, where a tool has `start`; else none if it does not say.
         markers: cells that only the tool writes, such as the begin of memory. They become special tokens.
@@ -116,6 +117,7 @@ class Tool(Protocol):
         has_side_effects: whether it touches anything but what it remembers, as a shell or a network does; true if it
             does not say, and then it never runs on a clone. A config may name such a tool, but it runs only where the
             caller passes it; making it must touch nothing yet.
+        not_in_specs: options that a config must not decide on.
         on_error: "observe": the error's text is the observation, of tools that read text if they do not say; "end":
             the row ends with the error, of tools that read cells always, because an error's text is none.
         fork: what becomes of it in a copy of a row: "copy", "shared" (both rows have it) or "never" (a row that has it
@@ -140,12 +142,14 @@ class ToolFacts:
 
     Attributes:
         schemas: of every call of a tool of text `{"name", "description", "parameters"}`, as a chat template gets it.
+        parameter: the name of a text argument where a chat has arguments by name.
         gets_dict: whether `call` gets arguments as a dict.
     """
 
     tool: Any
     calls: Mapping[str, bool]
     schemas: Mapping[str, Mapping[str, Any]]
+    parameter: str
     gets_dict: bool
     markers: tuple[str, ...]
     unit: Literal["text", "cells"]
@@ -257,6 +261,7 @@ def facts_of(tool: Any) -> ToolFacts:
         tool=tool,
         calls=calls,
         schemas=told if unit == "text" else {},
+        parameter=getattr(tool, "parameter", "argument"),
         gets_dict=bool(schemas),
         markers=tuple(getattr(tool, "markers", ())),
         unit=unit,
@@ -278,9 +283,16 @@ def facts_of(tool: Any) -> ToolFacts:
 
 def _default_schemas(tool: Any, calls: Mapping[str, bool]) -> dict[str, dict[str, Any]]:
     """Of a tool that says none: its calls take a text, or nothing."""
-    description = (type(tool).__doc__ or "").strip().partition("\n")[0]
+    parameter = getattr(tool, "parameter", "argument")
+    description = getattr(tool, "description", None) or (type(tool).__doc__ or "").strip().partition("\n")[0]
+    takes_text = {
+        "type": "object",
+        "properties": {parameter: {"type": "string"}},
+        "required": [parameter],
+        "additionalProperties": False,
+    }
     return {
-        name: {"description": description, "parameters": TEXT_PARAMETERS if takes else NO_PARAMETERS}
+        name: {"description": description, "parameters": takes_text if takes else NO_PARAMETERS}
         for name, takes in calls.items()
     }
 
@@ -302,7 +314,7 @@ def argument_of(facts: ToolFacts, name: str, written: str | Mapping[str, Any]) -
     if isinstance(written, str) and not facts.gets_dict:
         return written
     arguments = read_arguments(name, facts.schemas[name]["parameters"], written)
-    return arguments if facts.gets_dict else arguments.get("argument", "")
+    return arguments if facts.gets_dict else arguments.get(facts.parameter, "")
 
 
 def check_names(tools: Sequence[ToolFacts]) -> None:
@@ -365,6 +377,7 @@ def with_options(tool_class: Callable[..., Any], spec: Mapping[str, Any]) -> Any
 
     Raises:
         UnknownToolError: the tool does not take one of them.
+        UnsafeToolError: the tool's `not_in_specs` names one, because a config must not decide on it.
     """
     options = {key: value for key, value in spec.items() if key != "name"}
     parameters: Sequence[str] = list(inspect.signature(tool_class).parameters)
@@ -372,5 +385,10 @@ def with_options(tool_class: Callable[..., Any], spec: Mapping[str, Any]) -> Any
     if unknown:
         raise UnknownToolError(
             f"tool {spec['name']!r} has no option {unknown[0]!r}; its options are {', '.join(parameters)}"
+        )
+    unsafe = sorted(set(options) & set(getattr(tool_class, "not_in_specs", ())))
+    if unsafe:
+        raise UnsafeToolError(
+            f"no config decides on {unsafe[0]!r} of the tool {spec['name']!r}: make {tool_class.__name__} in your code"
         )
     return tool_class(**options)
