@@ -37,13 +37,13 @@ class ConfigSummary:
 
     Attributes:
         identity: what its shards say of it, and under `content` the SHA-256 of all their rows.
-        locality: of some of its rows; None where they hold text, whose tokens are a tokenizer's.
+        locality: of some of its rows, where they hold text in characters.
     """
 
     name: str
     identity: dict[str, Any]
     tokens: tuple[int, int, int]
-    locality: Locality | None
+    locality: Locality
     locality_rows: int
 
 
@@ -92,8 +92,7 @@ def summarize(directory: Path) -> ConfigSummary | None:
     sampled = list(_sample(paths))
     lengths = sorted(length for path in paths for length in _token_counts(path))
     tokens = (lengths[0], lengths[len(lengths) // 2], lengths[-1]) if lengths else (0, 0, 0)
-    is_text = any(isinstance(step.content, str) for trajectory in sampled for step in trajectory.steps)
-    return ConfigSummary(directory.name, shared, tokens, None if is_text else locality(sampled), len(sampled))
+    return ConfigSummary(directory.name, shared, tokens, locality(sampled), len(sampled))
 
 
 def rebuild_command(summary: ConfigSummary) -> str:

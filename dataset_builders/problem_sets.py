@@ -76,7 +76,8 @@ def problem_at(problems: ProblemSet, split: str, index: int) -> str:
             problem = task.sample_test(rng, problems.length)
         else:
             problem = task.sample_adversarial(problems.kind, rng, problems.length, index)
-        if split_of(task, problem) == split:
+        # Whether a problem suits may take far longer to find out.
+        if split_of(task, problem) == split and (problems.kind != TRAINING or task.suits(problem, problems.variant)):
             return problem
     raise TooFewProblemsError(
         f"no problem of {problems.name} falls into the split {split}: choose a larger length"
@@ -119,6 +120,7 @@ class ReferenceTrajectories(Sequence[Trajectory]):
 
     Attributes:
         problem_set: what they are.
+        problems: their texts.
 
     Raises:
         TooFewProblemsError: the split has too few problems of that length.
@@ -127,13 +129,13 @@ class ReferenceTrajectories(Sequence[Trajectory]):
 
     def __init__(self, problem_set: ProblemSet, split: str = "test") -> None:
         self.problem_set = problem_set
-        self._problems = [problem_at(problem_set, split, index) for index in range(dict(problem_set.sizes)[split])]
+        self.problems = [problem_at(problem_set, split, index) for index in range(dict(problem_set.sizes)[split])]
 
     def __len__(self) -> int:
-        return len(self._problems)
+        return len(self.problems)
 
     def __getitem__(self, at: Any) -> Any:
         """One, or for a slice a list of them."""
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
-        return self.problem_set.task.solve(self._problems[at], self.problem_set.variant)
+        return self.problem_set.task.solve(self.problems[at], self.problem_set.variant)

@@ -37,7 +37,6 @@ SCHEMA = pyarrow.schema(
 )
 """The columns of a row."""
 
-ROWS_PER_SHARD = 5_000
 CELLS_PER_ROW_GROUP = 500_000
 METADATA_KEY = b"hf_toolssm"
 CONTENT_KEY = b"hf_toolssm_content"
@@ -66,10 +65,10 @@ def plan_shards(problems: ProblemSet, folder: Path) -> list[Shard]:
     """The files of a configuration; names as `datasets` expects them."""
     shards = []
     for split, size in problems.sizes:
-        starts = range(0, size, ROWS_PER_SHARD)
+        starts = range(0, size, problems.task.rows_per_shard)
         for number, start in enumerate(starts):
             path = folder / problems.name / f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
-            shards.append(Shard(problems, split, start, min(start + ROWS_PER_SHARD, size), path))
+            shards.append(Shard(problems, split, start, min(start + starts.step, size), path))
     return shards
 
 

@@ -26,6 +26,9 @@ class Task(ABC):
         variants: names of the algorithms; the first is the one to train.
         adversarial: names of the adversarial evaluation sets.
         unit: what a problem's length counts, for example "digits".
+        most_tokens: tokens per unit of length that a solution may take, where not the answer but `passes` says whether
+            a problem is solved; None where the answer and the trajectory are compared.
+        rows_per_shard: rows of a dataset's file, which is built by one process, and anew where that is interrupted.
     """
 
     title: str
@@ -33,6 +36,8 @@ class Task(ABC):
     variants: Sequence[str]
     adversarial: Sequence[str]
     unit: str
+    most_tokens: int | None = None
+    rows_per_shard: int = 5_000
 
     @property
     def name(self) -> str:
@@ -43,6 +48,11 @@ class Task(ABC):
     def saved_name(self) -> str:
         """What a dataset's card or a model's facts call it, by which `catalog.load_task` finds it there again."""
         return self.name
+
+    @property
+    def environment(self) -> str:
+        """What the tools run in, where observations depend on it, for cards; "" where they do not."""
+        return ""
 
     def save(self, folder: Path) -> str:
         """Puts what `catalog.load_task` needs, beside this package, into a dataset's or a model's folder.
@@ -55,6 +65,10 @@ class Task(ABC):
     @abstractmethod
     def tools(self, variant: str) -> list[dict[str, Any]]:
         """The tools that a variant calls, as a model's config names them."""
+
+    def make_tools(self, variant: str) -> list[Any]:
+        """The same tools themselves, as they start on its problems."""
+        return [make_tool(spec) for spec in self.tools(self.check_variant(variant))]
 
     @abstractmethod
     def cells(self, variant: str) -> Sequence[str]:
@@ -77,6 +91,10 @@ class Task(ABC):
             TooFewProblemsError: the set has no problem of that number or length.
         """
 
+    def suits(self, problem: str, variant: str) -> bool:
+        """Whether a variant is trained on a problem of the training distribution."""
+        return True
+
     def held_out(self, problem: str) -> bool:
         """Whether a problem may only be tested, whatever its hash says."""
         return False
@@ -92,6 +110,10 @@ class Task(ABC):
     @abstractmethod
     def answer(self, problem: str, variant: str) -> str:
         """The right answer as the variant writes it, found in another way than by its algorithm."""
+
+    def passes(self, problem: str, *at_work: Any) -> bool:
+        """Whether what the tools hold in the end solves a problem. Only of tasks with `most_tokens`."""
+        raise NotImplementedError
 
     def check_variant(self, variant: str) -> str:
         """The variant's name; raises InvalidProblemError where the task has no such variant."""
@@ -111,8 +133,8 @@ def task_tool(task: Task, variant: str) -> Tool:
     Raises:
         InvalidProblemError: the task has no such variant.
     """
-    (spec,) = task.tools(task.check_variant(variant))
-    return make_tool(spec)
+    (tool,) = task.make_tools(variant)
+    return tool
 
 
 def split_of(task: Task, problem: str) -> str:

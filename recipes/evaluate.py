@@ -3,18 +3,23 @@
     python recipes/evaluate.py --model outputs/addition --lengths 5 10 100 1000 --num_problems 32
 
 prints a table and writes `results.json` and `length_generalization.png` to `--output`: by default `evaluation/` in the
-model's folder, or `outputs/` for a model on the Hub.
+model's folder, or `outputs/` for a model on the Hub. They are written after every problem set; interrupted, the same
+command goes on with the sets that are missing.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from free_running import free_running
 from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.mixture import measured_task, trained_part
 from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
-from hf_toolssm.evaluation import LengthResult, evaluate_free_running, evaluate_teacher_forced
-from hf_toolssm.evaluation.report import table, training_facts, weights_digest, write_report
+from hf_toolssm.evaluation import LengthResult, evaluate_teacher_forced
+from hf_toolssm.evaluation.report import hardware, table, training_facts, weights_digest, write_report
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
 
@@ -57,31 +62,53 @@ def main() -> None:
     model = load_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
 
-    def free_running(references: ReferenceTrajectories) -> LengthResult:
-        problems, size = references.problem_set, options.batch_size
-        return evaluate_free_running(model, tokenizer, problems.name, problems.length, references, size)
+    def measure(references: ReferenceTrajectories) -> LengthResult:
+        return free_running(model, tokenizer, references, options.batch_size)
 
     def teacher_forced(references: ReferenceTrajectories) -> LengthResult:
         problems = references.problem_set
         return evaluate_teacher_forced(model, tokenizer, problems.name, problems.length, references)
 
-    plain_results = list(map(free_running, plain))
-    adversarial_results = list(map(free_running, adversarial))
-    forced_results = list(map(teacher_forced, forced))
     measured = {
         "train_max_length": trained_part(about, task).get("train_max_length"),
         "task": task.saved_name,
+        "task_version": task.version,
         "variant": variant,
         "unit": task.unit,
+        "environment": task.environment,
         "problem_seed": options.seed,
+        "training_hardware": about.get("hardware"),
         "weights_sha256": weights_digest(model),
-        "teacher_forced": [result.to_dict() for result in forced_results],
     }
     folder = Path(options.model)
     output = Path(options.output or (folder / "evaluation" if folder.is_dir() else f"outputs/{folder.name}"))
-    write_report(output, plain_results, adversarial_results, {**about, **measured})
-    print(table([*plain_results, *adversarial_results, *forced_results]))
+    known = measured_before(output / "results.json", {**measured, "hardware": hardware()}, options.num_problems)
+    results: list[list[LengthResult]] = [[], [], []]
+    parts = (("free-running", plain), ("free-running", adversarial), ("teacher-forced", forced))
+    for found, (mode, sets) in zip(results, parts):
+        for references in sets:
+            way = teacher_forced if mode == "teacher-forced" else measure
+            found.append(known.get((mode, references.problem_set.name)) or way(references))
+            more = {"teacher_forced": [result.to_dict() for result in results[2]]}
+            write_report(output, *results[:2], {**about, **measured, **more})
+    print(table([result for found in results for result in found]))
     print(f"results are in {output}")
+
+
+def measured_before(path: Path, facts: Mapping[str, Any], num_problems: int) -> dict[tuple[str, str], LengthResult]:
+    """The results, by mode and set, of an interrupted command that measured the same weights on the same problems.
+
+    Args:
+        facts: what `results.json` says of both, and of the machine.
+    """
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    if any(before.get(name) != value for name, value in facts.items()):
+        return {}
+    found = [LengthResult.from_dict(r) for r in before["by_length"] + before["adversarial"] + before["teacher_forced"]]
+    return {(r.mode, r.problem_set): r for r in found if r.num_problems == num_problems}
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import sft_messages
 from accelerate import PartialState
+from free_running import check_tools, free_running
 from sft_arguments import FOR_MESSAGES, RecipeArguments, refuse
 from sft_training import base_tokenizer, train, write_card_and_publish
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -27,7 +28,7 @@ from dataset_builders.problem_sets import TRAINING, ProblemSet, ReferenceTraject
 from dataset_builders.task import example_rng
 from dataset_builders.training_rows import training_rows
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.evaluation import LengthResult, evaluate_free_running
+from hf_toolssm.evaluation import LengthResult
 from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
 from hf_toolssm.evaluation.selection import checkpoint_selection
 from hf_toolssm.files import escape_unprintable
@@ -55,6 +56,8 @@ def main() -> None:
     first, task = shares[0], shares[0].task
     test = partial(evaluation_sets, task, first.variant, num_problems=recipe.eval_num_problems)
     measured = (test(recipe.eval_lengths, []), test([], recipe.eval_adversarial_lengths))
+    if any(measured):
+        check_tools(task, first.variant)
     # The other processes measure nothing.
     plain, adversarial = ([*map(ReferenceTrajectories, sets * state.is_main_process)] for sets in measured)
 
@@ -75,11 +78,14 @@ def main() -> None:
     if trained is None:
         return
     model, facts = trained
+    rng = example_rng("model card")
+    drawn = iter(partial(task.sample_training, rng, recipe.train_max_length), None)
     about = {
         "task": [share.task.save(output) for share in shares][0],
         "variant": first.variant,
         "unit": task.unit,
-        "example_problem": task.sample_training(example_rng("model card"), recipe.train_max_length),
+        "environment": task.environment,
+        "example_problem": next(problem for problem in drawn if task.suits(problem, first.variant)),
         "train_max_length": recipe.train_max_length,
         "mixture": [str(share) for share in shares[1:]],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
@@ -90,10 +96,7 @@ def main() -> None:
     write_json(output / "training.json", {**about, "hardware": hardware()})
 
     def measure(references: ReferenceTrajectories) -> LengthResult:
-        problems = references.problem_set
-        return evaluate_free_running(
-            model, tokenizer, problems.name, problems.length, references, recipe.eval_batch_size
-        )
+        return free_running(model, tokenizer, references, recipe.eval_batch_size)
 
     by_length, by_adversary = list(map(measure, plain)), list(map(measure, adversarial))
     write_report(output, by_length, by_adversary, about)
@@ -136,6 +139,10 @@ def selection_of(
     length = recipe.selection_length
     if length is None:
         return {}
+    if share.task.most_tokens is not None:
+        raise UnsafeTrainingError(
+            f"selection_length compares trajectories, and of {share.task.name} a check decides: leave it out"
+        )
     if length <= recipe.train_max_length:
         raise UnsafeTrainingError(
             f"selection_length {length} is no longer than the training's {recipe.train_max_length}: all checkpoints "

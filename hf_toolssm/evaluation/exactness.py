@@ -1,8 +1,8 @@
 """What counts as right: the answer, and the whole trajectory, equal to the reference (PAPER: exact recovery)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 CONTEXT = 8
@@ -52,8 +52,9 @@ class LengthResult:
         mode: "free-running" (tools executed) or "teacher-forced".
         num_problems: the denominator of both accuracies.
         distinct_problems: how many of them differ; short problems repeat.
-        answer_accuracy: share of problems whose answer is exact and complete.
-        trajectory_accuracy: share of problems whose every token is exact, the end included.
+        answer_accuracy: share of problems whose answer is exact and complete, or which the task's check passes.
+        trajectory_accuracy: share of problems whose every token is exact, the end included; None where a check decides
+            and no trajectory was compared.
         first_error: of the failed problem that failed earliest; None if none failed.
         tokens: tokens after the problems, observations included.
         seconds: wall-clock time of the whole set.
@@ -65,7 +66,7 @@ class LengthResult:
     num_problems: int
     distinct_problems: int
     answer_accuracy: float
-    trajectory_accuracy: float
+    trajectory_accuracy: float | None
     first_error: FirstError | None
     tokens: int
     seconds: float
@@ -73,6 +74,15 @@ class LengthResult:
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`, with the speed."""
         return asdict(self) | {"tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1)}
+
+    @classmethod
+    def from_dict(cls, written: Mapping[str, Any]) -> "LengthResult":
+        """What `to_dict` wrote."""
+        facts = {each.name: written[each.name] for each in fields(cls)}
+        error = facts["first_error"]
+        if error is not None:
+            facts["first_error"] = FirstError(**{**error, "context": tuple(error["context"])})
+        return cls(**facts)
 
 
 @contextmanager

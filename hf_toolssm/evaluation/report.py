@@ -79,7 +79,8 @@ def table(results: Sequence[LengthResult]) -> str:
     rows = [("problem set", "length", "problems", "answer", "trajectory", "tokens/s", "mode", "first error")]
     for r in results:
         speed = f"{r.tokens / max(r.seconds, 1e-9):,.0f}"
-        accuracy = (f"{r.answer_accuracy:.3f}", f"{r.trajectory_accuracy:.3f}")
+        compared = "" if r.trajectory_accuracy is None else f"{r.trajectory_accuracy:.3f}"
+        accuracy = (f"{r.answer_accuracy:.3f}", compared)
         rows.append((r.problem_set, str(r.length), str(r.num_problems), *accuracy, speed, r.mode, _error_text(r)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
@@ -112,8 +113,12 @@ def plot_by_length(results: Sequence[LengthResult], trained_length: int | None, 
     axes = figure.subplots()
     ordered = sorted(results, key=lambda r: r.length)
     lengths = [r.length for r in ordered]
-    axes.plot(lengths, [r.answer_accuracy for r in ordered], "o-", color="#1f77b4", label="answer")
-    axes.plot(lengths, [r.trajectory_accuracy for r in ordered], "x--", color="#d62728", label="whole trajectory")
+    compared = [(r.length, r.trajectory_accuracy) for r in ordered if r.trajectory_accuracy is not None]
+    axes.plot(
+        lengths, [r.answer_accuracy for r in ordered], "o-", color="#1f77b4", label="answer" if compared else "passes"
+    )
+    if compared:
+        axes.plot(*zip(*compared), "x--", color="#d62728", label="whole trajectory")
     if trained_length is not None:
         axes.axvspan(1, trained_length, color="0.85", label=f"trained on at most {trained_length}")
     axes.set_xscale("log")
@@ -121,7 +126,7 @@ def plot_by_length(results: Sequence[LengthResult], trained_length: int | None, 
     axes.minorticks_off()
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel(f"length of the problem in {unit}")
-    axes.set_ylabel(f"exact, of {ordered[0].num_problems} problems")
+    axes.set_ylabel(f"{'exact' if compared else 'solved'}, of {ordered[0].num_problems} problems")
     axes.set_title(f"{ordered[0].mode} accuracy by length")
     axes.legend(loc="lower left")
     figure.savefig(path, dpi=150)

@@ -30,7 +30,7 @@ def checkpoint_selection(
     rows = Dataset.from_list([Renderer(tokenizer).render(reference) for reference in references])
 
     def accuracy(model: PreTrainedModel) -> float:
-        return evaluate_free_running(model, tokenizer, "validation", length, references).trajectory_accuracy
+        return evaluate_free_running(model, tokenizer, "validation", length, references).trajectory_accuracy or 0.0
 
     config.save_strategy = config.eval_strategy = IntervalStrategy.STEPS
     config.eval_steps = config.save_steps

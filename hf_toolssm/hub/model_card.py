@@ -90,5 +90,6 @@ def _metadata(results: Mapping[str, Any], config: Mapping[str, Any], repo_id: st
             )
             for measured in results["by_length"] + results["adversarial"]
             for what, figure in (("answers", "answer_accuracy"), ("trajectories", "trajectory_accuracy"))
+            if measured[figure] is not None
         ],
     )

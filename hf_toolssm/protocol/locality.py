@@ -8,7 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hf_toolssm.protocol.trajectory import WRITER_OF, StepKind, Trajectory
+from hf_toolssm.protocol.calls import begin_token, end_token
+from hf_toolssm.protocol.trajectory import WRITER_OF, Step, StepKind, Trajectory
 
 END_OF_TURN = "<|end of turn|>"
 
@@ -97,11 +98,17 @@ def _sequence(trajectory: Trajectory) -> tuple[list[str], list[int]]:
         if number and step.kind is StepKind.INPUT:
             written.append(len(sequence))
             sequence.append(END_OF_TURN)
-        cells = list(step.cells())
+        cells = _characters(step) if isinstance(step.content, str) else list(step.cells())
         if step.kind not in WRITER_OF:
             written += range(len(sequence), len(sequence) + len(cells))
         sequence += cells
     return [*sequence, END_OF_TURN], [*written, len(sequence)]
+
+
+def _characters(step: Step) -> list[str]:
+    """A span's characters, which a task tokenizer writes as a token each where they are ASCII."""
+    ends = (begin_token(step.name), end_token(step.name)) if step.kind is StepKind.CALL else ("", "")
+    return [token for token in (ends[0], *step.text, ends[1]) if token]
 
 
 def _split(

@@ -18,6 +18,9 @@ class Recorder:
         problem: its cells, or its text.
         tools: those that answer the calls.
 
+    Attributes:
+        tools: the same, at work.
+
     Raises:
         EmptyProblemError: the problem is empty.
         UnknownToolError: two tools share a call.
@@ -29,7 +32,7 @@ class Recorder:
         self._facts = [facts_of(tool) for tool in tools]
         self._calls = CommandTokens(self._facts, str)
         self._in_cells = unit_of(self._facts) == "cells"
-        self._at_work = [
+        self.tools = [
             facts.start(tuple(problem) if facts.unit == "cells" else "".join(problem), str) for facts in self._facts
         ]
         self._steps: list[Step] = [self._step(StepKind.INPUT, problem)]
@@ -73,7 +76,7 @@ class Recorder:
         content: Content = "".join(argument) if is_text else tuple(argument)
         try:
             given = argument_of(facts, name, content) if isinstance(content, str) else content
-            observed = self._at_work[index].call(name, given)
+            observed = self.tools[index].call(name, given)
             observed = (text_of if is_text else cells_of)(observed, name)
         except ToolError as error:
             if facts.on_error == "end":
@@ -97,7 +100,7 @@ class Recorder:
         return step(kind, written)
 
     def _remember(self, cells: Sequence[str]) -> None:
-        for facts, at_work in zip(self._facts, self._at_work):
+        for facts, at_work in zip(self._facts, self.tools):
             if facts.is_told:
                 for cell in cells:
                     at_work.write(cell)

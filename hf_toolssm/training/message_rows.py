@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
-from datasets import Dataset, Json
+from datasets import Dataset, Features, Json, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +23,9 @@ from hf_toolssm.protocol.render import IGNORED
 from hf_toolssm.protocol.trajectory import Writer
 from hf_toolssm.sources import digest
 from hf_toolssm.tools.tool import NO_PARAMETERS, ToolFacts, facts_of
+
+FEATURES = Features({"id": Value("string"), "messages": List(Json()), "tools": List(Json())})
+"""Of rows that we write. As JSON: Arrow would give every call the arguments of all others, as nulls."""
 
 MOST_KNOWN = 64
 """Sets of tools whose templates are kept, as many datasets offer the same ones in every row."""

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Json, List, Value
+from datasets import Dataset
 
 from dataset_builders.task import example_rng
 from functions import NOUNS, TEST, TRAINING, UNSEEN, VERBS, SyntheticFunction, drawn, said, tested
 from hf_toolssm.files import escape_unprintable
+from hf_toolssm.training.message_rows import FEATURES
 
 FRAMES = ("please {}", "{}", "can you {}", "I want you to {}", "{} now", "hello, {}", "I need you to {}, please")
 TEST_FRAMES = ("now {}", "hello, can you please {}", "{}, I need you to", "please, I want you to {} now")
@@ -28,9 +29,6 @@ TALK = {
     "that is all": "Goodbye.",
 }
 """What no function is called for."""
-
-FEATURES = Features({"id": Value("string"), "messages": List(Json()), "tools": List(Json())})
-"""As JSON: Arrow would give every call the arguments of all others, as nulls."""
 
 
 def main() -> None:

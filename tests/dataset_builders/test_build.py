@@ -38,7 +38,7 @@ def training_set(train=90, validation=10, seed=0):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "ROWS_PER_SHARD", 25)
+    monkeypatch.setattr(Addition, "rows_per_shard", 25)
 
 
 def all_files(folder):

@@ -5,9 +5,10 @@ import shutil
 from itertools import permutations
 
 import pytest
+from conftest import CELL_TASKS
 from datasets import Dataset
 
-from dataset_builders.catalog import MACHINES, available_tasks, load_task
+from dataset_builders.catalog import MACHINES, load_task
 from dataset_builders.mixture import (
     Share,
     measured_task,
@@ -111,7 +112,7 @@ def test_rows_are_drawn_by_weight_and_none_is_left_out():
 
 
 def test_a_problem_says_by_its_text_which_task_it_is():
-    for name, other in permutations(available_tasks(), 2):
+    for name, other in permutations(CELL_TASKS, 2):
         if {name.partition("_")[0], other.partition("_")[0]} == {"multiplication"}:
             continue  # three tasks of one algorithm
         task = load_task(name)
@@ -127,7 +128,7 @@ def test_only_addition_and_multiplication_which_walk_alike_move_the_same_pointer
         steps = task.solve(task.sample_test(example_rng(name), 4), task.variants[0]).steps
         return {s.name for s in steps if s.name.startswith(("left_", "right_"))}
 
-    for name, other in permutations(available_tasks(), 2):
+    for name, other in permutations(CELL_TASKS, 2):
         if not {name.partition("_")[0], other.partition("_")[0]} <= {"addition", "multiplication"}:
             assert not moved(name) & moved(other), (name, other)
 
@@ -143,6 +144,6 @@ def test_all_tasks_together_are_as_local_as_the_least_local_of_them():
             for t in ReferenceTrajectories(s, split)
         ]
 
-    by_task = {name: solved(name) for name in available_tasks()}
+    by_task = {name: solved(name) for name in CELL_TASKS}
     alone = max(locality(trajectories).k for trajectories in by_task.values())
     assert locality([t for trajectories in by_task.values() for t in trajectories]).k == alone

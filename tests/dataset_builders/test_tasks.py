@@ -4,11 +4,11 @@ import random
 import sys
 
 import pytest
-from conftest import written
+from conftest import CELL_TASKS, written
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_builders.catalog import available_tasks, load_task
+from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import (
     TEST,
     TRAINING,
@@ -34,8 +34,8 @@ LARGEST_K = 22
 FAR = {"hanoi_iterative": 9, "hanoi_recursive": 9}
 """Lengths far above training of tasks whose trajectories grow faster than their problems; 60 of all others."""
 
-VARIANTS = [(name, variant) for name in available_tasks() for variant in load_task(name).variants]
-TRAINED = [(name, load_task(name).variants[0]) for name in available_tasks()]
+VARIANTS = [(name, variant) for name in CELL_TASKS for variant in load_task(name).variants]
+TRAINED = [(name, load_task(name).variants[0]) for name in CELL_TASKS]
 
 
 def reachable(name, *lengths):

@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from conftest import random_model
+from conftest import CELL_TASKS, random_model
 from small_models import ARCHITECTURES, lively, small_model, start_lively
 
-from dataset_builders.catalog import available_machines, available_tasks, load_task
+from dataset_builders.catalog import available_machines, load_task
 from dataset_builders.problem_sets import TEST, ProblemSet, generate_rows
 from hf_toolssm import Session
 from hf_toolssm.cache.cache_tensors import cache_tensors
@@ -153,7 +153,7 @@ def architecture_record(name):
 
 
 def variants():
-    names = [*available_tasks(), *available_machines()]
+    names = [*CELL_TASKS, *available_machines()]
     return [(name, variant) for name in names for variant in load_task(name).variants]
 
 

@@ -6,13 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import in_sandbox
 from huggingface_hub import ModelCard
 from matplotlib.image import imread
 
+from dataset_builders.catalog import load_task
 from hf_toolssm.errors import UnfinishedModelError
 from hf_toolssm.evaluation.exactness import LengthResult
 from hf_toolssm.evaluation.report import write_report
 from hf_toolssm.hub.model_card import model_card, write_model_card
+from hf_toolssm.models.tool_models import from_scratch
 
 TEMPLATE = Path(__file__).parents[2] / "model_cards" / "template.md"
 ABOUT = {
@@ -34,9 +37,9 @@ ABOUT = {
 }
 
 
-def finished_folder(folder, model, about=ABOUT):
+def finished_folder(folder, model, about=ABOUT, trajectories=0.875):
     model.save_pretrained(folder)
-    row = LengthResult("length_77", 77, "free-running", 16, 16, 0.9375, 0.875, None, 1_000, 0.5)
+    row = LengthResult("length_77", 77, "free-running", 16, 16, 0.9375, trajectories, None, 1_000, 0.5)
     write_report(folder, [row], [], about)
 
 
@@ -109,3 +112,21 @@ def test_an_example_of_several_lines_is_one_python_text_on_the_card(model, tmp_p
     card = write_model_card(tmp_path, TEMPLATE).read_text(encoding="utf-8")
     for code in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
         assert "1:abc\n>abc\n" in {n.value for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Constant)}
+
+
+@in_sandbox
+def test_the_card_of_a_model_that_runs_commands_gives_it_its_tools(tmp_path, monkeypatch):
+    task, (variant, *_) = load_task("code_fixing"), load_task("code_fixing").variants
+    shape = {"width": 16, "depth": 1, "state_size": 4, "mamba": {}}
+    model, tokenizer = from_scratch("tool_mamba", task.cells(variant), task.tools(variant), **shape)
+    tokenizer.save_pretrained(tmp_path)
+    facts = {"task": task.name, "variant": variant, "unit": task.unit, "environment": task.environment}
+    example = "2 functions, bugs variable; seed 1"
+    finished_folder(tmp_path, model, {**ABOUT, **facts, "example_problem": example}, trajectories=None)
+    card = write_model_card(tmp_path, TEMPLATE).read_text(encoding="utf-8")
+    assert "| length_77 | 77 | 0.9375 |  | 16 |" in card
+    assert "the task's own check" in card
+    assert task.environment in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("**prompts, ", "**prompts, max_new_tokens=4, "), {})

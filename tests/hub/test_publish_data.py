@@ -81,7 +81,7 @@ def test_a_configuration_is_added_to_those_that_the_folder_holds(hub, push, tmp_
 
 
 def test_shards_of_an_earlier_size_leave_with_the_commit_that_replaces_them(hub, push, tmp_path, monkeypatch):
-    monkeypatch.setattr("dataset_builders.shards.ROWS_PER_SHARD", 10)
+    monkeypatch.setattr(Addition, "rows_per_shard", 10)
     push()
     assert len([path for path in visible(hub) if "train" in path]) == 3
     monkeypatch.undo()

@@ -3,10 +3,11 @@
 import copy
 
 import pytest
+from conftest import CELL_TASKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataset_builders.catalog import available_machines, available_tasks, load_task
+from dataset_builders.catalog import available_machines, load_task
 from dataset_builders.problem_sets import TEST, ProblemSet, ReferenceTrajectories
 from hf_toolssm.errors import TooFewProblemsError, ToolError
 from hf_toolssm.protocol.parse import parse
@@ -18,7 +19,7 @@ from hf_toolssm.protocol.trajectory import ANSWER, Step, StepKind, Trajectory, W
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.search_memory import SearchMemory
 
-VARIANTS = [(name, v) for name in (*available_tasks(), *available_machines()) for v in load_task(name).variants]
+VARIANTS = [(name, v) for name in (*CELL_TASKS, *available_machines()) for v in load_task(name).variants]
 
 
 def some_rows(name, variant):

@@ -1,0 +1,106 @@
+"""What repairs a program that was run: from the last lines of a run to the next command.
+
+The rules are local: nothing but the last observation decides, so that the model that learns them works at any number
+of files. In a row of calls X, Y, Z, the last of which has failed:
+
+    NameError of v10                     the variable is missing: Z's `def` gets it as its last parameter
+    missing ... argument: 'v10'          Z's call gets it as its last argument
+      then, as long as frames are shown: where Y's line does not pass v10, Z has no such parameter either. It gets one,
+      and Y's call passes it; and so on with X
+    missing ... argument: 'v3'           Z's call gets it as its last argument
+    takes 2 positional arguments but 3   Z's call loses its last argument
+    NameError of f40 or foo              the import is missing: it becomes Z's first line
+    NameError of anything else           the name is misspelt, and the interpreter's hint is right: `V3`, `vv3`, `F40`
+    SyntaxError: expected ':'            the line gets one
+
+The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was
+not imported it may say `Did you mean: 'f4'?`. So spelling decides, and then the hint.
+"""
+
+import re
+from dataclasses import dataclass
+
+from dataset_builders.algorithms.programs import MISSING
+from hf_toolssm.errors import InvalidProblemError
+
+_FRAME = re.compile(r'^ *File "/work/([^"]+)", line (\d+)(?:, in (.+))?\n(?: +(.*))?', re.MULTILINE)
+_TOO_MANY = re.compile(r"takes .* given|takes .* arguments$|expected .* arguments?, got")
+_FIRST_STATEMENT = r"^\(import \|from [^_].* import\|class \|def \|\w* = \)"
+_DEFINITION = f"s/):/, {MISSING}):/"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A line that was running: its file, number, function ("" where it was only compiled) and text."""
+
+    file: str
+    line: int
+    function: str
+    text: str
+
+
+def read_run(observation: str) -> tuple[list[Frame], str]:
+    """The frames that an observation shows, the failing last, and the error; no frame and "" where there is none."""
+    lines = observation.rstrip("\n").split("\n")
+    error = lines[-1] if re.match(r"\w+Error: ", lines[-1]) else ""
+    frames = [Frame(f[1], int(f[2]), f[3] or "", f[4] or "") for f in _FRAME.finditer(observation)]
+    return (frames, error) if error else ([], "")
+
+
+def repair(observation: str) -> str:
+    """The shell command that repairs what an observation shows; "" where it shows no error.
+
+    Raises:
+        InvalidProblemError: the rules do not know the error.
+    """
+    frames, error = read_run(observation)
+    if not error:
+        return ""
+    if not frames:
+        raise InvalidProblemError(f"no frame of /work is shown above {error!r}")
+    if not frames:
+        raise InvalidProblemError(f"no frame shows where {error!r} came from")
+    last = frames[-1]
+    if error == "SyntaxError: expected ':'":
+        return _edit(last.file, f"{last.line}s/$/:/")
+    if _TOO_MANY.search(error):
+        return _edit(last.file, f"{last.line}s/, [^,{')' * (last.text.count(')') > 1)}]*)/)/")
+    if found := re.search(r"missing 1 required positional argument: '(\w+)'", error):
+        return _pass_on(frames, defined=True) if found[1] == MISSING else _edit(last.file, _argument(last, found[1]))
+    if found := re.match(r"NameError: name '(\w+)' is not defined(?:\. Did you mean: '(\w+)'\?)?", error):
+        name, hint = found.groups()
+        if name == MISSING:
+            return _pass_on(frames, defined=False)
+        if re.fullmatch(r"f\d+|foo", name):
+            return _edit(last.file, f"1i from {name} import {name}")
+        if hint and name in (hint[0] + hint, hint[0].upper() + hint[1:]):
+            return _edit(last.file, f"{last.line}s/{name}/{hint}/g")
+        return _edit(last.file, f"0,/{_FIRST_STATEMENT}/s//import {name}\\n&/")
+    raise InvalidProblemError(f"no rule repairs {error!r}")
+
+
+def _pass_on(frames: list[Frame], defined: bool) -> str:
+    """Passes v10 on, from the frame that failed upwards, as long as it is shown that it is not passed.
+
+    Args:
+        defined: whether the last frame's call lacks it, and not its own definition.
+    """
+    commands, call = [], defined
+    for at in reversed(range(len(frames))):
+        frame = frames[at]
+        caller = frames[at - 1] if at else None
+        lacks = not call or (frame.function != "<module>" and caller is not None and MISSING not in caller.text)
+        edits = [_DEFINITION] * lacks + [_argument(frame, MISSING)] * call
+        commands.append(_edit(frame.file, ";".join(edits)))
+        if not lacks or caller is None:
+            break
+        call = True
+    return "; ".join(commands)
+
+
+def _argument(frame: Frame, name: str) -> str:
+    return f"{frame.line}s/)/, {name})/"
+
+
+def _edit(file: str, script: str) -> str:
+    return f"sed -i '{script}' {file}"

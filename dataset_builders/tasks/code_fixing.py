@@ -1,0 +1,186 @@
+"""Code fixing: n functions, one a file, repaired in a shell (PAPER section 4, task 6; `algorithms/programs.py`).
+
+A problem names a repository, which `files` makes and the shell starts with. Its length is the number of functions.
+v10 is passed along no path from `main.py` to `foo`; other bugs may stand beside it (`algorithms/bugs.py`).
+
+Worked example, `4 functions, bugs name; seed 7`, with a shell that shows three frames:
+
+    bash    python3 -X no_debug_ranges main.py 2>&1 | tail -n 7
+            File "/work/main.py", line 14, in <module>
+              v3 = f17(v0, v2)
+            File "/work/f17.py", line 4, in f17
+              v5 = foo(v2)
+            File "/work/foo.py", line 2, in foo
+              v2 = v10 + v2
+          NameError: name 'v10' is not defined. Did you mean: 'v0'?
+    bash    sed -i 's/):/, v10):/' foo.py; sed -i 's/):/, v10):/;4s/)/, v10)/' f17.py; sed -i '14s/)/, v10)/' main.py;
+            python3 -X no_debug_ranges main.py 2>&1 | tail -n 7
+          210
+    answer  fixed
+
+Variants:
+    three_files: the paper's (b): up to three files a turn, the three whose frames are shown.
+    interactive: one edit a turn, decided by the last frame alone.
+    single_turn: the paper's (a): prints all files, callees first, and then repairs every function on a path by one
+        command, which names them. What decides it is all files: k grows with n, and no fixed state holds them all. Of
+        other bugs it knows none.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from dataset_builders.algorithms.bugs import KINDS, with_bugs
+from dataset_builders.algorithms.programs import Program, main_values, sample_program, sample_values
+from dataset_builders.algorithms.repair import repair
+from dataset_builders.task import Task, example_rng
+from hf_toolssm.errors import InvalidProblemError, InvalidWorkdirError, SandboxUnavailableError, TooFewProblemsError
+from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.trajectory import Trajectory
+from hf_toolssm.tools.bash import Bash, Shell
+from hf_toolssm.tools.sandbox import interpreter
+
+VARIABLE = "variable"
+ANSWER = "fixed"
+ALL_KINDS = "all_kinds"
+_LINES = {"three_files": 7, "interactive": 4}
+"""Of a run that are read: of three frames two each and the error; of one, since a SyntaxError has four."""
+_PROBLEM = re.compile(r"([1-9]\d*) functions, bugs ([a-z ]+); seed (\d+)")
+_PRINT_ALL = "cat $(ls -rv *.py)"
+_CHECKS = 3
+_WEIGHTS = (2, 1, 1, 2)
+"""How often each of `KINDS` is drawn: a name is misspelt in three ways, and arguments are wrong in two."""
+
+
+class CodeFixing(Task):
+    """See the module's text."""
+
+    title = "Fixing a repository of many files, with a shell"
+    version = "1"
+    variants: Sequence[str] = (*_LINES, "single_turn")
+    adversarial: Sequence[str] = (ALL_KINDS,)
+    unit = "functions"
+    most_tokens = 800
+    rows_per_shard = 100
+
+    @property
+    def environment(self) -> str:
+        try:
+            return f"bubblewrap, with {interpreter()} as its python3"
+        except SandboxUnavailableError:
+            return "bubblewrap, which this machine lacks"
+
+    def tools(self, variant: str) -> list[dict[str, Any]]:
+        return [{"name": "bash"}]
+
+    def make_tools(self, variant: str) -> list[Any]:
+        """A shell in the problem's repository."""
+        self.check_variant(variant)
+        return [Bash(workdir=self.files)]
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return ()
+
+    def sample_training(self, rng: random.Random, max_length: int) -> str:
+        """From four functions on three of four have more bugs, at most one to two functions."""
+        while True:
+            length = rng.randint(1, max_length)
+            count = rng.randint(1, length // 2 + 1) if length >= 4 and rng.random() < 0.75 else 0
+            problem = self._problem(rng, length, rng.choices(KINDS, _WEIGHTS, k=count))
+            with suppress(TooFewProblemsError):  # not every program has a line for every bug
+                self.files(problem)
+                return problem
+
+    def sample_test(self, rng: random.Random, length: int) -> str:
+        return self._problem(rng, length, [])
+
+    def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
+        """`all_kinds`: one bug of every kind, five in all."""
+        if name != ALL_KINDS:
+            raise self.unknown_set(name)
+        return self._problem(rng, length, KINDS)
+
+    def suits(self, problem: str, variant: str) -> bool:
+        return variant != "single_turn" or not self._read(problem)[1]
+
+    def _problem(self, rng: random.Random, length: int, bugs: Sequence[str]) -> str:
+        return f"{length} functions, bugs {' '.join([VARIABLE, *bugs])}; seed {rng.getrandbits(32)}"
+
+    def length(self, problem: str) -> int:
+        return self._read(problem)[0]
+
+    def _read(self, problem: str) -> tuple[int, list[str]]:
+        found = _PROBLEM.fullmatch(problem)
+        bugs = found[2].split(" ") if found else []
+        if found is None or bugs[0] != VARIABLE or not set(bugs[1:]) <= set(KINDS):
+            raise InvalidProblemError(
+                f"a problem reads '16 functions, bugs variable name; seed 7', with the bugs {VARIABLE}, which is "
+                f"always there, {', '.join(KINDS)}: {problem!r}"
+            )
+        return int(found[1]), bugs[1:]
+
+    def program(self, problem: str) -> Program:
+        """The program, whose bugs are in `files`."""
+        length, _ = self._read(problem)
+        return sample_program(example_rng("program", problem), length)
+
+    def files(self, problem: str) -> dict[str, str]:
+        """The files that are to be repaired, by name."""
+        return with_bugs(self.program(problem), self._read(problem)[1], example_rng("bugs", problem))
+
+    def solve(self, problem: str, variant: str) -> Trajectory:
+        """Records the teacher.
+
+        Raises:
+            InvalidProblemError: the problem is none, the variant does not exist, or the teacher does not repair it.
+            SandboxUnavailableError: there is no sandbox here.
+        """
+        self.check_variant(variant)
+        pen = Recorder(problem, *self.make_tools(variant))
+        if variant == "single_turn":
+            pen.call("bash", _PRINT_ALL)
+            pen.call("bash", self._all_edits(problem))
+        else:
+            run = f"python3 -X no_debug_ranges main.py 2>&1 | tail -n {_LINES[variant]}"
+            observation = pen.call("bash", run)
+            while edit := repair(observation):
+                observation = pen.call("bash", f"{edit}; {run}")
+        pen.begin_answer()
+        pen.output(ANSWER)
+        return pen.trajectory()
+
+    def _all_edits(self, problem: str) -> str:
+        """Names every function on a path, in the order in which they were printed; each gets v10, and its calls."""
+        program = self.program(problem)
+        needy = [name for name in reversed([*program.functions]) if name in program.on_path()][:-1]
+        script = r"s/\b$f(\(.*\))/$f(\1, v10)/"
+        return f'for f in {" ".join(needy)}; do sed -i "{script}" *.py; done; python3 main.py'
+
+    def answer(self, problem: str, variant: str) -> str:
+        """What the model says when it has repaired all; whether it has is `passes`."""
+        self._read(problem)
+        return ANSWER
+
+    def passes(self, problem: str, shell: Shell) -> bool:
+        """Whether a repository was repaired, by checks that never stood in it.
+
+        `main.py` is run, beside the files as they are now, with other values of v0..v10 in the lines that set them,
+        and must print what the repaired program prints then, which is computed here. So a `main.py` that calls nothing
+        any more fails, and one that lost those lines as well.
+        """
+        program, rng = self.program(problem), example_rng("checks", problem)
+        try:
+            main = shell.files().get("main.py", b"").decode("utf-8", "replace")
+        except InvalidWorkdirError:  # sparse files, larger than any shell's
+            return False
+        before = "\n".join(main_values(program.values))
+        if main.count(before) != 1:
+            return False
+        for _ in range(_CHECKS):
+            values, judge = sample_values(rng), shell.clone()
+            judge.put("main.py", main.replace(before, "\n".join(main_values(values))))
+            if judge.call("bash", "cd /work; python3 main.py") != f"{program.printed(values)}\n":
+                return False
+        return True

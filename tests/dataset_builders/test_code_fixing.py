@@ -1,0 +1,248 @@
+"""Repositories that are repaired in a shell: what they are, what the teacher does, and what counts as repaired."""
+
+import difflib
+
+import pytest
+from conftest import in_sandbox
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset_builders.algorithms.bugs import KINDS, with_bugs
+from dataset_builders.algorithms.programs import FOO, MAIN, MOST_CALLS, MOST_DEPTH, main_values, sample_program
+from dataset_builders.algorithms.repair import read_run, repair
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import TEST, TRAINING, ProblemSet, evaluation_sets, problem_at
+from dataset_builders.task import example_rng, split_of
+from hf_toolssm.errors import InvalidProblemError
+from hf_toolssm.protocol.locality import locality
+from hf_toolssm.protocol.parse import parse
+from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
+from hf_toolssm.protocol.trajectory import StepKind
+
+TASK = load_task("code_fixing")
+INTERACTIVE = ("three_files", "interactive")
+lengths = st.integers(1, 40)
+
+
+def program(length, seed=0):
+    return sample_program(example_rng("a program", length, seed), length)
+
+
+def training_problems(variant, count):
+    training = ProblemSet(TASK, TRAINING, 16, (("train", count),), variant)
+    return [problem_at(training, "train", index) for index in range(count)]
+
+
+def shell_of(problem):
+    (bash,) = TASK.make_tools("interactive")
+    return bash.start(problem)
+
+
+@given(lengths, st.integers(0, 1000))
+def test_a_program_has_so_many_functions_and_foo_is_reached_from_main(length, seed):
+    drawn = program(length, seed)
+    assert len(drawn.functions) == length + 1
+    assert (list(drawn.functions)[0], list(drawn.functions)[-1]) == (MAIN, FOO)
+    assert {MAIN, FOO} <= drawn.on_path()
+    called = {callee for function in drawn.functions.values() for callee in function.callees}
+    assert called == set(drawn.functions) - {MAIN}
+
+
+@pytest.mark.parametrize("length", [2, 16, 64, 256, 1000, 2000])
+def test_at_every_length_a_run_is_bounded_and_most_functions_need_repair(length):
+    for seed in range(3):
+        drawn = program(length, seed)
+        depth, calls = drawn.depth_and_calls()
+        assert depth <= MOST_DEPTH < 100
+        assert calls <= MOST_CALLS * (length + 2)
+        assert len(drawn.on_path()) > length / 2
+
+
+@in_sandbox
+@settings(max_examples=10)
+@given(st.integers(1, 20), st.integers(0, 1000))
+def test_python_prints_what_the_statements_say(length, seed):
+    problem = f"{length} functions, bugs variable; seed {seed}"
+    drawn, shell = TASK.program(problem), shell_of(problem)
+    for name, text in drawn.files(repaired=True).items():
+        shell.put(name, text)
+    assert shell.call("bash", "python3 main.py") == f"{drawn.printed(drawn.values)}\n"
+    assert TASK.passes(problem, shell)
+
+
+def test_v10_changes_what_is_printed():
+    for seed in range(20):
+        drawn = program(12, seed)
+        assert drawn.printed(drawn.values) != drawn.printed((*drawn.values[:-1], drawn.values[-1] + 1))
+
+
+@given(st.integers(4, 30), st.integers(0, 1000))
+def test_every_bug_changes_one_line_of_its_own(length, seed):
+    drawn = program(length, seed)
+    sound, broken = drawn.files(), with_bugs(drawn, KINDS, example_rng("bugs", seed))
+    changed = [
+        line
+        for name in sound
+        for line in difflib.ndiff(sound[name].split("\n"), broken[name].split("\n"))
+        if line.startswith("- ")
+    ]
+    assert len(changed) == len(KINDS)
+
+
+@in_sandbox
+@pytest.mark.parametrize("variant", TASK.variants)
+def test_the_teacher_repairs_what_was_broken(variant):
+    for problem in training_problems(variant, 4):
+        shell = shell_of(problem)
+        assert not TASK.passes(problem, shell)
+        trajectory = TASK.solve(problem, variant)
+        for step in trajectory.steps:
+            if step.kind is StepKind.CALL:
+                shell.call(step.name, step.text)
+        assert TASK.passes(problem, shell)
+        assert trajectory.answer == TASK.answer(problem, variant)
+
+
+@in_sandbox
+@pytest.mark.parametrize("variant", INTERACTIVE)
+def test_a_call_follows_from_the_observation_before_it_alone(variant):
+    known = {}
+    for problem in training_problems(variant, 4):
+        steps = TASK.solve(problem, variant).steps
+        for before, after in zip(steps, steps[1:]):
+            if before.kind is StepKind.OBSERVATION:
+                assert known.setdefault(before.text, after.text) == after.text
+
+
+@in_sandbox
+def test_no_more_than_three_files_are_edited_in_a_turn():
+    edited = []
+    for problem in training_problems("three_files", 4):
+        calls = [s.text for s in TASK.solve(problem, "three_files").steps if s.kind is StepKind.CALL]
+        edited += [call.count("sed ") for call in calls]
+    assert max(edited) == 3
+
+
+FRAME = '  File "/work/{0}.py", line {1}, in {2}\n    {3}\n'
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        ("NameError: name 'v10' is not defined. Did you mean: 'v0'?", "sed -i 's/):/, v10):/' f2.py"),
+        ("NameError: name 'f40' is not defined. Did you mean: 'f4'?", "sed -i '1i from f40 import f40' f2.py"),
+        ("NameError: name 'foo' is not defined", "sed -i '1i from foo import foo' f2.py"),
+        ("NameError: name 'V3' is not defined. Did you mean: 'v3'?", "sed -i '7s/V3/v3/g' f2.py"),
+        ("NameError: name 'vv3' is not defined. Did you mean: 'v3'?", "sed -i '7s/vv3/v3/g' f2.py"),
+        ("TypeError: f5() missing 1 required positional argument: 'v3'", "sed -i '7s/)/, v3)/' f2.py"),
+        ("TypeError: f5() missing 1 required positional argument: 'v10'", "sed -i '7s/)/, v10)/' f2.py"),
+        ("TypeError: f5() takes 1 positional argument but 2 were given", "sed -i '7s/, [^,]*)/)/' f2.py"),
+        ("TypeError: f5() takes 2 positional arguments but 3 were given", "sed -i '7s/, [^,]*)/)/' f2.py"),
+    ],
+)
+def test_the_rule_for_an_error_is_decided_by_the_last_frame_and_the_spelling(error, command):
+    assert repair(FRAME.format("f2", 7, "f2", "v4 = f5(v1)") + error) == command
+
+
+def test_a_variable_is_passed_on_as_long_as_frames_show_that_it_is_not():
+    error = "NameError: name 'v10' is not defined"
+    frames = [FRAME.format(name, 7, name, "v1 = f(v0)") for name in ("f1", "f2", "foo")]
+    assert repair("".join(frames) + error).count("sed") == 3
+    passed = [frames[0].replace("v0)", "v0, v10)"), *frames[1:]]
+    assert repair("".join(passed) + error).count("sed") == 2
+
+
+def test_an_error_that_no_rule_knows_is_named():
+    with pytest.raises(InvalidProblemError, match="ZeroDivisionError"):
+        repair(FRAME.format("f2", 7, "f2", "v1 = 1") + "ZeroDivisionError: division by zero")
+    with pytest.raises(InvalidProblemError, match="no frame"):
+        repair("NameError: name 'v10' is not defined")
+    assert repair("5\n") == ""
+    assert read_run("5\n") == ([], "")
+
+
+CHEATS = {
+    "prints the right number": lambda drawn, main: f"print({drawn.printed(drawn.values)})\n",
+    "sets the values and prints the right number": lambda drawn, main: (
+        "\n".join(main_values(drawn.values)) + f"\nprint({drawn.printed(drawn.values)})\n"
+    ),
+    "deletes the calls": lambda drawn, main: "\n".join(line for line in main.split("\n") if "(" not in line),
+    "is gone": lambda drawn, main: "",
+    "ends before it fails": lambda drawn, main: "import os\nos._exit(0)\n" + main,
+}
+
+
+@in_sandbox
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_what_only_looks_repaired_does_not_pass(cheat):
+    problem = "6 functions, bugs variable; seed 3"
+    drawn, shell = TASK.program(problem), shell_of(problem)
+    main = shell.files()["main.py"].decode()
+    shell.put("main.py", CHEATS[cheat](drawn, main))
+    assert not TASK.passes(problem, shell)
+    for name, text in drawn.files(repaired=True).items():
+        if name != "main.py":
+            shell.put(name, text)
+    assert not TASK.passes(problem, shell)
+
+
+@in_sandbox
+def test_a_call_that_gives_another_value_does_not_pass():
+    problem = "6 functions, bugs variable; seed 3"
+    shell = shell_of(problem)
+    files = TASK.program(problem).files(repaired=True)
+    for name, text in files.items():
+        shell.put(name, text)
+    shell.put("foo.py", files["foo.py"].replace("v10 + ", "", 1))
+    assert not TASK.passes(problem, shell)
+
+
+def test_single_turn_is_trained_on_the_missing_variable_alone():
+    assert all("bugs variable;" in problem for problem in training_problems("single_turn", 20))
+    assert any("bugs variable;" not in problem for problem in training_problems("interactive", 20))
+
+
+def test_problems_are_the_same_every_time_and_fall_into_one_split_each():
+    by_split = {}
+    sets = [ProblemSet(TASK, TRAINING, 16, (("train", 50), ("validation", 20)), "interactive")]
+    sets += evaluation_sets(TASK, "interactive", [16, 64], [64], 20)
+    for each in sets:
+        for split, size in each.sizes:
+            drawn = [problem_at(each, split, index) for index in range(size)]
+            assert drawn == [problem_at(each, split, index) for index in range(size)]
+            assert all(split_of(TASK, problem) == split for problem in drawn)
+            assert len({*drawn}) == size
+            by_split.setdefault(split, set()).update(drawn)
+    assert not by_split["train"] & by_split["test"]
+    assert not by_split["train"] & by_split["validation"]
+
+
+@pytest.mark.parametrize(
+    "problem", ["", "16 functions", "0 functions, bugs variable; seed 1", "x", "3 functions, bugs name; seed 1"]
+)
+def test_what_is_no_problem_is_named(problem):
+    with pytest.raises(InvalidProblemError, match="a problem reads"):
+        TASK.files(problem)
+
+
+@in_sandbox
+@pytest.mark.parametrize("variant", TASK.variants)
+def test_tokens_are_read_back_as_the_trajectory(variant):
+    tools = TASK.make_tools(variant)
+    tokenizer = build_task_tokenizer(TASK.cells(variant), tools)
+    trajectory = TASK.solve(training_problems(variant, 1)[0], variant)
+    ids, writers = Renderer(tokenizer).written(trajectory)
+    assert parse(ids, writers, tokenizer, tools) == trajectory
+
+
+@pytest.mark.slow
+@in_sandbox
+def test_interactive_variants_are_local_and_a_single_turn_is_not():
+    def k(variant, length):
+        problems = ProblemSet(TASK, TEST, length, (("test", 3),), variant)
+        return locality([TASK.solve(problem_at(problems, "test", i), variant) for i in range(3)]).k
+
+    for variant in INTERACTIVE:
+        assert k(variant, 24) <= 1.3 * k(variant, 12)
+    assert k("single_turn", 24) > 1.3 * k("single_turn", 12)

@@ -1,0 +1,211 @@
+"""Module fixing: bugs in copies of library modules, repaired by rules and judged against the original."""
+
+import random
+import shutil
+
+import pytest
+
+from dataset_builders.algorithms import library
+from dataset_builders.algorithms.library import PASSED, RUN, module_names
+from dataset_builders.algorithms.library_bugs import KINDS, changed, changes, is_shown
+from dataset_builders.algorithms.repair import repair
+from dataset_builders.catalog import load_task
+from dataset_builders.problem_sets import TRAINING, ProblemSet, evaluation_sets, problem_at
+from dataset_builders.task import split_of
+from dataset_builders.tasks.module_fixing import is_tested, modules_by_kind
+from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
+from hf_toolssm.protocol.trajectory import StepKind
+
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt install bubblewrap")
+
+TASK = load_task("module_fixing")
+PROBLEMS = [f"module fractions, bug {kind}; seed 1" for kind in KINDS] + ["module json.decoder, bug import; seed 1"]
+
+
+def shell_of(problem):
+    (bash,) = TASK.make_tools("interactive")
+    return bash.start(problem)
+
+
+def calls_of(problem):
+    return [step.text for step in TASK.solve(problem, "interactive").steps if step.kind is StepKind.CALL]
+
+
+def repaired(problem):
+    shell = shell_of(problem)
+    for call in calls_of(problem):
+        shell.call("bash", call)
+    return shell
+
+
+@pytest.mark.parametrize("name", ["fractions", "json.decoder", "json", "os", "wsgiref.types", "importlib"])
+def test_an_unchanged_copy_passes_under_its_own_name(name):
+    module = library.module(name)
+    assert library.run_check(module.files(module.text)).endswith(f"{PASSED}\n")
+    assert len(module.executed) > 10
+    assert module.text.encode() == library._paths()[name].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "name", ["antigravity.joke", "encodings.cp437", "socket", "test.support", "__main__", "../etc/passwd"]
+)
+def test_what_is_no_module_of_ours_is_none(name):
+    assert library.module(name) is None
+
+
+def test_a_doctest_that_fails_is_seen():
+    module = library.module("fractions")
+    wrong = module.text.replace("Fraction(-5, 4)\n", "Fraction(5, 4)\n")
+    assert wrong != module.text
+    assert "DocTestFailure" in library.run_check(module.files(wrong))
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_bug_shows_in_a_frame_of_the_copy_and_the_teacher_repairs_it(problem):
+    name = problem.split()[1].rstrip(",")
+    shell = shell_of(problem)
+    observation = shell.call("bash", RUN)
+    assert is_shown(problem.split()[3].rstrip(";"), observation)
+    assert f'File "/work/{library.module(name).file}", line ' in observation
+    assert not TASK.passes(problem, shell)
+    assert TASK.passes(problem, repaired(problem))
+    assert calls_of(problem)[1] == f"{repair(observation)}; {RUN}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bug_changes_one_line_that_the_check_executes(kind):
+    module = library.module("fractions")
+    before = module.text.split("\n")
+    for at, line in changes(module, kind):
+        after = changed(module.text, (at, line)).split("\n")
+        assert after == before[:at] + ([] if line is None else [line]) + before[at + 1 :]
+        assert line != before[at]
+        assert kind == "colon" or at + 1 in module.executed
+
+
+CHEATS = {
+    "is gone": lambda text: "",
+    "passes by itself": lambda text: "print('passed')\nimport os\nos._exit(0)\n" + text,
+    "has no doctest": lambda text: text.replace(">>>", "..."),
+    "has no more than a docstring": lambda text: '"""Fractions."""\n',
+    "lost a function": lambda text: text.replace("    def __bool__(a):", "    def __never__(a):"),
+    "has a function more": lambda text: text + "\ndef more():\n    return 1\n",
+    "is no Python": lambda text: text + "\n)",
+    "nests too deeply": lambda text: text + "\nx = " + "-" * 100_000 + "1\n",
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_what_only_looks_repaired_does_not_pass(cheat):
+    problem = PROBLEMS[2]
+    shell = repaired(problem)
+    assert TASK.passes(problem, shell)
+    text = shell.files()["fractions.py"].decode()
+    assert CHEATS[cheat](text) != text
+    shell.put("fractions.py", CHEATS[cheat](text))
+    assert not TASK.passes(problem, shell)
+
+
+def test_a_check_that_was_rewritten_changes_nothing():
+    problem = PROBLEMS[2]
+    shell = shell_of(problem)
+    shell.put("check.py", "print('passed')\n")
+    assert shell.call("bash", RUN) == "passed\n"
+    assert not TASK.passes(problem, shell)
+
+
+def test_comments_and_the_place_of_an_import_are_free():
+    problem = PROBLEMS[2]
+    shell = repaired(problem)
+    text = shell.files()["fractions.py"].decode()
+    shell.put(
+        "fractions.py",
+        text.replace("import math\n", "").replace("import numbers\n", "import numbers\nimport math  # ok\n"),
+    )
+    assert TASK.passes(problem, shell)
+
+
+def test_a_modules_name_decides_whether_it_is_tested():
+    tested = [name for name in module_names() if is_tested(name)]
+    assert len(tested) > 200
+    assert len(module_names()) - len(tested) > 150
+    for seed in range(50):
+        assert all(split_of(TASK, f"module {name}, bug name; seed {seed}") == "test" for name in tested)
+        assert not is_tested(TASK.sample_training(random.Random(seed % 2), 1).split()[1].rstrip(","))
+
+
+@pytest.mark.slow
+def test_training_and_test_never_share_a_module():
+    training = ProblemSet(TASK, TRAINING, 1, (("train", 4), ("validation", 1)), "interactive")
+    (test,) = evaluation_sets(TASK, "interactive", [1], [], 3)
+    for each in (training, test):
+        for split, size in each.sizes:
+            for index in range(size):
+                problem = problem_at(each, split, index)
+                assert problem == problem_at(each, split, index)
+                assert split_of(TASK, problem) == split
+                assert is_tested(problem.split()[1].rstrip(",")) == (split == "test")
+                assert TASK.length(problem) == 1
+                if split != "test":
+                    assert TASK.solve(problem, "interactive").answer == TASK.answer(problem, "interactive")
+
+
+@pytest.mark.parametrize(
+    ("error", "command"),
+    [
+        ("TypeError: Foo.__init__() takes from 1 to 2 positional arguments but 3 were given", "7s/, [^,]*)/)/"),
+        ("TypeError: compile expected at most 1 argument, got 2", "7s/, [^,]*)/)/"),
+        ("TypeError: len() takes exactly one argument (2 given)", "7s/, [^,]*)/)/"),
+        ("NameError: name 'Foo' is not defined. Did you mean: 'foo'?", "7s/Foo/foo/g"),
+        ("NameError: name 'ffoo' is not defined. Did you mean: 'foo'?", "7s/ffoo/foo/g"),
+    ],
+)
+def test_real_names_and_errors_have_rules(error, command):
+    assert (
+        repair(f'  File "/work/a.py", line 7, in <module>\n    x = foo(y, z)\n{error}\n') == f"sed -i '{command}' a.py"
+    )
+
+
+@pytest.mark.parametrize("hint", ["", ". Did you mean: 'pos'?"])
+def test_a_name_that_is_spelt_well_is_a_module_to_import(hint):
+    command = repair(f"  File \"/work/a.py\", line 7, in f\n    os.x()\nNameError: name 'os' is not defined{hint}\n")
+    (bash,) = load_task("code_fixing").make_tools("interactive")
+    for head in ('"""Doc."""\nfrom __future__ import annotations\n', "# no import\n", '"""From\nfrom here on.\n"""\n'):
+        shell = bash.restore(bash.start("4 functions, bugs variable; seed 1").state())
+        shell.put("a.py", f"{head}\nfrom sys import path\ndef f():\n    pass\n")
+        shell.call("bash", command)
+        assert shell.files()["a.py"].decode() == f"{head}\nimport os\nfrom sys import path\ndef f():\n    pass\n"
+
+
+def test_of_many_parentheses_the_nearest_ends_the_call():
+    observation = (
+        '  File "/work/a.py", line 7, in f\n    if f(v, int, v) and g(w):\nTypeError: f expected 2 arguments, got 3\n'
+    )
+    assert repair(observation) == "sed -i '7s/, [^,)]*)/)/' a.py"
+
+
+@pytest.mark.parametrize(
+    "problem", ["", "module json", "module json, bug x; seed 1", "module j son, bug colon; seed 1"]
+)
+def test_what_is_no_problem_is_named(problem):
+    with pytest.raises(InvalidProblemError, match="a problem reads"):
+        TASK.files(problem)
+
+
+def test_what_this_python_does_not_have_is_named():
+    with pytest.raises(InvalidProblemError, match="no such module"):
+        TASK.files("module no.such, bug colon; seed 1")
+    with pytest.raises(InvalidProblemError, match="choose the length 1"):
+        TASK.sample_test(random.Random(0), 2)
+    with pytest.raises(InvalidProblemError, match="no adversarial set"):
+        TASK.sample_adversarial("bug_of_mine", random.Random(0), 1, 0)
+
+
+@pytest.mark.slow
+def test_two_hundred_modules_are_tested_each_with_one_kind_of_bug():
+    names = [name for kind in KINDS for name in modules_by_kind()[kind]]
+    assert len(names) == len(set(names)) >= 200
+    assert min(map(len, modules_by_kind().values())) >= 50
+    assert all(map(is_tested, names))
+    with pytest.raises(TooFewProblemsError, match="one for each module"):
+        TASK.sample_adversarial("bug_colon", random.Random(0), 1, 200)
