@@ -9,12 +9,15 @@
       no chain of thought: {variant: no_cot, paper: "100% at 5 digits, does not extrapolate"}
     grid: {max_steps: [250, 500]}                 # instead of rows: one row for every combination
 
-Beside options of `sft.py`, a row may have `config`, `paper`, the paper's figure as text, and `long_problems`: lengths
-of which one problem is run by `long_problem.py`, with the most tokens that it may take.
+Beside options of `sft.py`, a row may have `config`, `paper`, the paper's figure as text, `long_problems`: lengths of
+which one problem is run by `long_problem.py`, with the most tokens that it may take, and `shared_dataset`: whether the
+rows to train on are built once for all runs, which then have one task. Several values of `learning_rate`, as a list,
+are a choice: the first seed is trained with each, and the other seeds with the best of them (`summary.fitness`). Rows
+named `A/X` and `B/X` have one colour in the picture, and those named `A/X` and `A/Y` one kind of line.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,37 +31,58 @@ _FIELDS = {"title", "source", "config", "options", "paper_sized", "rows", "grid"
 
 @dataclass(frozen=True)
 class Run:
-    """One row with one seed.
+    """One row with one seed and one learning rate.
 
     Attributes:
         row: the row's name.
         options: of `recipes/sft.py`, the seed and the `config` among them.
         long_problems: the most tokens of one problem, by its length.
+        shared_dataset: whether the rows are built once for all runs.
+        several_rates: whether the row has a choice of learning rates.
     """
 
     row: str
     options: dict[str, Any]
     long_problems: dict[int, int]
+    shared_dataset: bool = False
+    several_rates: bool = False
 
     @property
     def name(self) -> str:
         """The run's folder."""
         plain = "".join(c if c.isalnum() else "_" for c in self.row)
-        return f"{plain}-{self.options['seed']}"
+        rate = f"-{self.options['learning_rate']}" if self.several_rates else ""
+        return f"{plain}{rate}-{self.options['seed']}"
 
     def identity(self) -> dict[str, Any]:
         """All that decides the run's results: the options, and what the configuration they name says now."""
-        return {
-            **self.options,
-            "configuration": yaml.safe_load((ROOT / self.options["config"]).read_text(encoding="utf-8")),
-        }
+        return {**self.options, "configuration": self._configuration()}
+
+    @property
+    def configured(self) -> dict[str, Any]:
+        """The options, those of the configuration that they leave as they are, and the task."""
+        return {"task": "addition", **self._configuration(), **self.options}
+
+    def _configuration(self) -> dict[str, Any]:
+        return yaml.safe_load((ROOT / self.options["config"]).read_text(encoding="utf-8"))
+
+    def with_seed(self, seed: int) -> "Run":
+        return replace(self, options={**self.options, "seed": seed})
 
     def arguments(self) -> list[str]:
         """The options as `sft.py` reads them."""
-        words = []
-        for name, value in self.options.items():
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        return words
+        return _words(self.options)
+
+    def arguments_of(self, names: Mapping[str, str]) -> list[str]:
+        """What is configured, as another command reads it, which has these names for options of `sft.py`."""
+        return _words({names[name]: value for name, value in self.configured.items() if name in names})
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
 
 
 @dataclass(frozen=True)
@@ -77,7 +101,7 @@ class Experiment:
     paper: dict[str, str]
 
     def runs(self, seeds: Sequence[int], rows: Sequence[str] | None, overrides: Sequence[str]) -> list[Run]:
-        """Every row with every seed.
+        """Every row with every seed; where it has a choice of learning rates, with each of them.
 
         Args:
             overrides: options that win over the rows', each as `name=value`; a list as `name=[1, 2]`.
@@ -98,8 +122,12 @@ class Experiment:
         runs = []
         for row in chosen:
             options = {**self.rows[row], **changed}
-            long_problems = options.pop("long_problems", {})
-            runs += [Run(row, {**options, "seed": seed}, long_problems) for seed in dict.fromkeys(seeds)]
+            own = options.pop("long_problems", {}), options.pop("shared_dataset", False)
+            rates = options.get("learning_rate")
+            choices = [{"learning_rate": rate} for rate in rates] if isinstance(rates, list) else [{}]
+            for chosen_rate in choices:
+                run = Run(row, {**options, **chosen_rate}, *own, len(choices) > 1)
+                runs += map(run.with_seed, dict.fromkeys(seeds))
         return runs
 
 

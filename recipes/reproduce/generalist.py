@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -22,7 +21,7 @@ from experiment import ROOT, Run, load_experiment
 from hf_toolssm.evaluation.report import weights_digest
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
-from run import is_finished, read_json, train
+from run import finish, read_json
 from summary import summarize, write_summary
 
 
@@ -51,8 +50,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {}
     with tqdm(total=len(models) * (1 + len(tasks)), desc="generalist", unit="run") as bar:
         for model in models:
-            if not is_finished(model, folder):
-                train(model, folder, options.accelerate_config)
+            finish(model, folder, options.accelerate_config)
             bar.update()
             weights = weights_digest(load_model(str(folder / model.name)))
             for task in tasks:
@@ -75,11 +73,7 @@ def measured(model: Path, task: Run, weights: str) -> dict[str, Any]:
         weights: the digest of the model's weights, whose results are measured once.
     """
     path = model / task.row.replace(" ", "_") / "results.json"
-    configured = {
-        "task": "addition",
-        **yaml.safe_load((ROOT / task.options["config"]).read_text(encoding="utf-8")),
-        **task.options,
-    }
+    configured = task.configured
     lengths, number = configured["eval_lengths"], configured.get("eval_num_problems", 32)
     found = read_json(path) if path.exists() else {"by_length": []}
     sets = [(r["length"], r["num_problems"]) for r in found["by_length"]]

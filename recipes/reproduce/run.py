@@ -4,13 +4,17 @@
 
 trains every row with every seed by `recipes/sft.py`, one after another, and writes `table.md`, `summary.json` and
 `accuracy.png` to `outputs/reproduce/regimes`. A run that is finished is not repeated, and one that was interrupted
-goes on from its last checkpoint or saved session: the same command finishes what is missing.
+goes on from its last checkpoint or saved session: the same command finishes what is missing. So a model can be trained
+on another machine: a folder with all that `sft.py` saved there, and without `results.json`, is only measured.
 """
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,24 @@ from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.report import write_json
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.training.checkpoints import last_whole_checkpoint
-from summary import summarize, write_summary
+from summary import fitness, summarize, write_summary
+
+_BUILDING = {
+    "variant": "variant",
+    "train_max_length": "train-max-length",
+    "num_examples": "num-examples",
+    "dataset_seed": "seed",
+    "num_proc": "num-proc",
+}
+"""Options of `dataset_builders.build` by those of `sft.py`."""
+
+_MEASURING = {
+    "eval_lengths": "lengths",
+    "eval_adversarial_lengths": "adversarial_lengths",
+    "eval_num_problems": "num_problems",
+    "eval_batch_size": "batch_size",
+}
+"""Options of `evaluate.py` by those of `sft.py`."""
 
 
 @dataclass
@@ -55,14 +76,33 @@ def main() -> None:
     (options,) = parser.parse_args_into_dataclasses(words)
     experiment = load_experiment(options.experiment, options.paper_sized)
     folder = Path(options.output) / (options.experiment + ("-paper-sized" if options.paper_sized else ""))
-    runs = experiment.runs(options.seeds, options.rows, options.override)
-    with tqdm(runs, desc=options.experiment, unit="run") as bar:
+    first_seed, *others = dict.fromkeys(options.seeds)
+    first = experiment.runs([first_seed], options.rows, options.override)
+    total = len(first) + len(others) * len({run.row for run in first})
+    with tqdm(needed(first, others, folder), desc=options.experiment, unit="run", total=total) as bar:
         for run in bar:
             bar.set_postfix_str(run.name)
-            if not is_finished(run, folder):
-                train(run, folder, options.accelerate_config)
-            run_long_problems(run, folder)
-    report(experiment, runs, folder)
+            finish(run, folder, options.accelerate_config)
+    report(experiment, list(needed(first, others, folder)), folder)
+
+
+def needed(first: Sequence[Run], others: Sequence[int], folder: Path) -> Iterator[Run]:
+    """Of each row the runs of the first seed, and then, when these are finished, the best of them with other seeds."""
+    for _, runs in groupby(first, key=attrgetter("row")):
+        tried = list(runs)
+        yield from tried
+        best = max(tried, key=lambda run: fitness(results_of(run, folder)))
+        yield from map(best.with_seed, others)
+
+
+def finish(run: Run, folder: Path, accelerate_config: str) -> None:
+    """Does what is missing of a run: training, measuring, long problems."""
+    if not is_finished(run, folder):
+        if (folder / run.name / "training.json").exists():
+            measure(run, folder)
+        else:
+            train(run, folder, accelerate_config)
+    run_long_problems(run, folder)
 
 
 def is_finished(run: Run, folder: Path) -> bool:
@@ -82,18 +122,50 @@ def is_finished(run: Run, folder: Path) -> bool:
 
 
 def train(run: Run, folder: Path, accelerate_config: str) -> None:
-    """Launches one run; what it prints goes to `log.txt` in its folder."""
+    """Launches one run, which also measures; what it prints goes to `log.txt` in its folder."""
     output = (folder / run.name).resolve()
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "run.json", run.identity())
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", accelerate_config]
     command = [*launcher, "recipes/sft.py", *run.arguments(), "--output_dir", str(output), "--disable_tqdm", "true"]
+    if run.shared_dataset:
+        command += ["--dataset", str(build_dataset(run, folder))]
     try:
         last_whole_checkpoint(output)
         command += ["--resume_from_checkpoint", "true"]
     except NoCheckpointError:
         pass  # nothing to go on from
     _execute(command, output)
+
+
+def build_dataset(run: Run, folder: Path) -> Path:
+    """The folder of the rows that all runs train on, with those of this run; what is there is reused."""
+    dataset = (folder / "dataset").resolve()
+    command = [sys.executable, "-m", "dataset_builders.build", run.configured["task"], *run.arguments_of(_BUILDING)]
+    # Not into the log: it shows its progress.
+    done = subprocess.run([*command, "--num-validation", "0", "--output", str(dataset)], cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(f"the rows of {run.name} could not be built: repair it, and the same command goes on")
+    return dataset
+
+
+def measure(run: Run, folder: Path) -> None:
+    """Measures a model that is trained, as `sft.py` would have done then.
+
+    Raises:
+        SystemExit: what was trained there is another run.
+    """
+    output, configured = (folder / run.name).resolve(), run.configured
+    trained = read_json(output / "training.json")
+    trained["max_steps"] = trained["steps"]
+    for name in ("variant", "architecture", "train_max_length", "max_steps", "learning_rate", "seed"):
+        if name in configured and type(trained[name])(configured[name]) != trained[name]:
+            raise SystemExit(f"{output} was trained with {name} {trained[name]}, and not {configured[name]}")
+    write_json(output / "run.json", run.identity())
+    # Beside the place of the results, which stand there only when every set was measured.
+    words = ["--model", str(output), "--output", str(output / "evaluation"), *run.arguments_of(_MEASURING)]
+    _execute([sys.executable, "recipes/evaluate.py", *words], output)
+    write_json(output / "results.json", read_json(output / "evaluation" / "results.json"))
 
 
 def run_long_problems(run: Run, folder: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import ROOT, run_script
+from conftest import ROOT, in_sandbox, run_script
 
 from hf_toolssm.training.sft_config import ToolSFTConfig
 
@@ -40,6 +40,7 @@ def result(seed, by_length, variant="local"):
     hard = [{**measured[0], "problem_set": "nines_5", "answer_accuracy": 0.25}]
     machine = {"gpu": None, "cpu": "a chip", "cores": 2, "memory_gib": 24}
     facts = {"num_parameters": 1_000, "train_max_length": 5, "train_minutes": seed + 1.0, "resumed": False}
+    facts |= {"learning_rate": 0.003, "train_loss": 0.5}
     facts |= {"variant": variant, "commit": f"{seed}" * 40 + "-dirty"}
     return {"seed": seed, "by_length": measured, "adversarial": hard, "hardware": machine, **facts}
 
@@ -62,6 +63,80 @@ def test_the_table_shows_median_and_worst_seed_beside_the_papers_figure(reproduc
         == 0.5
     )
     assert (tmp_path / "accuracy.png").stat().st_size > 1_000
+
+
+def with_rate(seed, rate, loss, by_length):
+    return {**result(seed, by_length), "learning_rate": rate, "train_loss": loss}
+
+
+TRIED = [
+    with_rate(0, 0.001, 0.1, {4: (0.5, None), 5: (1.0, None), 9: (1.0, None)}),
+    with_rate(0, 0.003, 0.3, {4: (1.0, None), 5: (0.75, None), 9: (0.0, None)}),
+    with_rate(0, 0.01, 0.2, {4: (0.75, None), 5: (1.0, None), 9: (0.25, None)}),
+]
+"""The last two are equally good up to 5, training's longest; the last has the lower loss."""
+
+
+def test_a_rate_is_chosen_up_to_trainings_lengths_and_the_figures_of_the_others_are_kept(reproduce, tmp_path):
+    experiment, summary = reproduce
+    described = experiment.Experiment("e", "A title", "Table 0", {"a/ours": {}, "b/ours": {}}, {})
+    runs = [*TRIED, with_rate(1, 0.01, 0.4, {4: (0.5, None), 5: (1.0, None), 9: (0.0, None)})]
+    one_rate = [result(0, {4: (1.0, None), 5: (1.0, None), 9: (1.0, None)})]
+    found = summary.summarize(described, {"a/ours": runs, "b/ours": one_rate})
+    row = found["rows"]["a/ours"]
+    assert (row["learning_rate"], row["seeds"]) == (0.01, [0, 1])
+    assert row["accuracy"]["length_4"]["seeds"] == [0.75, 0.5]
+    assert [(each["learning_rate"], each["accuracy"]["length_9"]) for each in row["rejected"]] == [
+        (0.001, 1.0),
+        (0.003, 0.0),
+    ]
+    table = summary.write_summary(found, tmp_path)
+    assert "Problems that pass the task's check, free-running" in table
+    assert "| parameters | learning rate | minutes |" in table
+    assert "| a/ours | 1,000 | 0.01 | 1.5 | 5 | 0.62 / 0.50 | 1.00 / 1.00 | 0.12 / 0.00 |" in table
+    assert "| b/ours | 1,000 |  | 1.0 | 5 | 1.00 / 1.00 |" in table
+    assert "rejected" not in found["rows"]["b/ours"]
+
+
+def write_results(folder, run, content):
+    (folder / run.name).mkdir(parents=True)
+    (folder / run.name / "results.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_the_other_seeds_are_run_at_the_best_rate_only(reproduce, tmp_path):
+    experiment, _ = reproduce
+    import run
+
+    words = ["learning_rate=[0.001, 0.003, 0.01]"]
+    first = experiment.load_experiment("regimes", False).runs([0], ["interactive", "no chain of thought"], words)
+    assert [each.options["learning_rate"] for each in first] == [0.001, 0.003, 0.01] * 2
+    names = []
+    for each in run.needed(first, [1, 2], tmp_path):
+        names.append(each.name)
+        rates = [tried["learning_rate"] for tried in TRIED]
+        write_results(tmp_path, each, TRIED[rates.index(each.options["learning_rate"])])
+    assert names[:5] == [
+        "interactive-0.001-0",
+        "interactive-0.003-0",
+        "interactive-0.01-0",
+        "interactive-0.01-1",
+        "interactive-0.01-2",
+    ]
+    assert len(names) == 10
+    assert [each.name for each in run.needed(first, [1, 2], tmp_path)] == names
+
+
+def test_a_model_that_was_trained_as_another_run_is_not_measured(reproduce, tmp_path):
+    experiment, _ = reproduce
+    import run
+
+    (interactive,) = experiment.load_experiment("regimes", False).runs([0], ["interactive"], [])
+    (tmp_path / interactive.name).mkdir()
+    facts = {"variant": "local", "train_max_length": 5, "learning_rate": 0.003, "steps": 600, "seed": 1}
+    (tmp_path / interactive.name / "training.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(SystemExit, match="was trained with seed 1, and not 0"):
+        run.finish(interactive, tmp_path, "recipes/accelerate/cpu.yaml")
+    assert not (tmp_path / interactive.name / "run.json").exists()
 
 
 def test_variants_stand_in_the_same_columns_and_an_interrupted_run_does_not_count_its_minutes(reproduce, tmp_path):
@@ -156,6 +231,44 @@ def test_an_experiment_runs_and_its_finished_runs_are_not_repeated(tmp_path):
     assert results.stat().st_mtime_ns == written
     with pytest.raises(SystemExit, match="other options"):
         run_script(RUN, *words, "eval_lengths=[3, 4]")
+
+
+@pytest.mark.slow
+def test_rows_are_built_once_and_a_model_that_is_there_is_only_measured(tmp_path):
+    words = ["regimes", "--rows", "no chain of thought", "--seeds", "0", "1", "--output", tmp_path]
+    words += ["--override", *SMALL, "eval_lengths=[2]", "shared_dataset=true", "train_max_length=5"]
+    words += ["learning_rate=[0.001, 0.01]"]
+    run_script(RUN, *words)
+    folder = tmp_path / "regimes"
+    runs = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/results.json")}
+    assert len(runs) == 3
+    assert {found["dataset"] for found in runs.values()} == {str((folder / "dataset").resolve())}
+    assert not list(folder.glob("no_*/dataset"))
+    for path in runs:  # as they come from another machine
+        (path / "results.json").unlink()
+        (path / "run.json").unlink()
+    written = {path: (path / "model.safetensors").stat().st_mtime_ns for path in runs}
+    run_script(RUN, *words)
+    for path, before in runs.items():
+        after = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        assert (path / "model.safetensors").stat().st_mtime_ns == written[path]
+        assert after["by_length"][0]["answer_accuracy"] == before["by_length"][0]["answer_accuracy"]
+        assert after["training_hardware"] == before["hardware"]
+    with pytest.raises(SystemExit, match="other options"):
+        run_script(RUN, *words, "max_steps=3")
+
+
+@pytest.mark.slow
+@in_sandbox
+def test_code_fixing_is_measured_by_what_the_shells_hold(tmp_path):
+    words = ["code_fixing", "--rows", "single turn/LSTM", "--seeds", "0", "--output", tmp_path, "--override"]
+    few = ["num_examples=8", "eval_num_problems=1", "per_device_train_batch_size=2", "train_max_length=4"]
+    run_script(RUN, *words, *SMALL, *few, "eval_lengths=[4]", "learning_rate=[0.001, 0.01]", "hidden_size=32")
+    summary = json.loads((tmp_path / "code_fixing" / "summary.json").read_text(encoding="utf-8"))
+    (row,) = summary["rows"].values()
+    assert summary["checked"]
+    assert row["accuracy"]["length_4"]["worst"] == 0.0
+    assert len(row["rejected"]) == 1
 
 
 def test_the_generalist_stands_beside_the_tasks_own_models(reproduce, model, tmp_path, monkeypatch):
