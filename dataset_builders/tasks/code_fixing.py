@@ -22,7 +22,7 @@ Variants:
     three_files: the paper's (b): up to three files a turn, the three whose frames are shown.
     interactive: one edit a turn, decided by the last frame alone.
     single_turn: the paper's (a): prints all files, callees first, and then repairs every function on a path by one
-        command, which names them. What decides it is all files: k grows with n, and no fixed state holds them all. Of
+        command, which names them. What decides it is all files, and no fixed state holds those of any n. Of
         other bugs it knows none.
 """
 
