@@ -141,8 +141,12 @@ def split_of(task: Task, problem: str) -> str:
     """The split that a problem belongs to, decided by the problem alone: splits are disjoint by construction."""
     if task.held_out(problem):
         return "test"
-    bucket = int.from_bytes(hashlib.sha256(problem.encode()).digest()[:8]) % 100
-    return next(split for split, end in _SPLIT_ENDS.items() if bucket < end)
+    return next(split for split, end in _SPLIT_ENDS.items() if bucket(problem) < end)
+
+
+def bucket(text: str) -> int:
+    """A number below 100, decided by a text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) % 100
 
 
 def example_rng(*identity: object) -> random.Random:

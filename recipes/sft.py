@@ -61,6 +61,9 @@ def main() -> None:
     # The other processes measure nothing.
     plain, adversarial = ([*map(ReferenceTrajectories, sets * state.is_main_process)] for sets in measured)
 
+    draw = partial(task.sample_training, example_rng("model card"), recipe.train_max_length)
+    example = next(problem for problem in iter(draw, None) if task.suits(problem, first.variant))
+
     with state.main_process_first():
         read = partial(training_rows, num_proc=recipe.num_proc, builds=state.is_main_process)
         sets = [share.training_set(recipe.num_examples, recipe.dataset_seed) for share in shares]
@@ -78,14 +81,12 @@ def main() -> None:
     if trained is None:
         return
     model, facts = trained
-    rng = example_rng("model card")
-    drawn = iter(partial(task.sample_training, rng, recipe.train_max_length), None)
     about = {
         "task": [share.task.save(output) for share in shares][0],
         "variant": first.variant,
         "unit": task.unit,
         "environment": task.environment,
-        "example_problem": next(problem for problem in drawn if task.suits(problem, first.variant)),
+        "example_problem": example,
         "train_max_length": recipe.train_max_length,
         "mixture": [str(share) for share in shares[1:]],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",

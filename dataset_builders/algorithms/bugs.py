@@ -17,6 +17,9 @@ from dataset_builders.algorithms.programs import MISSING, Program
 from hf_toolssm.errors import TooFewProblemsError
 
 _CALL = re.compile(r"(\s*v\d = )(f\w+)\((.*)\)")
+_VALUE = re.compile(r"(?: {4})?(?:v\d = |return )(.*)")
+"""A line that every run executes: what stands below a condition, eight spaces in, may never be."""
+
 _WORD = re.compile(r"\bv\d\b|\bf\d+\b|\bfoo\b")
 
 Change = tuple[str, int, str | None]
@@ -62,16 +65,14 @@ def _lines(files: Mapping[str, list[str]]) -> Iterator[tuple[str, int, str]]:
 
 def _misspelt(program: Program, files: Mapping[str, list[str]], rng: random.Random) -> Iterator[Change]:
     for name, at, line in _lines(files):
-        _, equals, value = line.partition(" = ") if "return" not in line else ("return ", " ", line.strip()[7:])
-        is_run = equals and not line.startswith(" " * 8)  # what stands below a condition may never be
-        words = [w for w in _WORD.finditer(value) if w[0] != MISSING] if is_run else []
+        found = _VALUE.fullmatch(line)
+        words = [w for w in _WORD.finditer(line, *found.span(1)) if w[0] != MISSING] if found else []
         if words:
             word = rng.choice(words)
             # Only the capital letter where two names would be as near: `ff12` to f12 and f112, `vv0` to v0 and v10.
             double = word[0].startswith("v") and word[0] != "v0" and rng.random() < 0.5
             wrong = word[0][0] + word[0] if double else word[0].capitalize()
-            start = len(line) - len(value) + word.start()
-            yield name, at, line[:start] + wrong + line[start + len(word[0]) :]
+            yield name, at, line[: word.start()] + wrong + line[word.end() :]
 
 
 def _not_imported(program: Program, files: Mapping[str, list[str]], rng: random.Random) -> Iterator[Change]:

@@ -30,20 +30,18 @@ import random
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from dataset_builders.algorithms.bugs import KINDS, with_bugs
 from dataset_builders.algorithms.programs import Program, main_values, sample_program, sample_values
 from dataset_builders.algorithms.repair import repair
-from dataset_builders.task import Task, example_rng
-from hf_toolssm.errors import InvalidProblemError, InvalidWorkdirError, SandboxUnavailableError, TooFewProblemsError
+from dataset_builders.algorithms.shell_task import ANSWER, ShellTask
+from dataset_builders.task import example_rng
+from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import Trajectory
-from hf_toolssm.tools.bash import Bash, Shell
-from hf_toolssm.tools.sandbox import interpreter
+from hf_toolssm.tools.bash import Shell
 
 VARIABLE = "variable"
-ANSWER = "fixed"
 ALL_KINDS = "all_kinds"
 _LINES = {"three_files": 7, "interactive": 4}
 """Of a run that are read: of three frames two each and the error; of one, since a SyntaxError has four."""
@@ -54,7 +52,7 @@ _WEIGHTS = (2, 1, 1, 2)
 """How often each of `KINDS` is drawn: a name is misspelt in three ways, and arguments are wrong in two."""
 
 
-class CodeFixing(Task):
+class CodeFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing a repository of many files, with a shell"
@@ -63,25 +61,6 @@ class CodeFixing(Task):
     adversarial: Sequence[str] = (ALL_KINDS,)
     unit = "functions"
     most_tokens = 800
-    rows_per_shard = 100
-
-    @property
-    def environment(self) -> str:
-        try:
-            return f"bubblewrap, with {interpreter()} as its python3"
-        except SandboxUnavailableError:
-            return "bubblewrap, which this machine lacks"
-
-    def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "bash"}]
-
-    def make_tools(self, variant: str) -> list[Any]:
-        """A shell in the problem's repository."""
-        self.check_variant(variant)
-        return [Bash(workdir=self.files)]
-
-    def cells(self, variant: str) -> Sequence[str]:
-        return ()
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         """From four functions on three of four have more bugs, at most one to two functions."""
@@ -158,23 +137,15 @@ class CodeFixing(Task):
         script = r"s/\b$f(\(.*\))/$f(\1, v10)/"
         return f'for f in {" ".join(needy)}; do sed -i "{script}" *.py; done; python3 main.py'
 
-    def answer(self, problem: str, variant: str) -> str:
-        """What the model says when it has repaired all; whether it has is `passes`."""
-        self._read(problem)
-        return ANSWER
-
-    def passes(self, problem: str, shell: Shell) -> bool:
-        """Whether a repository was repaired, by checks that never stood in it.
+    def is_repaired(self, problem: str, shell: Shell) -> bool:
+        """Whether a repository was, by checks that never stood in it.
 
         `main.py` is run, beside the files as they are now, with other values of v0..v10 in the lines that set them,
         and must print what the repaired program prints then, which is computed here. So a `main.py` that calls nothing
         any more fails, and one that lost those lines as well.
         """
         program, rng = self.program(problem), example_rng("checks", problem)
-        try:
-            main = shell.files().get("main.py", b"").decode("utf-8", "replace")
-        except InvalidWorkdirError:  # sparse files, larger than any shell's
-            return False
+        main = shell.files().get("main.py", b"").decode("utf-8", "replace")
         before = "\n".join(main_values(program.values))
         if main.count(before) != 1:
             return False

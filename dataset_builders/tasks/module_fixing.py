@@ -23,12 +23,10 @@ Worked example, `module json.decoder, bug name; seed 7`:
 The teacher's rules (`algorithms/repair.py`) do not repair every bug; it is trained on those that they do.
 """
 
-import hashlib
 import random
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import Any
 
 from tqdm import tqdm
 
@@ -36,14 +34,13 @@ from dataset_builders.algorithms import library
 from dataset_builders.algorithms.library import PASSED, RUN, module_names
 from dataset_builders.algorithms.library_bugs import KINDS, Change, changed, changes, is_shown
 from dataset_builders.algorithms.repair import repair
-from dataset_builders.task import Task, example_rng
+from dataset_builders.algorithms.shell_task import ANSWER, ShellTask
+from dataset_builders.task import bucket, example_rng
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import Trajectory
-from hf_toolssm.tools.bash import Bash, Shell
-from hf_toolssm.tools.sandbox import interpreter
+from hf_toolssm.tools.bash import Shell
 
-ANSWER = "fixed"
 TESTED = 54
 """Of 100 modules, so many are tested: 200 at least are tested, one bug each."""
 
@@ -55,7 +52,7 @@ _PROBLEM = re.compile(rf"module ([\w.]+), bug ({'|'.join(KINDS)}); seed (\d+)")
 _SET = "bug_"
 
 
-class ModuleFixing(Task):
+class ModuleFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing one bug in a module of Python's standard library, with a shell"
@@ -64,22 +61,6 @@ class ModuleFixing(Task):
     adversarial: Sequence[str] = tuple(f"{_SET}{kind}" for kind in KINDS)
     unit = "bugs"
     most_tokens = 500
-    rows_per_shard = 100
-
-    @property
-    def environment(self) -> str:
-        return f"bubblewrap, with {interpreter()} as its python3"
-
-    def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "bash"}]
-
-    def make_tools(self, variant: str) -> list[Any]:
-        """A shell beside the problem's module."""
-        self.check_variant(variant)
-        return [Bash(workdir=self.files)]
-
-    def cells(self, variant: str) -> Sequence[str]:
-        return ()
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         """Of any kind as often as of any other, in a module that has a line for it."""
@@ -155,13 +136,8 @@ class ModuleFixing(Task):
         except InvalidProblemError:
             return False
 
-    def answer(self, problem: str, variant: str) -> str:
-        """What the model says when it has repaired it; whether it has is `passes`."""
-        _read(problem)
-        return ANSWER
-
-    def passes(self, problem: str, shell: Shell) -> bool:
-        """Whether a module was repaired: it says what the original says, and passes a check from outside.
+    def is_repaired(self, problem: str, shell: Shell) -> bool:
+        """Whether a module was: it says what the original says, and passes a check from outside.
 
         To say the same is to have the same syntax tree, its doctests included, in which each `import os` on the top
         level may have moved. So no part of the module is missing, and none is new.
@@ -201,7 +177,7 @@ def _read(problem: str) -> tuple[str, str]:
 
 def is_tested(name: str) -> bool:
     """Whether a module is tested, and never trained on."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % 100 < TESTED
+    return bucket(name) < TESTED
 
 
 @cache

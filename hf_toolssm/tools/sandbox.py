@@ -386,6 +386,7 @@ def _filled(content: bytes, stack: ExitStack) -> int:
     return reading
 
 
+@cache
 def interpreter() -> str:
     """What the sandbox's `python3` says that it is, as in "Python 3.11.2", for a card."""
     check_sandbox()

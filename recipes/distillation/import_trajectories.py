@@ -35,6 +35,7 @@ from trajectory_files import SUBMITTED, AgentTrajectory, read_trajectory
 KEPT, LONGER = "kept", "longer than the mean"
 UNSOLVED, OF_ANOTHER_TASK = "not repaired", "of another task: --unchecked takes it"
 REFUSED = "refused"
+SUFFIX = ".traj.json"
 OTHER = "other"
 """In the place of a number of functions, of tasks that have none."""
 
@@ -53,7 +54,7 @@ def main() -> None:
     fates: dict[str, str] = {}
     usable: dict[str, AgentTrajectory] = {}
     format_errors = 0
-    for path in tqdm(sorted(folder.rglob("*.traj.json")), desc="reading", unit="file"):
+    for path in tqdm(sorted(folder.rglob(f"*{SUFFIX}")), desc="reading", unit="file"):
         name = path.relative_to(folder).as_posix()
         try:
             trajectory = read_trajectory(path)
@@ -66,10 +67,12 @@ def main() -> None:
             usable[name] = trajectory
     means = mean_lengths(usable.values())
     fates |= {name: LONGER for name, each in usable.items() if length(each) > means[group(each)]}
-    rows = [row(name, usable[name]) for name, fate in fates.items() if fate == KEPT]
+    tools = [{"type": "function", "function": facts_of(Bash()).schemas["bash"]}]
+    kept = [name for name, fate in fates.items() if fate == KEPT]
+    rows = [{"id": name.removesuffix(SUFFIX), "messages": conversation(usable[name]), "tools": tools} for name in kept]
     report(Path(options.output), fates, usable, means, format_errors)
     if not rows:
-        raise CorruptRowError(f"none of {len(fates)} files *.traj.json in {folder} makes a row, for the reasons above")
+        raise CorruptRowError(f"none of {len(fates)} files *{SUFFIX} in {folder} makes a row, for the reasons above")
     with atomic_write(Path(options.output, "train.parquet")) as path:
         Dataset.from_list(rows, FEATURES).to_parquet(path)
 
@@ -81,13 +84,6 @@ def fate(trajectory: AgentTrajectory, unchecked: bool) -> str:
     if trajectory.ended != SUBMITTED:
         return f"ended by {trajectory.ended}"
     return KEPT if trajectory.problem is None or trajectory.problem["solved"] else UNSOLVED
-
-
-def row(name: str, trajectory: AgentTrajectory) -> dict[str, Any]:
-    """A row of `FEATURES`."""
-    schema = facts_of(Bash()).schemas["bash"]
-    tools = [{"type": "function", "function": schema}]
-    return {"id": name.removesuffix(".traj.json"), "messages": conversation(trajectory), "tools": tools}
 
 
 def conversation(trajectory: AgentTrajectory) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ from transformers import HfArgumentParser
 from dataset_builders.problem_sets import TRAINING, ProblemSet, problem_at
 from dataset_builders.task import task_tool
 from dataset_builders.tasks.code_fixing import CodeFixing
-from hf_toolssm.errors import DatasetMismatchError, InvalidWorkdirError, ToolError, ToolSSMError
+from hf_toolssm.errors import DatasetMismatchError, ToolError, ToolSSMError
 from hf_toolssm.evaluation.report import write_json
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.tools.bash import Shell
@@ -150,11 +150,8 @@ def solve(task: CodeFixing, problem: str, number: int, agent: "Agent") -> dict[s
     """
     facts, shell = start_shell(task, problem)
     trajectory = agent.run(number, TASK, lambda command: carry_out(facts, shell, command))
-    try:
-        solved = task.passes(problem, shell)
-    except InvalidWorkdirError:  # more or other files than can be looked at
-        solved = False
-    return {"problem": {"text": problem, "length": task.length(problem), "solved": solved}, **trajectory}
+    known = {"text": problem, "length": task.length(problem), "solved": task.passes(problem, shell)}
+    return {"problem": known, **trajectory}
 
 
 def start_shell(task: CodeFixing, problem: str) -> tuple[ToolFacts, Shell]:

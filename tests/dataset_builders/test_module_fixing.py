@@ -1,9 +1,9 @@
 """Module fixing: bugs in copies of library modules, repaired by rules and judged against the original."""
 
 import random
-import shutil
 
 import pytest
+from conftest import in_sandbox
 
 from dataset_builders.algorithms import library
 from dataset_builders.algorithms.library import PASSED, RUN, module_names
@@ -16,7 +16,7 @@ from dataset_builders.tasks.module_fixing import is_tested, modules_by_kind
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.protocol.trajectory import StepKind
 
-pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt install bubblewrap")
+pytestmark = in_sandbox
 
 TASK = load_task("module_fixing")
 PROBLEMS = [f"module fractions, bug {kind}; seed 1" for kind in KINDS] + ["module json.decoder, bug import; seed 1"]
