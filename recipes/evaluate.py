@@ -7,7 +7,6 @@ model's folder, or `outputs/` for a model on the Hub. They are written after eve
 command goes on with the sets that are missing.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from hf_toolssm.evaluation import LengthResult, evaluate_teacher_forced
 from hf_toolssm.evaluation.report import hardware, table, training_facts, weights_digest, write_report
 from hf_toolssm.files import escape_unprintable
+from hf_toolssm.hub.model_card import read_json
 from hf_toolssm.models.architectures import load_model
 
 
@@ -100,9 +100,12 @@ def measured_before(path: Path, facts: Mapping[str, Any], num_problems: int) -> 
 
     Args:
         facts: what `results.json` says of both, and of the machine.
+
+    Raises:
+        UnfinishedModelError: it is no whole file.
     """
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path)
     except FileNotFoundError:
         return {}
     if any(before.get(name) != value for name, value in facts.items()):

@@ -6,7 +6,6 @@ gives it 50 modules with each of four kinds of bug, 200 in all. A kind that is f
 in `repaired_by_kind.json`, and an interrupted command goes on with the next.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from dataset_builders.tasks.module_fixing import ModuleFixing
 from hf_toolssm.evaluation.report import markdown_table, weights_digest, write_json
 from hf_toolssm.files import escape_unprintable
+from hf_toolssm.hub.model_card import read_json
 from hf_toolssm.models.architectures import load_model
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     path = Path(options.model, "repaired_by_kind.json")
     about = {"weights_sha256": weights_digest(model), "problems": options.num_problems, "seed": options.seed}
     about["environment"] = task.environment
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    saved = read_json(path) if path.exists() else {}
     found = saved.pop("repaired", {})
     if saved != about:  # of other weights or other problems
         found = {}

@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UnfinishedModelError(
-            f"{path} is no whole JSON file ({error}): save or measure the model again"
+            f"{path} is no whole JSON file ({error}): delete it, and save or measure the model again"
         ) from error
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, in_sandbox
 
 from dataset_builders.catalog import load_task
-from hf_toolssm.errors import SandboxUnavailableError
+from hf_toolssm.errors import SandboxUnavailableError, UnfinishedModelError
 from hf_toolssm.evaluation import LengthResult
 from hf_toolssm.evaluation.exactness import FirstError
 from hf_toolssm.evaluation.report import hardware, write_report
@@ -40,6 +40,9 @@ def test_what_was_measured_of_the_same_weights_problems_and_machine_is_not_measu
     for name in here:
         assert measured_before(path, {**here, name: "another"}, 4) == {}
     assert measured_before(tmp_path / "none.json", here, 4) == {}
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(UnfinishedModelError, match="delete it"):
+        measured_before(path, here, 4)
 
 
 @in_sandbox
