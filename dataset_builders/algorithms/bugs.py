@@ -68,7 +68,8 @@ def _misspelt(program: Program, files: Mapping[str, list[str]], rng: random.Rand
         found = _VALUE.fullmatch(line)
         words = [w for w in _WORD.finditer(line, *found.span(1)) if w[0] != MISSING] if found else []
         if words:
-            word = rng.choice(words)
+            functions = [w for w in words if w[0].startswith("f")]  # a call's, which are few among all words
+            word = rng.choice(functions if functions and rng.random() < 0.5 else words)
             # Only the capital letter where two names would be as near: `ff12` to f12 and f112, `vv0` to v0 and v10.
             double = word[0].startswith("v") and word[0] != "v0" and rng.random() < 0.5
             wrong = word[0][0] + word[0] if double else word[0].capitalize()

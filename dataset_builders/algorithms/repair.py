@@ -4,9 +4,8 @@ The rules are local: nothing but the last observation decides, so that the model
 of files. In a row of calls X, Y, Z, the last of which has failed:
 
     NameError of v10                     the variable is missing: Z's `def` gets it as its last parameter
-    missing ... argument: 'v10'          Z's call gets it as its last argument
-      then, as long as frames are shown: where Y's line does not pass v10, Z has no such parameter either. It gets one,
-      and Y's call passes it; and so on with X
+    missing ... argument: 'v10'          Z's call gets it as its last argument, and so does its `def` where it lacks it
+      then, as long as frames are shown: where Y's line does not pass v10, the same in Y, and so on with X
     missing ... argument: 'v3'           Z's call gets it as its last argument
     takes 2 positional arguments but 3   Z's call loses its last argument
     NameError of f40 or foo              the import is missing: it becomes Z's first line
@@ -24,9 +23,11 @@ from dataset_builders.algorithms.programs import MISSING
 from hf_toolssm.errors import InvalidProblemError
 
 _FRAME = re.compile(r'^ *File "/work/([^"]+)", line (\d+)(?:, in (.+))?\n(?: +(.*))?', re.MULTILINE)
+_ERROR = re.compile(r"\w+Error: ")
 _TOO_MANY = re.compile(r"takes .* given|takes .* arguments$|expected .* arguments?, got")
 _FIRST_STATEMENT = r"^\(import \|from [^_].* import\|class \|def \|\w* = \)"
-_DEFINITION = f"s/):/, {MISSING}):/"
+_DEFINITION = f"/{MISSING}):/!s/):/, {MISSING}):/"
+"""A `def` that has no such parameter gets one; of `main.py`, which has none, it changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,17 @@ class Frame:
 
 
 def read_run(observation: str) -> tuple[list[Frame], str]:
-    """The frames that an observation shows, the failing last, and the error; no frame and "" where there is none."""
+    """The frames that an observation shows, the failing last, and the error; no frame and "" where there is none.
+
+    The error is the last line, or the first where the run was turned upside down (`tac`).
+    """
     lines = observation.rstrip("\n").split("\n")
-    error = lines[-1] if re.match(r"\w+Error: ", lines[-1]) else ""
-    frames = [Frame(f[1], int(f[2]), f[3] or "", f[4] or "") for f in _FRAME.finditer(observation)]
-    return (frames, error) if error else ([], "")
+    if _ERROR.match(lines[0]):
+        lines.reverse()
+    if not _ERROR.match(lines[-1]):
+        return [], ""
+    frames = [Frame(f[1], int(f[2]), f[3] or "", f[4] or "") for f in _FRAME.finditer("\n".join(lines))]
+    return frames, lines[-1]
 
 
 def repair(observation: str) -> str:
@@ -57,9 +64,7 @@ def repair(observation: str) -> str:
     if not error:
         return ""
     if not frames:
-        raise InvalidProblemError(f"no frame of /work is shown above {error!r}")
-    if not frames:
-        raise InvalidProblemError(f"no frame shows where {error!r} came from")
+        raise InvalidProblemError(f"no frame of /work is shown beside {error!r}")
     last = frames[-1]
     if error == "SyntaxError: expected ':'":
         return _edit(last.file, f"{last.line}s/$/:/")
@@ -86,13 +91,9 @@ def _pass_on(frames: list[Frame], defined: bool) -> str:
         defined: whether the last frame's call lacks it, and not its own definition.
     """
     commands, call = [], defined
-    for at in reversed(range(len(frames))):
-        frame = frames[at]
-        caller = frames[at - 1] if at else None
-        lacks = not call or (frame.function != "<module>" and caller is not None and MISSING not in caller.text)
-        edits = [_DEFINITION] * lacks + [_argument(frame, MISSING)] * call
-        commands.append(_edit(frame.file, ";".join(edits)))
-        if not lacks or caller is None:
+    for at, frame in reversed([*enumerate(frames)]):
+        commands.append(_edit(frame.file, f"{_DEFINITION};{_argument(frame, MISSING)}" if call else _DEFINITION))
+        if at and MISSING in frames[at - 1].text:
             break
         call = True
     return "; ".join(commands)

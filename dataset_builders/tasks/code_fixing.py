@@ -3,24 +3,25 @@
 A problem names a repository, which `files` makes and the shell starts with. Its length is the number of functions.
 v10 is passed along no path from `main.py` to `foo`; other bugs may stand beside it (`algorithms/bugs.py`).
 
-Worked example, `4 functions, bugs name; seed 7`, with a shell that shows three frames:
+Worked example, `2 functions, bugs variable; seed 7`, of which the last frame is shown, upside down: what is copied
+into the next command, the file and its line, stands nearest to it.
 
-    bash    python3 -X no_debug_ranges main.py 2>&1 | tail -n 7
-            File "/work/main.py", line 14, in <module>
-              v3 = f17(v0, v2)
-            File "/work/f17.py", line 4, in f17
-              v5 = foo(v2)
-            File "/work/foo.py", line 2, in foo
-              v2 = v10 + v2
+    bash    python3 main.py 2>&1 >/dev/null | grep -v '\\^' | tail -n 3 | tac                           (the run)
           NameError: name 'v10' is not defined. Did you mean: 'v0'?
-    bash    sed -i 's/):/, v10):/' foo.py; sed -i 's/):/, v10):/;4s/)/, v10)/' f17.py; sed -i '14s/)/, v10)/' main.py;
-            python3 -X no_debug_ranges main.py 2>&1 | tail -n 7
-          210
+              v2 = v10 + v2
+            File "/work/foo.py", line 2, in foo
+    bash    sed -i '/v10):/!s/):/, v10):/' foo.py; (the run)
+          TypeError: foo() missing 1 required positional argument: 'v10'
+              v5 = foo(v2)
+            File "/work/f17.py", line 4, in f17
+    bash    sed -i '/v10):/!s/):/, v10):/;4s/)/, v10)/' f17.py; (the run)
+    ...
+          (nothing: main.py has not failed)
     answer  fixed
 
 Variants:
+    interactive: one file a turn, decided by the last frame alone.
     three_files: the paper's (b): up to three files a turn, the three whose frames are shown.
-    interactive: one edit a turn, decided by the last frame alone.
     single_turn: the paper's (a): prints all files, callees first, and then repairs every function on a path by one
         command, which names them. What decides it is all files, and no fixed state holds those of any n. Of
         other bugs it knows none.
@@ -43,30 +44,35 @@ from hf_toolssm.tools.bash import Shell
 
 VARIABLE = "variable"
 ALL_KINDS = "all_kinds"
-_LINES = {"three_files": 7, "interactive": 4}
-"""Of a run that are read: of three frames two each and the error; of one, since a SyntaxError has four."""
+_RUNS = {
+    "interactive": r"python3 main.py 2>&1 >/dev/null | grep -v '\^' | tail -n 3 | tac",
+    "three_files": "python3 -X no_debug_ranges main.py 2>&1 | tail -n 7",
+}
+"""What shows the end of a run: the last frame, of two lines, and the error, without marks below; or three frames.
+What main.py prints is not shown beside one frame: with the number of functions it grows beyond all numbers that were
+seen in training, and a model took them for something to repair."""
 _PROBLEM = re.compile(r"([1-9]\d*) functions, bugs ([a-z ]+); seed (\d+)")
 _PRINT_ALL = "cat $(ls -rv *.py)"
 _CHECKS = 3
-_WEIGHTS = (2, 1, 1, 2)
-"""How often each of `KINDS` is drawn: a name is misspelt in three ways, and arguments are wrong in two."""
+_WEIGHTS = (3, 3, 1, 2)
+"""How often each of `KINDS` is drawn: to copy the name of a function takes most examples, which two of them teach."""
 
 
 class CodeFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing a repository of many files, with a shell"
-    version = "1"
-    variants: Sequence[str] = (*_LINES, "single_turn")
+    version = "2"
+    variants: Sequence[str] = (*_RUNS, "single_turn")
     adversarial: Sequence[str] = (ALL_KINDS,)
     unit = "functions"
     most_tokens = 800
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
-        """From four functions on three of four have more bugs, at most one to two functions."""
+        """From four functions on three of four have more bugs, at most as many as functions."""
         while True:
             length = rng.randint(1, max_length)
-            count = rng.randint(1, length // 2 + 1) if length >= 4 and rng.random() < 0.75 else 0
+            count = rng.randint(1, length) if length >= 4 and rng.random() < 0.75 else 0
             problem = self._problem(rng, length, rng.choices(KINDS, _WEIGHTS, k=count))
             with suppress(TooFewProblemsError):  # not every program has a line for every bug
                 self.files(problem)
@@ -122,7 +128,7 @@ class CodeFixing(ShellTask):
             pen.call("bash", _PRINT_ALL)
             pen.call("bash", self._all_edits(problem))
         else:
-            run = f"python3 -X no_debug_ranges main.py 2>&1 | tail -n {_LINES[variant]}"
+            run = _RUNS[variant]
             observation = pen.call("bash", run)
             while edit := repair(observation):
                 observation = pen.call("bash", f"{edit}; {run}")

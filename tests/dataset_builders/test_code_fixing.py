@@ -21,7 +21,7 @@ from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.protocol.trajectory import StepKind
 
 TASK = load_task("code_fixing")
-INTERACTIVE = ("three_files", "interactive")
+INTERACTIVE = ("interactive", "three_files")
 lengths = st.integers(1, 40)
 
 
@@ -116,12 +116,13 @@ def test_a_call_follows_from_the_observation_before_it_alone(variant):
 
 
 @in_sandbox
-def test_no_more_than_three_files_are_edited_in_a_turn():
+@pytest.mark.parametrize(("variant", "most"), [("interactive", 1), ("three_files", 3)])
+def test_no_more_than_so_many_files_are_edited_in_a_turn(variant, most):
     edited = []
-    for problem in training_problems("three_files", 4):
-        calls = [s.text for s in TASK.solve(problem, "three_files").steps if s.kind is StepKind.CALL]
+    for problem in training_problems(variant, 4):
+        calls = [s.text for s in TASK.solve(problem, variant).steps if s.kind is StepKind.CALL]
         edited += [call.count("sed ") for call in calls]
-    assert max(edited) == 3
+    assert max(edited) == most
 
 
 FRAME = '  File "/work/{0}.py", line {1}, in {2}\n    {3}\n'
@@ -130,19 +131,24 @@ FRAME = '  File "/work/{0}.py", line {1}, in {2}\n    {3}\n'
 @pytest.mark.parametrize(
     ("error", "command"),
     [
-        ("NameError: name 'v10' is not defined. Did you mean: 'v0'?", "sed -i 's/):/, v10):/' f2.py"),
+        ("NameError: name 'v10' is not defined. Did you mean: 'v0'?", "sed -i '/v10):/!s/):/, v10):/' f2.py"),
         ("NameError: name 'f40' is not defined. Did you mean: 'f4'?", "sed -i '1i from f40 import f40' f2.py"),
         ("NameError: name 'foo' is not defined", "sed -i '1i from foo import foo' f2.py"),
         ("NameError: name 'V3' is not defined. Did you mean: 'v3'?", "sed -i '7s/V3/v3/g' f2.py"),
         ("NameError: name 'vv3' is not defined. Did you mean: 'v3'?", "sed -i '7s/vv3/v3/g' f2.py"),
         ("TypeError: f5() missing 1 required positional argument: 'v3'", "sed -i '7s/)/, v3)/' f2.py"),
-        ("TypeError: f5() missing 1 required positional argument: 'v10'", "sed -i '7s/)/, v10)/' f2.py"),
+        (
+            "TypeError: f5() missing 1 required positional argument: 'v10'",
+            "sed -i '/v10):/!s/):/, v10):/;7s/)/, v10)/' f2.py",
+        ),
         ("TypeError: f5() takes 1 positional argument but 2 were given", "sed -i '7s/, [^,]*)/)/' f2.py"),
         ("TypeError: f5() takes 2 positional arguments but 3 were given", "sed -i '7s/, [^,]*)/)/' f2.py"),
     ],
 )
 def test_the_rule_for_an_error_is_decided_by_the_last_frame_and_the_spelling(error, command):
-    assert repair(FRAME.format("f2", 7, "f2", "v4 = f5(v1)") + error) == command
+    run = FRAME.format("f2", 7, "f2", "v4 = f5(v1)") + error
+    assert repair(run) == command
+    assert repair("\n".join(reversed(run.split("\n")))) == command
 
 
 def test_a_variable_is_passed_on_as_long_as_frames_show_that_it_is_not():
@@ -151,6 +157,16 @@ def test_a_variable_is_passed_on_as_long_as_frames_show_that_it_is_not():
     assert repair("".join(frames) + error).count("sed") == 3
     passed = [frames[0].replace("v0)", "v0, v10)"), *frames[1:]]
     assert repair("".join(passed) + error).count("sed") == 2
+
+
+@in_sandbox
+def test_a_parameter_that_is_there_already_is_not_given_again():
+    shell = shell_of("2 functions, bugs variable; seed 1")
+    error = "TypeError: f5() missing 1 required positional argument: 'v10'"
+    shell.put("f2.py", "def f2(v0):\n    v1 = f5(v0)\n    return f6(v1)\n")
+    for at, call in ((2, "v1 = f5(v0)"), (3, "return f6(v1)")):
+        shell.call("bash", repair(FRAME.format("f2", at, "f2", call) + error))
+    assert shell.files()["f2.py"] == b"def f2(v0, v10):\n    v1 = f5(v0, v10)\n    return f6(v1, v10)\n"
 
 
 def test_an_error_that_no_rule_knows_is_named():
