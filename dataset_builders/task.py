@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_toolssm.errors import InvalidProblemError
+from hf_toolssm.errors import CertificationError, InvalidProblemError
+from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools import Tool, make_tool
 
@@ -114,6 +115,14 @@ class Task(ABC):
     def passes(self, problem: str, *at_work: Any) -> bool:
         """Whether what the tools hold in the end solves a problem. Only of tasks with `most_tokens`."""
         raise NotImplementedError
+
+    def rule(self, variant: str) -> Rule:
+        """What the model has to write in any context of any problem, for proofs; see `recipes/certify.py`.
+
+        Raises:
+            CertificationError: the task has none.
+        """
+        raise CertificationError(f"{self.name} has no rule of contexts yet, so nothing can be proved of it")
 
     def check_variant(self, variant: str) -> str:
         """The variant's name; raises InvalidProblemError where the task has no such variant."""

@@ -235,3 +235,7 @@ class HubRefusedError(ToolSSMError):
 
 class PublishConflictError(ToolSSMError):
     """Someone else has changed the repository since its state was read."""
+
+
+class CertificationError(ToolSSMError):
+    """A model cannot be certified, or a certificate is none."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dataset_builders.algorithms.machine import LEFT, RIGHT, STATE, Machine
+from dataset_builders.algorithms.machine_contexts import MachineContexts
 from dataset_builders.task import Task, task_tool
 from hf_toolssm.errors import (
     DidNotHaltError,
@@ -27,6 +28,7 @@ from hf_toolssm.errors import (
 )
 from hf_toolssm.files import write_atomically
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools.tape import TAPE_BEGIN, TAPE_END, TAPE_LEFT, TAPE_READ, TAPE_RIGHT, tape_write
 
@@ -91,6 +93,10 @@ class TuringMachine(Task):
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*self.machine.symbols, *self.machine.letters.values())
+
+    def rule(self, variant: str) -> Rule:
+        self.check_variant(variant)
+        return MachineContexts(self.machine)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         shortest, longest = self.machine.inputs.shortest, self.machine.inputs.longest

@@ -24,6 +24,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from dataset_builders.algorithms.addition_contexts import AdditionContexts
 from dataset_builders.algorithms.addition_regimes import (
     CALCULATOR,
     CALCULATOR_TOOL,
@@ -40,6 +41,7 @@ from dataset_builders.algorithms.pointer_steps import look, walk, walk_new_point
 from dataset_builders.task import Task, task_tool
 from hf_toolssm.errors import TooFewProblemsError
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
 from hf_toolssm.tools.pointer_memory import left
 
@@ -62,6 +64,9 @@ class Addition(Task):
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*DIGITS, "+", "=", *(LETTERS.values() if variant == PLAIN_COT else ()))
+
+    def rule(self, variant: str) -> Rule:
+        return AdditionContexts() if self.check_variant(variant) == LOCAL else super().rule(variant)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         first, second = (random_number(rng, rng.randint(1, max_length)) for _ in range(2))

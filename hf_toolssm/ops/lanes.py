@@ -20,8 +20,9 @@ LANES = 32
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _VECTOR, _INTEGERS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
 _NAME = f"v{LANES}f32"
-FAST = ("nnan", "ninf", "nsz", "contract", "afn", "reassoc")
-"""LLVM's liberties with float arithmetic but that with reciprocals: with an estimate, 1 / 1 is not 1 on every CPU."""
+FAST = ("nnan", "ninf", "nsz", "contract", "reassoc")
+"""LLVM's liberties with float arithmetic but those with reciprocals and functions: with an estimate, 1 / 1 is not 1 on
+every CPU, and nothing could be proved of a square root. Sums in any order can be bounded."""
 
 
 class _LanesType(types.Type):

@@ -1,0 +1,117 @@
+"""A search for a run on which a model errs: long walks through its task's rule, into states as extreme as they get.
+
+A walk does not ask what a tool's memory holds, only what the rule allows, as a proof does. For some time each row has
+tokens that it would rather see than others, which drives states to one side, and some rows avoid what leads to an end.
+The model is checked at every token that it has to write, by the kernel that decodes.
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.ops.fused_step import FusedState, FusedStep
+from hf_toolssm.ops.memory_arrays import NO_MEMORIES
+from hf_toolssm.protocol.rule import END, Rule
+
+ROWS = 128
+PIECE = 400
+"""Tokens of a row that are drawn at once; then its preferences change, and where its run has ended another begins."""
+
+KEPT = 10_000
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """Where a model erred.
+
+    Attributes:
+        tokens: the run up to there, the last `KEPT` of it.
+        right: what it should have written.
+        wrote: what it wrote.
+    """
+
+    tokens: tuple[str, ...]
+    right: str
+    wrote: str
+
+
+class _Walks:
+    """A rule's states as arrays (states, choices): of each choice the token, whether the model writes it, the state
+    behind it (-1 where the run ends), and how long runs last from there."""
+
+    def __init__(self, rule: Rule, ids: Mapping[str, int]) -> None:
+        numbers: dict[Hashable, int] = {rule.start: 0}
+        found: list[list[tuple[int, bool, int]]] = []
+        waiting = [rule.start]
+        for state in waiting:  # it grows meanwhile
+            place = rule.place(state)
+            after = [(token, then) for token, states in place.follows.items() for then in states or (None,)]
+            new = dict.fromkeys(then for _, then in after if then is not None and then not in numbers)
+            numbers |= {then: len(numbers) + at for at, then in enumerate(new)}
+            waiting += new
+            found.append([(ids[t], t == place.right, -1 if n is None else numbers[n]) for t, n in after])
+        shape = (len(found), max(map(len, found)))
+        self.tokens, self.targets = np.zeros(shape, np.int64), np.full(shape, -1)
+        self.written, self.there = np.zeros(shape, bool), np.zeros(shape, bool)
+        for at, choices in enumerate(found):
+            for k, (token, written, target) in enumerate(choices):
+                self.tokens[at, k], self.written[at, k], self.targets[at, k] = token, written, target
+                self.there[at, k] = True
+        lasts = np.ones(len(found))
+        for _ in range(200):
+            longer = np.where(self.targets >= 0, lasts[self.targets], 0) * self.there
+            lasts = 1 + 0.99 * longer.sum(1) / np.maximum(self.there.sum(1), 1)
+        self.lasts = np.log(1e-3 + np.where(self.targets >= 0, lasts[self.targets], 0))
+
+    def draw(self, at: np.ndarray, count: int, rng: np.random.Generator, vocabulary: int) -> tuple[np.ndarray, ...]:
+        """Moves rows on, in place; returns their tokens and whether the model writes them (rows, count), and how many
+        there are of each row (rows,): fewer where a run ends."""
+        rows = len(at)
+        tokens, written = np.zeros((rows, count), np.int64), np.zeros((rows, count), bool)
+        lengths = np.full(rows, count)
+        likes = rng.normal(size=(rows, vocabulary)) * rng.choice([0, 1, 10], size=(rows, 1))
+        lasting = rng.choice([0, 3, 30], size=(rows, 1))
+        for step in range(count):
+            scores = np.take_along_axis(likes, self.tokens[at], 1) + lasting * self.lasts[at]
+            scores = np.where(self.there[at], scores + rng.gumbel(size=scores.shape), -np.inf)
+            choice = scores.argmax(1)
+            going = lengths == count
+            tokens[going, step] = self.tokens[at, choice][going]
+            written[going, step] = self.written[at, choice][going]
+            target = self.targets[at, choice]
+            lengths[going & (target < 0)] = step + 1
+            at[:] = np.where(going & (target >= 0), target, np.where(going, 0, at))
+        return tokens, written, lengths
+
+
+def attack(
+    model: Any, tokenizer: PreTrainedTokenizerBase, rule: Rule, tokens: int, seed: int = 0
+) -> Counterexample | None:
+    """Feeds so many tokens, all rows together, and stops at the first error; None where there was none."""
+    vocabulary, rng = tokenizer.get_vocab(), np.random.default_rng(seed)
+    ids = {**vocabulary, END: tokenizer.eos_token_id}
+    walks, step, config = _Walks(rule, ids), FusedStep(model), model.config
+    at, runs = np.zeros(ROWS, np.int64), [list[int]() for _ in range(ROWS)]
+    conv = np.zeros((ROWS, config.num_hidden_layers, config.conv_kernel, config.intermediate_size), np.float32)
+    recurrent = np.zeros((ROWS, config.num_hidden_layers, config.state_size, config.intermediate_size), np.float32)
+    logits = np.zeros((ROWS, config.vocab_size), np.float32)
+    state = FusedState(conv, recurrent, logits, np.zeros(ROWS, np.int64))
+    with tqdm(total=tokens, desc="attacking", unit="token", unit_scale=True) as progress:
+        while progress.n < tokens:
+            drawn, written, lengths = walks.draw(at, PIECE, rng, config.vocab_size)
+            fed = step(drawn, ~written, lengths, lengths, NO_MEMORIES, state)
+            if (erred := np.flatnonzero(fed < lengths)).size:
+                row = erred[0]
+                run = [*runs[row], *drawn[row, : fed[row]]]
+                right, wrote = tokenizer.convert_ids_to_tokens([int(drawn[row, fed[row]]), int(state.best[row])])
+                return Counterexample(tuple(tokenizer.convert_ids_to_tokens(run)), right, wrote)
+            ended = at == 0
+            for row in range(ROWS):
+                runs[row] = [] if ended[row] else [*runs[row], *drawn[row, : lengths[row]].tolist()][-KEPT:]
+            conv[ended], recurrent[ended] = 0, 0
+            progress.update(int(lengths.sum()))
+    return None

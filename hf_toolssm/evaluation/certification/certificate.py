@@ -1,0 +1,95 @@
+"""A proof that a model does what a rule says, at every length, as two files."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from hf_toolssm.errors import CertificationError
+from hf_toolssm.evaluation.certification.bounds import Context, Recurrence, bound_states, margins, model_weights
+from hf_toolssm.evaluation.certification.graph import Graph, Node, build_graph
+from hf_toolssm.evaluation.certification.intervals import Box
+from hf_toolssm.files import atomic_write
+from hf_toolssm.protocol.rule import END, Rule
+
+THEOREM = """\
+Let a run begin with zero states and any prompt of the task, of any length, and go on greedily: the model writes a \
+token with the largest logit, and the tool answers what the rule allows there. Then every token that the model writes \
+is the rule's, at any length, and its logit exceeds every other by at least the margin below. This holds for these \
+weights in float32 on the kernels of ops/fused_step.py, whatever the order of their sums, where operations round to \
+nearest. That the rule is the task's algorithm, and that the tool does what it says, is not part of the proof."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found of a model on a graph.
+
+    Attributes:
+        graph: of contexts.
+        margins: by node; infinite where the model is not asked.
+        boxes: by layer, of the states (N, n, d), float32, rounded outward.
+        tokens, right: the nodes in token ids, (N, j) and (N,), -1 where there is none.
+    """
+
+    graph: Graph
+    margins: np.ndarray
+    boxes: tuple[Box, ...]
+    tokens: np.ndarray
+    right: np.ndarray
+
+    @property
+    def failing(self) -> list[tuple[Node, float]]:
+        """The contexts that are not proved, the worst first."""
+        found = [(node, float(m)) for node, m in zip(self.graph.nodes, self.margins) if not m > 0]
+        return sorted(found, key=lambda each: each[1])
+
+
+def prove(model: Any, tokenizer: PreTrainedTokenizerBase, rule: Rule, j: int) -> Proof:
+    """Tries to prove that a model follows a rule, with contexts of j tokens.
+
+    Raises:
+        CertificationError: the model is none that a proof knows, j is too small, or a state may not decay.
+    """
+    ids: Mapping[str, int] = {**tokenizer.get_vocab(), END: tokenizer.eos_token_id}
+    weights, graph = model_weights(model), build_graph(rule, j)
+    if unknown := {token for node in graph.nodes for token in (*node.tokens, node.right or END)} - set(ids):
+        raise CertificationError(f"the model's tokenizer does not know {min(unknown)!r}, which the rule has")
+    context = Context(graph, ids)
+    shape = (context.count, *weights.layers[0].rates.shape)
+    boxes = tuple(Box(np.empty(shape, np.float32), np.empty(shape, np.float32)) for _ in weights.layers)
+    with tqdm(total=len(weights.layers) * shape[1], desc="bounding states", unit="state") as progress:
+
+        def states(layer: int, s: int, step: Recurrence) -> Box:
+            box = outward(bound_states(step, context))
+            boxes[layer].low[:, s], boxes[layer].high[:, s] = box.low, box.high
+            progress.update()
+            return Box(box.low.astype(np.float64), box.high.astype(np.float64))
+
+        found = margins(weights, context, states)
+    tokens = np.full((context.count, j), -1, np.int32)
+    for at, node in enumerate(graph.nodes):
+        tokens[at, j - len(node.tokens) :] = [ids[token] for token in node.tokens]
+    return Proof(graph, found, boxes, tokens, context.right.astype(np.int32))
+
+
+def outward(box: Box) -> Box:
+    """In float32, no narrower."""
+    low, high = box.low.astype(np.float32), box.high.astype(np.float32)
+    low = np.where(low > box.low, np.nextafter(low, np.float32(-np.inf)), low)
+    return Box(low, np.where(high < box.high, np.nextafter(high, np.float32(np.inf)), high))
+
+
+def write_boxes(path: Path, proof: Proof) -> str:
+    """Writes what a certificate carries into an .npz file; returns the file's SHA-256."""
+    arrays: dict[str, Any] = {"tokens": proof.tokens, "right": proof.right}
+    arrays["margins"] = proof.margins.astype(np.float32)
+    for number, box in enumerate(proof.boxes):
+        arrays |= {f"low_{number}": box.low, f"high_{number}": box.high}
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return hashlib.sha256(path.read_bytes()).hexdigest()

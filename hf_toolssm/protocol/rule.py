@@ -1,0 +1,61 @@
+"""What a task's rule says a model has to write, and what a tool or a user may put in: an automaton of tokens."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hf_toolssm.protocol.locality import END_OF_TURN
+
+END = END_OF_TURN
+"""In place of the tokenizer's own end token."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What may follow in one state of a rule.
+
+    Attributes:
+        right: the token that the model has to write here; None where it is not asked.
+        follows: every token that may stand here, and for each the states that it may lead to. Those beside `right` are
+            put in without the model; where there are both, they are more of a prompt, which may end here or go on.
+        keeps: how many of the last tokens are enough to know here, where any number of them may stand in any order,
+            as in a prompt; None is as many as elsewhere. Fewer make fewer contexts, and looser bounds.
+    """
+
+    right: str | None = None
+    follows: Mapping[str, tuple[Hashable, ...]] = field(default_factory=dict)
+    keeps: int | None = None
+
+
+@dataclass(frozen=True)
+class Saying:
+    """A state in which the model writes some tokens one after the other."""
+
+    tokens: tuple[str, ...]
+    then: tuple[Hashable, ...]
+
+    def place(self) -> Place:
+        first, *rest = self.tokens
+        return Place(first, {first: say(rest, self.then)})
+
+
+def say(tokens: Sequence[str], then: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+    """The states in which the model writes these tokens, if there are any, and then comes to others."""
+    return (Saying(tuple(tokens), then),) if tokens else then
+
+
+class Rule(Protocol):
+    """A task's rule for any prompt of any length.
+
+    Every trajectory of every problem is a path from the start, so what is proved of all paths is proved of them. There
+    may be more paths than trajectories.
+
+    Attributes:
+        start: the state before the first token of a prompt.
+    """
+
+    start: Hashable
+
+    def place(self, state: Hashable) -> Place:
+        """What may follow in a state."""
+        ...

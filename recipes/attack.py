@@ -1,0 +1,45 @@
+"""Searches for a run on which a model errs, whether it is proved or not.
+
+    python recipes/attack.py --model outputs/palindrome --tokens 10000000
+
+Exits 0 where every token was right, and 1 with the first run where one was not. How it searches stands in
+`hf_toolssm/evaluation/certification/attack.py`.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import AutoTokenizer, HfArgumentParser
+
+from dataset_builders.mixture import measured_task
+from hf_toolssm.evaluation.certification.attack import attack
+from hf_toolssm.evaluation.report import training_facts
+from hf_toolssm.files import escape_unprintable
+from hf_toolssm.models.architectures import load_model
+
+_SHOWN = 40
+
+
+@dataclass
+class AttackArguments:
+    model: str = field(metadata={"help": "A folder or a Hub id with model and tokenizer."})
+    tokens: int = field(default=10_000_000, metadata={"help": "How many are fed, all runs together."})
+    task: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
+    variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
+    seed: int = field(default=0, metadata={"help": "Another seed walks other ways."})
+
+
+def main() -> None:
+    escape_unprintable()
+    (options,) = HfArgumentParser(AttackArguments).parse_args_into_dataclasses()
+    task, variant = measured_task(training_facts(options.model), options.model, options.task, options.variant)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    found = attack(load_model(options.model), tokenizer, task.rule(variant), options.tokens, options.seed)
+    if found is None:
+        print(f"no error in {options.tokens:,} tokens")
+        return
+    sys.exit(f"an error behind {' '.join(found.tokens[-_SHOWN:])}\nright: {found.right}\nwrote: {found.wrote}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The rule of a task: every trajectory of every problem is one of its paths."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataset_builders.algorithms.machine import parse_machine
+from dataset_builders.algorithms.machine_contexts import MachineContexts
+from dataset_builders.catalog import load_task
+from dataset_builders.task import example_rng
+from hf_toolssm.errors import CertificationError
+from hf_toolssm.protocol.calls import begin_token
+from hf_toolssm.protocol.rule import END
+from hf_toolssm.protocol.trajectory import WRITER_OF, StepKind
+
+MACHINES = (
+    *("balanced_brackets", "binary_addition", "binary_increment", "binary_sorting", "copy", "palindrome", "rule_110"),
+    *("unary_addition", "busy_beaver_3", "busy_beaver_4"),
+)
+
+ADDITION = load_task("addition")
+
+
+def tokens_of(trajectory):
+    """Its tokens, and whether the model wrote each."""
+    found = []
+    for step in trajectory.steps:
+        cells = [begin_token(step.name)] if step.kind is StepKind.CALL else step.cells()
+        found += [(cell, step.kind not in WRITER_OF) for cell in cells]
+    return [*found, (END, True)]
+
+
+def follow(rule, tokens):
+    """The states of the rule that a run may be in at the end.
+
+    Raises:
+        AssertionError: none is left, or the model wrote what is not right.
+    """
+    states = {rule.start}
+    for at, (token, written) in enumerate(tokens):
+        places = [rule.place(state) for state in states]
+        if written:
+            assert {place.right for place in places} == {token}, (at, token)
+        states = {then for place in places for then in place.follows.get(token, ())}
+        assert states or token == END, (at, token)
+    return states
+
+
+@pytest.mark.parametrize("name", MACHINES)
+@settings(max_examples=25)
+@given(length=st.integers(1, 24), seed=st.integers(0, 10**6), runs=st.booleans())
+def test_every_trajectory_is_a_path_of_the_rule(name, length, seed, runs):
+    task = load_task(name)
+    shortest, longest = task.machine.inputs.shortest, task.machine.inputs.longest
+    length = max(shortest, length if longest is None else min(length, longest))
+    rng = example_rng(name, seed)
+    problem = (
+        task.sample_adversarial("runs", rng, length, seed)
+        if runs and not task.machine.inputs.has_few_words
+        else task.sample_test(rng, length)
+    )
+    assert not follow(task.rule("tape"), tokens_of(task.solve(problem, "tape")))
+
+
+@settings(max_examples=25)
+@given(length=st.integers(1, 9), seed=st.integers(0, 10**6), kind=st.sampled_from(["plain", *ADDITION.adversarial]))
+def test_every_addition_is_a_path_of_the_rule(length, seed, kind):
+    rng = example_rng("addition", seed)
+    problem = (
+        ADDITION.sample_test(rng, length)
+        if kind == "plain"
+        else ADDITION.sample_adversarial(kind, rng, length, seed % (2 * length))
+    )
+    assert not follow(ADDITION.rule("local"), tokens_of(ADDITION.solve(problem, "local")))
+
+
+@pytest.mark.parametrize("variant", [variant for variant in ADDITION.variants if variant != "local"])
+def test_a_task_without_a_rule_says_so(variant):
+    with pytest.raises(CertificationError, match="no rule"):
+        ADDITION.rule(variant)
+
+
+def test_a_wrong_token_is_on_no_path():
+    task = load_task("palindrome")
+    tokens = tokens_of(task.solve("abba", "tape"))
+    for at, (token, written) in enumerate(tokens):
+        if written:
+            wrong = "<|tape_left|>" if token != "<|tape_left|>" else "<|tape_right|>"
+            with pytest.raises(AssertionError):
+                follow(task.rule("tape"), [*tokens[:at], (wrong, True), *tokens[at + 1 :]])
+
+
+def test_cells_that_cannot_stand_there_are_left_out():
+    """`palindrome` looks for its last symbol on the way from the right: there is no end of the tape there."""
+    contexts = MachineContexts(load_task("palindrome").machine)
+    cells = {window.cell.symbol for window in contexts._tapes["last_a"].windows}
+    assert cells == {"a", "b", "_"}
+
+
+def test_a_missing_rule_ends_a_path():
+    table = "symbols: 01_\ninput: [01]+\nstart: right\nhalt: done\n\nright 0 -> right R\nright _ -> done S\n"
+    rule = MachineContexts(parse_machine(table, "zeros"))
+    windows = [w for w in rule._tapes["right"].windows if w.cell.symbol == "1"]
+    assert windows
+    assert all(rule.place(("seeing", "right", window)).follows == {"1": ()} for window in windows)
