@@ -10,14 +10,14 @@ boxes are kept, and not its own: a product with it is bounded through all matric
 scales all channels alike, and so no margin changes its sign by it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from hf_toolssm.errors import CertificationError
 from hf_toolssm.evaluation.certification.graph import Graph
-from hf_toolssm.evaluation.certification.intervals import Box, decay, point, product, silu, softplus, sum_error
+from hf_toolssm.evaluation.certification.intervals import UNIT, Box, decay, point, product, silu, softplus, sum_error
 
 MOST_ROUNDS = 500
 CONVERGED = 1e-7
@@ -171,7 +171,7 @@ class Recurrence:
 
     def step(self, before: Box) -> Box:
         moved = self.kept * before
-        return (moved + self.added).widened(4 * 2.0**-24 * (moved.magnitude + self.added.magnitude))
+        return (moved + self.added).widened(4 * UNIT * (moved.magnitude + self.added.magnitude))
 
 
 def recurrence(layer: LayerWeights, boxes: StepBoxes, s: int) -> Recurrence:
@@ -278,8 +278,3 @@ def model_weights(model) -> ModelWeights:
         epsilon=model.config.layer_norm_epsilon,
         layers=tuple(map(layer, backbone.layers)),
     )
-
-
-def widths(boxes: Sequence[Box]) -> list[float]:
-    """The mean width of each."""
-    return [float((box.high - box.low).mean()) for box in boxes]
