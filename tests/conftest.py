@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
+import importlib
 import io
 import runpy
 import sys
@@ -91,15 +92,17 @@ def run_script(script, *words):
     return printed.getvalue()
 
 
+def import_recipe(name, folder="recipes"):
+    """A script as a module; the files of its folder import each other by name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(ROOT / folder), *sys.path])
+        return importlib.import_module(name)
+
+
 @pytest.fixture(scope="module")
 def sft():
     """recipes/sft.py as a module."""
-    sys.path.insert(0, str(ROOT / "recipes"))
-    try:
-        import sft
-    finally:
-        sys.path.pop(0)
-    return sft
+    return import_recipe("sft")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from dataset_builders.algorithms.decimal_numbers import DIGITS
 from hf_toolssm.protocol.calls import begin_token
-from hf_toolssm.protocol.rule import END, Place, Saying, say
+from hf_toolssm.protocol.rule import END, Place, Rule, Saying, say
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, read, right
 
@@ -38,17 +38,10 @@ def _calls(*names: str) -> tuple[str, ...]:
     return tuple(map(begin_token, names))
 
 
-class AdditionContexts:
-    """The rule of `addition`, local (`hf_toolssm.protocol.rule.Rule`)."""
+class AdditionContexts(Rule):
+    """The rule of `addition`, local."""
 
     start: Hashable = ("prompt", "first")
-
-    def place(self, state: Hashable) -> Place:
-        if isinstance(state, Saying):
-            return state.place()
-        assert isinstance(state, tuple)
-        doing, *about = state
-        return getattr(self, f"_{doing}")(*about)
 
     def _prompt(self, form: str) -> Place:
         if form == "first column":

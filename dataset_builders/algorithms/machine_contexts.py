@@ -21,7 +21,7 @@ from typing import NamedTuple
 from dataset_builders.algorithms.machine import LEFT, RIGHT, STATE, STAY, Machine
 from dataset_builders.algorithms.machine_inputs import Inputs
 from hf_toolssm.protocol.calls import begin_token
-from hf_toolssm.protocol.rule import END, Place, Saying, say
+from hf_toolssm.protocol.rule import END, Place, Rule, say
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools.tape import TAPE_BEGIN, TAPE_END, TAPE_LEFT, TAPE_READ, TAPE_RIGHT, tape_write
 
@@ -74,8 +74,8 @@ class _Tapes:
         return len(self.windows) + len(self.left) + len(self.right)
 
 
-class MachineContexts:
-    """The rule of one machine (`hf_toolssm.protocol.rule.Rule`).
+class MachineContexts(Rule):
+    """The rule of one machine.
 
     A state and a symbol of which the table says nothing end a path, as they end a trajectory.
     """
@@ -86,13 +86,6 @@ class MachineContexts:
         self._machine = machine
         self._word = _Word(machine.inputs)
         self._tapes = self._all_tapes()
-
-    def place(self, state: Hashable) -> Place:
-        if isinstance(state, Saying):
-            return state.place()
-        assert isinstance(state, tuple)
-        doing, *about = state
-        return getattr(self, f"_{doing}")(*about)
 
     def _prompt(self, at: int) -> Place:
         more = {symbol: tuple(("prompt", to) for to in ends) for symbol, ends in self._word.steps(at).items()}

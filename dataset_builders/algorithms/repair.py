@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from dataset_builders.algorithms.programs import MISSING
 from hf_toolssm.errors import InvalidProblemError
 
-_FRAME = re.compile(r'^ *File "/work/([^"]+)", line (\d+)(?:, in (.+))?\n(?: +(.*))?', re.MULTILINE)
+_FRAME = re.compile(r'^ *File "/work/([^"]+)", line (\d+)(?:, in .+)?\n(?: +(.*))?', re.MULTILINE)
 _ERROR = re.compile(r"\w+Error: ")
 _TOO_MANY = re.compile(r"takes .* given|takes .* arguments$|expected .* arguments?, got")
 _FIRST_STATEMENT = r"^\(import \|from [^_].* import\|class \|def \|\w* = \)"
@@ -32,11 +32,10 @@ _DEFINITION = f"/{MISSING}):/!s/):/, {MISSING}):/"
 
 @dataclass(frozen=True)
 class Frame:
-    """A line that was running: its file, number, function ("" where it was only compiled) and text."""
+    """A line that was running, or compiled: its file, number and text."""
 
     file: str
     line: int
-    function: str
     text: str
 
 
@@ -46,11 +45,11 @@ def read_run(observation: str) -> tuple[list[Frame], str]:
     The error is the last line, or the first where the run was turned upside down (`tac`).
     """
     lines = observation.rstrip("\n").split("\n")
-    if _ERROR.match(lines[0]):
+    if not _ERROR.match(lines[-1]):  # of a chain of exceptions the first line may be one too
         lines.reverse()
     if not _ERROR.match(lines[-1]):
         return [], ""
-    frames = [Frame(f[1], int(f[2]), f[3] or "", f[4] or "") for f in _FRAME.finditer("\n".join(lines))]
+    frames = [Frame(f[1], int(f[2]), f[3] or "") for f in _FRAME.finditer("\n".join(lines))]
     return frames, lines[-1]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from hf_toolssm.protocol.locality import END_OF_TURN
 
@@ -44,8 +43,10 @@ def say(tokens: Sequence[str], then: tuple[Hashable, ...]) -> tuple[Hashable, ..
     return (Saying(tuple(tokens), then),) if tokens else then
 
 
-class Rule(Protocol):
+class Rule:
     """A task's rule for any prompt of any length.
+
+    Its states are `Saying`, or tuples of a name and what else is known; `_name` is the method that knows their places.
 
     Every trajectory of every problem is a path from the start, so what is proved of all paths is proved of them. There
     may be more paths than trajectories.
@@ -58,4 +59,8 @@ class Rule(Protocol):
 
     def place(self, state: Hashable) -> Place:
         """What may follow in a state."""
-        ...
+        if isinstance(state, Saying):
+            return state.place()
+        assert isinstance(state, tuple)
+        name, *known = state
+        return getattr(self, f"_{name}")(*known)

@@ -169,6 +169,12 @@ def test_a_parameter_that_is_there_already_is_not_given_again():
     assert shell.files()["f2.py"] == b"def f2(v0, v10):\n    v1 = f5(v0, v10)\n    return f6(v1, v10)\n"
 
 
+def test_the_last_error_of_a_chain_decides_whatever_stands_first():
+    before = "KeyError: 'x'\n\nDuring handling of the above exception, another exception occurred:\n\n"
+    run = FRAME.format("f2", 7, "f2", "v4 = f5(v1)") + "NameError: name 'V3' is not defined. Did you mean: 'v3'?"
+    assert repair(before + run) == repair(run)
+
+
 def test_an_error_that_no_rule_knows_is_named():
     with pytest.raises(InvalidProblemError, match="ZeroDivisionError"):
         repair(FRAME.format("f2", 7, "f2", "v1 = 1") + "ZeroDivisionError: division by zero")

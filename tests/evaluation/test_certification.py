@@ -1,13 +1,17 @@
 """What a certificate says holds of the kernels, and a certificate is refused where it has to be."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from conftest import random_model
+from peft import LoraConfig, get_peft_model
 
 from dataset_builders.catalog import load_task
 from dataset_builders.task import example_rng
 from hf_toolssm.errors import CertificationError
+from hf_toolssm.evaluation.certification.attack import attack
 from hf_toolssm.evaluation.certification.certificate import outward, prove
 from hf_toolssm.evaluation.certification.graph import build_graph
 from hf_toolssm.evaluation.certification.intervals import Box, decay, silu, softplus
@@ -134,7 +138,31 @@ def test_the_end_is_the_tokenizers_own(proof, tokenizer):
     assert {proof.right[at] for at in ends} == {tokenizer.eos_token_id}
 
 
+@pytest.mark.parametrize("j", [0, -1])
+def test_a_context_of_no_token_is_named(task, j):
+    with pytest.raises(CertificationError, match="at least one token"):
+        build_graph(task.rule("tape"), j)
+
+
+def test_a_model_with_an_adapter_is_refused(model, task, tokenizer):
+    adapted = copy.deepcopy(model)
+    get_peft_model(adapted, LoraConfig(target_modules=["in_proj"]))
+    with pytest.raises(CertificationError, match="adapters"):
+        prove(adapted, tokenizer, task.rule("tape"), J)
+
+
+def test_a_tokenizer_of_another_task_is_named(model, task):
+    other = load_task("addition")
+    foreign = build_task_tokenizer(other.cells("local"), other.make_tools("local"))
+    with pytest.raises(CertificationError, match="does not know"):
+        prove(model, foreign, task.rule("tape"), J)
+    with pytest.raises(CertificationError, match="does not know"):
+        attack(model, foreign, task.rule("tape"), 100)
+
+
 def test_another_model_is_refused(task, tokenizer, model):
     with pytest.raises(CertificationError, match="float32"):
         prove(model.to(torch.bfloat16), tokenizer, task.rule("tape"), J)
+    with pytest.raises(CertificationError, match="float32"):
+        attack(model, tokenizer, task.rule("tape"), 100)
     model.to(torch.float32)

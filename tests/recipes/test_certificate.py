@@ -1,11 +1,10 @@
 """A certificate holds what another machine can check, and one that claims something else is refused."""
 
 import json
-import sys
 from hashlib import sha256
 
 import pytest
-from conftest import ROOT, random_model, run_script, written
+from conftest import ROOT, import_recipe, random_model, run_script, written
 
 from dataset_builders.catalog import load_task
 from hf_toolssm.errors import NoRuleError
@@ -15,12 +14,8 @@ from hf_toolssm.tools import make_tool
 
 @pytest.fixture(scope="module")
 def certificates():
-    """The module of recipes/, whose files import each other by name."""
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import certificate
-
-    yield certificate
-    sys.path.remove(str(ROOT / "recipes"))
+    """recipes/certificate.py as a module."""
+    return import_recipe("certificate")
 
 
 @pytest.fixture(scope="module")

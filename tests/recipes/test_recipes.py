@@ -277,12 +277,7 @@ def test_rows_come_from_the_folder_that_was_built_whatever_another_folder_of_tha
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_a_config_has_only_options_that_change_something_and_says_how_it_was_run(path):
-    sys.path.insert(0, str(ROOT / "recipes"))
-    try:
-        import sft
-    finally:
-        sys.path.pop(0)
+def test_a_config_has_only_options_that_change_something_and_says_how_it_was_run(path, sft):
     from trl import TrlParser
 
     def read(*arguments):

@@ -2,10 +2,9 @@
 
 import json
 import random
-import sys
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import import_recipe, run_script
 from datasets import load_dataset
 from transformers import AutoTokenizer
 
@@ -22,14 +21,8 @@ SMALL += ["--report_to", "none", "--disable_tqdm", "true", "--vocabulary_size", 
 @pytest.fixture(scope="module")
 def synthetic():
     """The modules of recipes/function_calling."""
-    sys.path.insert(0, str(ROOT / "recipes" / "function_calling"))
-    try:
-        import conversations
-        import functions
-        import measure_calls as evaluation
-    finally:
-        sys.path.pop(0)
-    return conversations, functions, evaluation
+    names = ("conversations", "functions", "measure_calls")
+    return tuple(import_recipe(name, "recipes/function_calling") for name in names)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,10 @@
 """Trajectories of mini-swe-agent become rows that a chat template can say; all others are refused by name."""
 
 import json
-import sys
 
 import pytest
 from agent_files import SUBMIT, reply, reply_in_wrong_format, trajectory
-from conftest import ROOT, run_script
+from conftest import import_recipe, run_script
 from datasets import load_dataset
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,12 +19,7 @@ STYLES = ("tool_calls", "text")
 @pytest.fixture(scope="module")
 def files():
     """recipes/distillation/trajectory_files.py as a module."""
-    sys.path.insert(0, str(ROOT / "recipes" / "distillation"))
-    try:
-        import trajectory_files
-    finally:
-        sys.path.pop(0)
-    return trajectory_files
+    return import_recipe("trajectory_files", "recipes/distillation")
 
 
 def write(path, content):

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, random_model
+from conftest import import_recipe, random_model
 
 from hf_toolssm.evaluation.report import weights_digest
 from hf_toolssm.models.architectures import load_model
@@ -22,11 +22,7 @@ from hf_toolssm.protocol.rule import END, Place
 @pytest.fixture(scope="module")
 def checker():
     """recipes/verify_certificate.py as a module."""
-    sys.path.insert(0, str(ROOT / "recipes"))
-    import verify_certificate
-
-    yield verify_certificate
-    sys.path.remove(str(ROOT / "recipes"))
+    return import_recipe("verify_certificate")
 
 
 @pytest.fixture(scope="module")

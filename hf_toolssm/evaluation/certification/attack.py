@@ -13,9 +13,11 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hf_toolssm.evaluation.certification.bounds import check_model
+from hf_toolssm.evaluation.certification.graph import TokenIds
 from hf_toolssm.ops.fused_step import FusedState, FusedStep
 from hf_toolssm.ops.memory_arrays import NO_MEMORIES
-from hf_toolssm.protocol.rule import END, Rule
+from hf_toolssm.protocol.rule import Rule
 
 ROWS = 128
 PIECE = 400
@@ -91,9 +93,13 @@ class _Walks:
 def attack(
     model: Any, tokenizer: PreTrainedTokenizerBase, rule: Rule, tokens: int, seed: int = 0
 ) -> Counterexample | None:
-    """Feeds so many tokens, all rows together, and stops at the first error; None where there was none."""
-    vocabulary, rng = tokenizer.get_vocab(), np.random.default_rng(seed)
-    ids = {**vocabulary, END: tokenizer.eos_token_id}
+    """Feeds so many tokens, all rows together, and stops at the first error; None where there was none.
+
+    Raises:
+        CertificationError: the model is none that a proof knows, or lacks a token of the rule.
+    """
+    check_model(model)
+    ids, rng = TokenIds(tokenizer), np.random.default_rng(seed)
     walks, step, config = _Walks(rule, ids), FusedStep(model), model.config
     at, runs = np.zeros(ROWS, np.int64), [list[int]() for _ in range(ROWS)]
     conv = np.zeros((ROWS, config.num_hidden_layers, config.conv_kernel, config.intermediate_size), np.float32)

@@ -12,12 +12,15 @@ scales all channels alike, and so no margin changes its sign by it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from hf_toolssm.errors import CertificationError
 from hf_toolssm.evaluation.certification.graph import Graph
 from hf_toolssm.evaluation.certification.intervals import UNIT, Box, decay, point, product, silu, softplus, sum_error
+from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM
 
 MOST_ROUNDS = 500
 CONVERGED = 1e-7
@@ -84,28 +87,26 @@ class Residual:
 
     def __init__(self, weights: ModelWeights, context: Context) -> None:
         self._epsilon = weights.epsilon
-        self.embedded = weights.embeddings[context.last]
-        self.embedded[0] = 0
-        self.outputs: list[tuple[np.ndarray, Box]] = []
-        self.error = np.zeros_like(self.embedded)
+        self._embedded = weights.embeddings[context.last]
+        self._embedded[0] = 0
+        self._outputs: list[tuple[np.ndarray, Box]] = []
+        self._size, self._error = np.abs(self._embedded), np.zeros_like(self._embedded)
 
     def add(self, out_proj: np.ndarray, output: Box) -> None:
         """Adds a layer's gated output (N, d), times its matrix (e, d)."""
-        self.outputs.append((out_proj, output))
-        self.error = self.error + sum_error(out_proj.shape[1], self._magnitude())
+        self._outputs.append((out_proj, output))
+        self._size = self._size + output.magnitude @ np.abs(out_proj).T
+        self._error = self._error + sum_error(out_proj.shape[1], self._size)
 
-    def _magnitude(self) -> np.ndarray:
-        return np.abs(self.embedded) + sum(output.magnitude @ np.abs(matrix).T for matrix, output in self.outputs)
-
-    def times(self, matrix: np.ndarray) -> Box:
-        """A matrix (o, e) times it, exactly."""
-        total = point(self.embedded @ matrix.T)
-        for out_proj, output in self.outputs:
-            total = total + product(matrix @ out_proj, output)
-        return total.widened(self.error @ np.abs(matrix).T + 1e-12 * (self._magnitude() @ np.abs(matrix).T))
+    def times(self, matrix: np.ndarray, at: np.ndarray | slice = slice(None)) -> Box:
+        """A matrix (o, e) times it, exactly, at some of the nodes."""
+        total = point(self._embedded[at] @ matrix.T)
+        for out_proj, output in self._outputs:
+            total = total + product(matrix @ out_proj, output[at])
+        return total.widened((self._error + 1e-12 * self._size)[at] @ np.abs(matrix).T)
 
     def value(self) -> Box:
-        return self.times(np.eye(self.embedded.shape[1]))
+        return self.times(np.eye(self._embedded.shape[1]))
 
     def scale(self, value: Box) -> Box:
         """One over its root mean square (N, 1)."""
@@ -237,21 +238,30 @@ def _logit_margins(weights: ModelWeights, context: Context, residual: Residual) 
         at = np.flatnonzero(context.right == right)
         others = np.arange(len(weights.head)) != right
         difference = weights.head[right] - weights.head[others]
-        low = residual.times(difference).low[at]
+        low = residual.times(difference, at).low
         low = np.minimum(low * scale.low[at], low * scale.high[at])
         error = sum_error(value.low.shape[1] + 4, (sizes[at][:, others] + sizes[at, right][:, None]) * scale.high[at])
         found[at] = (low - error).min(1)
     return found
 
 
-def model_weights(model) -> ModelWeights:
-    """Those of a `ToolMambaForCausalLM`.
+def check_model(model: Any) -> None:
+    """Whether the bounds are those of what a model computes.
 
     Raises:
-        CertificationError: the model is another, or has biases or a dtype that no proof knows.
+        CertificationError: they are not.
     """
-    if type(model).__name__ != "ToolMambaForCausalLM" or model.config.use_bias or str(model.dtype) != "torch.float32":
-        raise CertificationError("only a ToolMambaForCausalLM in float32, without use_bias, can be certified")
+    fused = isinstance(model, ToolMambaForCausalLM) and model.compiled_step() == "fused"
+    if not fused or model.config.use_bias or any(p.dtype != torch.float32 for p in model.parameters()):
+        raise CertificationError(
+            "only a plain ToolMambaForCausalLM in float32 on a CPU can be certified, in evaluation mode, without "
+            f"adapters or use_bias, and small enough for ops/fused_step.py, and not this {type(model).__name__}"
+        )
+
+
+def model_weights(model: ToolMambaForCausalLM) -> ModelWeights:
+    """Those of a model that `check_model` lets pass."""
+    check_model(model)
 
     def array(tensor) -> np.ndarray:
         return tensor.detach().double().numpy()

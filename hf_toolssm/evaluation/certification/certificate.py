@@ -1,7 +1,6 @@
 """A proof that a model does what a rule says, at every length, as two files."""
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_toolssm.errors import CertificationError
 from hf_toolssm.evaluation.certification.bounds import Context, Recurrence, bound_states, margins, model_weights
-from hf_toolssm.evaluation.certification.graph import Graph, Node, build_graph
+from hf_toolssm.evaluation.certification.graph import Graph, Node, TokenIds, build_graph
 from hf_toolssm.evaluation.certification.intervals import Box
 from hf_toolssm.files import atomic_write
-from hf_toolssm.protocol.rule import END, Rule
+from hf_toolssm.protocol.rule import Rule
 
 THEOREM = """\
 Let a run begin with zero states and any prompt of the task, of any length, and go on greedily: the model writes a \
@@ -53,12 +51,10 @@ def prove(model: Any, tokenizer: PreTrainedTokenizerBase, rule: Rule, j: int) ->
     """Tries to prove that a model follows a rule, with contexts of j tokens.
 
     Raises:
-        CertificationError: the model is none that a proof knows, j is too small, or a state may not decay.
+        CertificationError: the model is none that a proof knows, or lacks a token of the rule; j is too small; or a
+            state may not decay.
     """
-    ids: Mapping[str, int] = {**tokenizer.get_vocab(), END: tokenizer.eos_token_id}
-    weights, graph = model_weights(model), build_graph(rule, j)
-    if unknown := {token for node in graph.nodes for token in (*node.tokens, node.right or END)} - set(ids):
-        raise CertificationError(f"the model's tokenizer does not know {min(unknown)!r}, which the rule has")
+    ids, weights, graph = TokenIds(tokenizer), model_weights(model), build_graph(rule, j)
     context = Context(graph, ids)
     shape = (context.count, *weights.layers[0].rates.shape)
     boxes = tuple(Box(np.empty(shape, np.float32), np.empty(shape, np.float32)) for _ in weights.layers)

@@ -2,9 +2,12 @@
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cache
+
+from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.errors import CertificationError
-from hf_toolssm.protocol.rule import Rule
+from hf_toolssm.protocol.rule import END, Rule
 
 MOST_NODES = 200_000
 
@@ -37,6 +40,20 @@ class Graph:
     j: int
 
 
+class TokenIds(dict[str, int]):
+    """The id of each token that a rule has.
+
+    Raises:
+        CertificationError: one is asked for that the tokenizer does not know.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__({**tokenizer.get_vocab(), END: tokenizer.eos_token_id})
+
+    def __missing__(self, token: str) -> int:
+        raise CertificationError(f"the model's tokenizer does not know {token!r}, which the rule has")
+
+
 def build_graph(rule: Rule, j: int) -> Graph:
     """Explores a rule from its start, until no context is new.
 
@@ -45,11 +62,14 @@ def build_graph(rule: Rule, j: int) -> Graph:
     Raises:
         CertificationError: there are more than `MOST_NODES`, or one context has two right tokens: j is too small.
     """
+    if j < 1:
+        raise CertificationError(f"a context knows at least one token, not {j}")
+    place = cache(rule.place)  # of few states, each of which is met with many contexts
     numbers: dict[Node, int] = {}
     edges: dict[tuple[int, int], None] = {}
 
     def number(state: Hashable, tokens: tuple[str, ...]) -> int:
-        return numbers.setdefault(Node(tokens, rule.place(state).right), len(numbers))
+        return numbers.setdefault(Node(tokens, place(state).right), len(numbers))
 
     first: tuple[Hashable, tuple[str, ...]] = (rule.start, ())
     number(*first)
@@ -57,9 +77,9 @@ def build_graph(rule: Rule, j: int) -> Graph:
     while waiting:
         state, tokens = waiting.pop()
         at = number(state, tokens)
-        for token, states in rule.place(state).follows.items():
+        for token, states in place(state).follows.items():
             for then in states:
-                after = (*tokens, token)[-(rule.place(then).keeps or j) :][-j:]
+                after = (*tokens, token)[-(place(then).keeps or j) :][-j:]
                 edges[at, number(then, after)] = None
                 if (then, after) not in seen:
                     seen.add((then, after))
