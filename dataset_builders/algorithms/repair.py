@@ -9,7 +9,8 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
     missing ... argument: 'v3'           Z's call gets it as its last argument
     takes 2 positional arguments but 3   Z's call loses its last argument
     NameError of f40 or foo              the import is missing: it becomes Z's first line
-    NameError of anything else           the name is misspelt, and the interpreter's hint is right: `V3`, `vv3`, `F40`
+    NameError of anything else           the name is misspelt, and the interpreter's hint is right: of `V3`, `vv3` and
+                                         `F40` the line gets another beginning, and what follows is not copied
     SyntaxError: expected ':'            the line gets one
 
 The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was
@@ -78,7 +79,7 @@ def repair(observation: str) -> str:
         if re.fullmatch(r"f\d+|foo", name):
             return _edit(last.file, f"1i from {name} import {name}")
         if hint and name in (hint[0] + hint, hint[0].upper() + hint[1:]):
-            return _edit(last.file, f"{last.line}s/{name}/{hint}/g")
+            return _edit(last.file, _spelling(last, name, hint))
         return _edit(last.file, f"0,/{_FIRST_STATEMENT}/s//import {name}\\n&/")
     raise InvalidProblemError(f"no rule repairs {error!r}")
 
@@ -100,6 +101,16 @@ def _pass_on(frames: list[Frame], defined: bool) -> str:
 
 def _argument(frame: Frame, name: str) -> str:
     return f"{frame.line}s/)/, {name})/"
+
+
+def _spelling(frame: Frame, name: str, hint: str) -> str:
+    """Replaces as many of a misspelt name's letters as tell it from the line's other words."""
+    others = set(re.findall(r"\w+", frame.text)) - {name}
+    unique = (n for n in range(1, len(name)) if not any(word.startswith(name[:n]) for word in others))
+    longer = len(name) - len(hint)
+    kept = next((n for n in unique if n > longer), None)
+    wrong, right = (name + r"\b", hint) if kept is None else (name[:kept], hint[: kept - longer])
+    return rf"{frame.line}s/\b{wrong}/{right}/g"
 
 
 def _edit(file: str, script: str) -> str:

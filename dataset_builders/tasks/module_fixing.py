@@ -16,7 +16,7 @@ Worked example, `module json.decoder, bug name; seed 7`:
             File "/work/decoder.py", line 15, in <module>
               NaN = Float('nan')
           NameError: name 'Float' is not defined. Did you mean: 'float'?
-    bash    sed -i '15s/Float/float/g' decoder.py; python3 -X no_debug_ranges check.py 2>&1 | tail -n 7
+    bash    sed -i '15s/\\bF/f/g' decoder.py; python3 -X no_debug_ranges check.py 2>&1 | tail -n 7
           passed
     answer  fixed
 
@@ -56,7 +56,7 @@ class ModuleFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing one bug in a module of Python's standard library, with a shell"
-    version = "1"
+    version = "2"
     variants: Sequence[str] = ("interactive",)
     adversarial: Sequence[str] = tuple(f"{_SET}{kind}" for kind in KINDS)
     unit = "bugs"
