@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.mixture import measured_task
 from hf_toolssm.errors import CertificationError
-from hf_toolssm.evaluation.certification.certificate import THEOREM, prove, write_boxes
+from hf_toolssm.evaluation.certification.certificate import THEOREM, plot_margins, prove, write_boxes
 from hf_toolssm.evaluation.report import hardware, training_facts, weights_digest, write_json
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
@@ -26,10 +26,12 @@ _NAMED = 10
 @dataclass
 class CertificationArguments:
     model: str = field(metadata={"help": "A folder or a Hub id with model and tokenizer."})
-    output: str = field(metadata={"help": "The certificate, a .json file; what it carries lies beside it as .npz."})
+    output: str = field(
+        metadata={"help": "The certificate, a .json file; its boxes lie beside it as .npz, its picture as .png."}
+    )
     task: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
-    context: int = field(default=8, metadata={"help": "Tokens of a context: more give tighter bounds."})
+    context: int = field(default=10, metadata={"help": "Tokens of a context: more give tighter bounds."})
 
 
 def main() -> None:
@@ -71,6 +73,7 @@ def main() -> None:
         "failing": [{"tokens": node.tokens, "right": node.right, "margin": m} for node, m in proof.failing],
     }
     write_json(path, certificate)
+    plot_margins(proof, path.with_suffix(".png"))
     of = f"{int(asked.sum()):,} contexts of {options.context} tokens in which {task.name} asks the model"
     if proof.failing:
         named = [f"  {m:10.3f}  {' '.join(node.tokens)} -> {node.right}" for node, m in proof.failing[:_NAMED]]

@@ -228,8 +228,13 @@ def explore(rule: Rule, ids: Mapping[str, int], j: int) -> Graph:
             raise VerificationError(f"the tokenizer has no token {token!r} of the rule: is it another task's model?")
         return -1 if token is None else ids[token]
 
+    if rule.exact < 1:
+        raise VerificationError("the rule does not tell the last token from others, and so no step can be bounded")
+    alike = {number(token): number(other) for token, other in rule.alike.items()}
+
     def kept(tokens: tuple[int, ...], last: int | None) -> tuple[int, ...]:
         # What is forgotten is nothing that is proved: a context stands for every run that comes into it.
+        tokens = (*(alike.get(token, token) for token in tokens[: -rule.exact]), *tokens[-rule.exact :])
         if last is None or last >= j:
             return tokens
         if last < 1:

@@ -42,6 +42,8 @@ class AdditionContexts(Rule):
     """The rule of `addition`, local."""
 
     start: Hashable = ("prompt", "first")
+    alike = dict.fromkeys(DIGITS, "0")
+    exact = 7
 
     def _prompt(self, form: str) -> Place:
         if form == "first column":

@@ -1,10 +1,11 @@
 """Every context that a Turing machine may come into, whatever its input: the rule of its task, for proofs.
 
 The tape is abstracted. Of a configuration the cells next to the head are kept, and, for every state of the machine,
-which two cells may stand side by side anywhere to the left of the head, and anywhere to its right; a cell of the input
-knows which place of the input's form it has. A move brings a cell into sight: each that may stand there. So all that a
-run can reach is explored, and perhaps more. That a cell is impossible, such as the marker of the right end after a
-move to the left, follows from nothing but this.
+which two cells may stand side by side anywhere to the left of the head, and anywhere to its right. A cell knows where
+its symbol is from, and which of the symbols that no input has stand further away from the head; what stands there does
+not change before the head has come to the cell. A move brings a cell into sight: each that may stand there. So all
+that a run can reach is explored, and perhaps more. That a cell is impossible, such as the right end's marker after
+a move to the left, or a second mark where a machine sets one at a time, follows from nothing but this.
 
 Why every run is explored, by induction over its steps: when the head leaves to the right, what is new on its left is
 the pair of the cell left of it and the cell under it, which is noted for the next state; all other pairs on both sides
@@ -14,7 +15,7 @@ the left it is the same in the mirror.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,14 +34,24 @@ _REWIND, _COPY = "to the left end", "to the right end"
 
 
 class Cell(NamedTuple):
-    """A symbol, and which place of the input it has from there; 0 where it was written, or is a marker."""
+    """A symbol, and what else is known of it.
+
+    Attributes:
+        symbol: what stands there.
+        place: which place of the input's form it has from there; 0 where it was written, or is a marker.
+        writer: the state that wrote it, if one did. To write what is there already changes nothing.
+        beyond: the symbols that no input has, of the cells further away from the head, which is not here.
+    """
 
     symbol: str
     place: int = 0
+    writer: str = ""
+    beyond: str = ""
 
 
 _BEGIN, _END, _NOTHING = Cell(TAPE_BEGIN), Cell(TAPE_END), Cell("")
-_Pairs = set[tuple[Cell, Cell]]
+_Rows = dict[Cell, set[Cell]]
+"""Of each cell the cells that may stand behind it, seen from the head."""
 
 
 class Window(NamedTuple):
@@ -52,26 +63,26 @@ class Window(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What the model says in a state, what it writes under the head (None for nothing), where the head goes, and the
-    next state."""
+    """What the model says in a state, what stands under the head then (None for what stood there), where the head
+    goes, and the next state."""
 
     says: tuple[str, ...]
-    written: str | None
+    written: Cell | None
     move: str
     state: str
 
 
 @dataclass
 class _Tapes:
-    """All that the tape may be like in one state."""
+    """All that the tape may be like in one state, or some of it."""
 
     windows: set[Window] = field(default_factory=set)
-    left: _Pairs = field(default_factory=set)
-    right: _Pairs = field(default_factory=set)
+    left: _Rows = field(default_factory=lambda: defaultdict(set))
+    right: _Rows = field(default_factory=lambda: defaultdict(set))
 
     def size(self) -> int:
         """How much is noted."""
-        return len(self.windows) + len(self.left) + len(self.right)
+        return len(self.windows) + sum(len(behind) for rows in (self.left, self.right) for behind in rows.values())
 
 
 class MachineContexts(Rule):
@@ -85,6 +96,7 @@ class MachineContexts(Rule):
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._word = _Word(machine.inputs)
+        self._marks = {*machine.symbols} - {machine.blank} - {s for part in machine.inputs.parts for s in part.symbols}
         self._tapes = self._all_tapes()
 
     def _prompt(self, at: int) -> Place:
@@ -124,7 +136,8 @@ class MachineContexts(Rule):
         if rule is None:
             return None
         says = (begin_token(tape_write(rule.symbol)), *_MOVES[rule.move], machine.letters[rule.state])
-        return _Step(says, rule.symbol, rule.move, rule.state)
+        written = None if rule.symbol == cell else Cell(rule.symbol, writer=state)
+        return _Step(says, written, rule.move, rule.state)
 
     def _visits(self, state: str, windows: Iterable[Window]) -> tuple[Hashable, ...]:
         """The model has come into a state; but for a halt state it reads."""
@@ -140,47 +153,70 @@ class MachineContexts(Rule):
         """By state, in rounds until nothing is new."""
         tapes = defaultdict[str, _Tapes](_Tapes)
         tapes[self._machine.start].windows |= self._first_windows()
-        tapes[self._machine.start].right |= self._word.pairs()
+        tapes[self._machine.start].right |= self._word.rows()
         size = -1
         while size != (size := sum(tape.size() for tape in tapes.values())):
             for state, tape in list(tapes.items()):
-                for window in list(tape.windows):
+                after = defaultdict[str, list[_Tapes]](list)
+                for window in tape.windows:
                     if step := self._step(state, window):
-                        after = self._moved(tape, window, step)
-                        tapes[step.state].windows |= after.windows
-                        tapes[step.state].left |= after.left
-                        tapes[step.state].right |= after.right
+                        after[step.state].append(self._moved(tape, window, step))
+                for then, moved in after.items():
+                    _carry_over(tapes[then], tape, moved)
         return tapes
 
-    @staticmethod
-    def _moved(tape: _Tapes, window: Window, step: _Step) -> _Tapes:
-        """What may be seen after a step, and the pairs of symbols on both sides then."""
+    def _left_behind(self, cell: Cell, neighbour: Cell) -> Cell:
+        """A cell that the head leaves, whose neighbour on the other side it has left before."""
+        return cell._replace(beyond="".join(sorted({*neighbour.beyond} | ({neighbour.symbol} & self._marks))))
+
+    def _moved(self, tape: _Tapes, window: Window, step: _Step) -> _Tapes:
+        """What may be seen after a step, and what stands behind the cell that the head has left."""
         left, cell, right = window
-        lefts, rights = tape.left, tape.right
         if step.written is not None:
             left, right = (_BEGIN if cell == _BEGIN else left), (_END if cell == _END else right)
-            cell = Cell(step.written)
-        windows = {Window(left, cell, right)}
+            cell = step.written
+        after = _Tapes({Window(left, cell, right)})
         if step.move == RIGHT and cell != _END:
-            beyond = {second for first, second in rights if first == right} if right != _END else {_NOTHING}
-            windows = {Window(cell, right, each) for each in beyond}
-            lefts = lefts | ({(left, cell)} if left != _NOTHING else set())
+            passed, seen = self._left_behind(cell, left), right._replace(beyond="")
+            after.left[passed] |= {left} - {_NOTHING}
+            after.windows = {Window(passed, seen, beyond) for beyond in _behind(tape.right, right, _END)}
         elif step.move == LEFT and cell != _BEGIN:
-            beyond = {first for first, second in lefts if second == left} if left != _BEGIN else {_NOTHING}
-            windows = {Window(each, left, cell) for each in beyond}
-            rights = rights | ({(cell, right)} if right != _NOTHING else set())
-        mirrored = {(second, first) for first, second in lefts}
-        lefts = {(first, second) for second, first in _reached(mirrored, {window.left for window in windows})}
-        return _Tapes(windows, lefts, _reached(rights, {window.right for window in windows}))
+            passed, seen = self._left_behind(cell, right), left._replace(beyond="")
+            after.right[passed] |= {right} - {_NOTHING}
+            after.windows = {Window(beyond, seen, passed) for beyond in _behind(tape.left, left, _BEGIN)}
+        return after
 
 
-def _reached(pairs: _Pairs, cells: set[Cell]) -> _Pairs:
-    """The pairs that a row of cells can hold that begins with one of these."""
-    found, known = _Pairs(), set(cells)
-    while new := {pair for pair in pairs - found if pair[0] in known}:
-        found |= new
-        known |= {second for _, second in new}
-    return found
+def _behind(rows: _Rows, cell: Cell, marker: Cell) -> set[Cell]:
+    return {_NOTHING} if cell == marker else rows[cell]
+
+
+def _carry_over(to: _Tapes, before: _Tapes, moved: Sequence[_Tapes]) -> None:
+    """Adds what some steps from one state lead to, and of what stood there all that may still stand on its side."""
+    windows = {window for each in moved for window in each.windows}
+    to.windows |= windows
+    lefts, rights = [before.left, *(each.left for each in moved)], [before.right, *(each.right for each in moved)]
+    _carry_rows(to.left, _joined(lefts), {window.left for window in windows})
+    _carry_rows(to.right, _joined(rights), {window.right for window in windows})
+
+
+def _joined(several: Iterable[_Rows]) -> _Rows:
+    joined: _Rows = defaultdict(set)
+    for rows in several:
+        for cell, behind in rows.items():
+            joined[cell] |= behind
+    return joined
+
+
+def _carry_rows(to: _Rows, rows: _Rows, cells: set[Cell]) -> None:
+    """Adds the rows of cells that begin with one of these."""
+    known, waiting = set(cells), list(cells)
+    while waiting:
+        cell = waiting.pop()
+        if behind := rows.get(cell):
+            to[cell] |= behind
+            waiting += behind - known
+            known |= behind
 
 
 class _Word:
@@ -224,7 +260,7 @@ class _Word:
         follows = {Cell(symbol, to) for symbol, ends in self.steps(cell.place).items() for to in ends}
         return follows | ({_END} if self.may_end(cell.place) else set())
 
-    def pairs(self) -> _Pairs:
-        """The cells that may stand side by side in an input, and those before the marker of its right end."""
+    def rows(self) -> _Rows:
+        """What may stand behind each cell of an input, the marker of its right end included."""
         cells = [Cell(symbol, at) for at in range(1, len(self._symbols)) for symbol in self._symbols[at]]
-        return {(cell, behind) for cell in cells for behind in self.after(cell)}
+        return {cell: self.after(cell) for cell in cells}

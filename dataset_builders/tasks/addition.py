@@ -39,7 +39,7 @@ from dataset_builders.algorithms.addition_regimes import (
 from dataset_builders.algorithms.decimal_numbers import DIGITS, number_with_zeros, operands, random_number
 from dataset_builders.algorithms.pointer_steps import look, walk, walk_new_pointer
 from dataset_builders.task import Task, task_tool
-from hf_toolssm.errors import TooFewProblemsError
+from hf_toolssm.errors import CertificationError, TooFewProblemsError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
@@ -66,7 +66,17 @@ class Addition(Task):
         return (*DIGITS, "+", "=", *(LETTERS.values() if variant == PLAIN_COT else ()))
 
     def rule(self, variant: str) -> Rule:
-        return AdditionContexts() if self.check_variant(variant) == LOCAL else super().rule(variant)
+        """That of `local`.
+
+        Raises:
+            CertificationError: it is another's.
+        """
+        if self.check_variant(variant) == TWO_POINTERS:
+            raise CertificationError(
+                f"{TWO_POINTERS} has no rule of contexts: at '=' nothing but what happened before the last walk says "
+                "whether it is the first number's end or the sum's, so k grows; certify the variant local"
+            )
+        return AdditionContexts() if variant == LOCAL else super().rule(variant)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         first, second = (random_number(rng, rng.randint(1, max_length)) for _ in range(2))

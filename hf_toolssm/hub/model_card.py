@@ -11,6 +11,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_toolssm.errors import UnfinishedModelError
 from hf_toolssm.files import write_atomically
 
+CERTIFICATE = "certificate.json"
+"""In a model's folder, the proof that `recipes/certify.py` wrote."""
+
 
 def write_model_card(folder: Path, template: Path) -> Path:
     """Writes what `model_card` gives into the folder itself, as `README.md`, and returns its path."""
@@ -23,7 +26,8 @@ def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
     """The text of a trained model's card.
 
     Args:
-        folder: holds `results.json` as `evaluation.report.write_report` writes it, and `config.json`.
+        folder: holds `results.json` as `evaluation.report.write_report` writes it, `config.json`, and, where the model
+            is proved, the `certificate.json` of `recipes/certify.py`.
         template: the Jinja template, `model_cards/template.md`.
         repo_id: where the model is loaded from in the card's example; by default the folder itself.
 
@@ -33,12 +37,14 @@ def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
     if not (folder / "results.json").exists():
         raise UnfinishedModelError(f"{folder} has no results.json: measure the model first, as recipes/sft.py does")
     results, config = read_json(folder / "results.json"), read_json(folder / "config.json")
+    certificate = folder / CERTIFICATE
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     try:
         results["task"] = Path(results["task"]).stem  # a Turing machine of the user's own is named by its file
         return environment.from_string(template.read_text(encoding="utf-8")).render(
             results=results,
             config=config,
+            certificate=read_json(certificate) if certificate.exists() else {"proved": False},
             path=repo_id or ".",
             example=json.dumps(results["example_problem"]),
             metadata=_metadata(results, config, repo_id).to_yaml(),

@@ -9,16 +9,17 @@ from transformers import AutoConfig, PreTrainedConfig, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from hf_toolssm.errors import InvalidHubNameError, UnfinishedModelError, UnsafeTrainingError
-from hf_toolssm.evaluation.report import REPORT_FILES
+from hf_toolssm.evaluation.report import REPORT_FILES, weights_digest
 from hf_toolssm.files import write_atomically
-from hf_toolssm.hub.model_card import model_card, read_json
+from hf_toolssm.hub.model_card import CERTIFICATE, model_card, read_json
 from hf_toolssm.hub.publish import MAIN, Destination, Published, check_destination, publish_files
+from hf_toolssm.models.architectures import load_model
 
 _WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 _CODE = "hf_toolssm_*.py"
 _TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 _VOCABULARY = ("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model")
-_PUBLISHED = ("generation_config.json", *_WEIGHTS, *_TOKENIZER, *_VOCABULARY, *REPORT_FILES, "*.tm")
+_PUBLISHED = ("generation_config.json", *_WEIGHTS, *_TOKENIZER, *_VOCABULARY, *REPORT_FILES, "certificate.*", "*.tm")
 """What a folder gives, a Turing machine's table included; its configuration, code and card are written anew."""
 
 _NEEDED = ("config.json", "generation_config.json", "model*.safetensors", "tokenizer_config.json", "results.json")
@@ -72,6 +73,11 @@ def check_finished(folder: Path) -> None:
             raise UnfinishedModelError(
                 f"{path} is no whole file of weights ({error}): save the model again"
             ) from error
+    certificate = folder / CERTIFICATE
+    if certificate.exists() and read_json(certificate).get("weights") != weights_digest(load_model(str(folder))):
+        raise UnfinishedModelError(
+            f"{certificate} speaks of other weights: certify the model again with recipes/certify.py, or delete it"
+        )
 
 
 def publish_model(folder: Path, destination: Destination, template: Path, message: str | None = None) -> Published:

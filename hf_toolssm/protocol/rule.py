@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from hf_toolssm.protocol.locality import END_OF_TURN
 
@@ -53,9 +54,14 @@ class Rule:
 
     Attributes:
         start: the state before the first token of a prompt.
+        alike: tokens that a context does not tell apart where they are older than the last `exact`, and what stands
+            for each: of ten digits one. Their states are joined. That makes fewer contexts, and looser bounds.
+        exact: how many of the last tokens a context tells apart; at least as many as decide what is right.
     """
 
     start: Hashable
+    alike: Mapping[str, str] = MappingProxyType({})
+    exact: int = 1
 
     def place(self, state: Hashable) -> Place:
         """What may follow in a state."""

@@ -79,6 +79,18 @@ def test_a_model_that_was_not_measured_gets_no_card(model, tmp_path):
         write_model_card(tmp_path, TEMPLATE)
 
 
+@pytest.mark.parametrize("proved", [True, False])
+def test_the_card_says_proved_where_a_certificate_does(model, tmp_path, proved):
+    finished_folder(tmp_path, model)
+    about = {"task": "addition", "variant": "local", "task_version": "3", "theorem": "Let a run begin.", "j": 10}
+    counts = {"contexts": 4_894, "asked": 4_313, "margin": 7.0816 if proved else -1.0, "seconds": 90.0}
+    certificate = {"proved": proved, **about, **counts, "hardware": {"cpu": "a processor", "cores": 2}}
+    (tmp_path / "certificate.json").write_text(json.dumps(certificate), encoding="utf-8")
+    card = write_model_card(tmp_path, TEMPLATE).read_text(encoding="utf-8")
+    for text in ("Proved at every length", "Let a run begin.", "of 10 tokens", "4,894, in 4,313 of", "7.082"):
+        assert (text in card) == proved
+
+
 def test_results_are_valid_json(model, tmp_path):
     finished_folder(tmp_path, model)
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["by_length"][0]["first_error"] is None

@@ -23,9 +23,10 @@ from hf_toolssm.errors import (
     UnsafeTrainingError,
 )
 from hf_toolssm.evaluation.exactness import LengthResult
-from hf_toolssm.evaluation.report import write_report
+from hf_toolssm.evaluation.report import weights_digest, write_report
 from hf_toolssm.hub.publish import Destination
 from hf_toolssm.hub.publish_model import publish_model
+from hf_toolssm.models.architectures import load_model
 from hub.test_model_card import ABOUT, TEMPLATE
 
 TRAINING = ["recipes/sft.py", "--config", "recipes/configs/addition_cpu.yaml", "--dataset_seed", "7"]
@@ -141,6 +142,17 @@ def test_a_file_of_a_write_that_was_cut_is_refused_by_name(hub, push, finished, 
     with pytest.raises(UnfinishedModelError, match=name):
         push()
     assert not hub.log
+
+
+def test_a_certificate_is_published_beside_the_weights_that_it_speaks_of_and_no_others(hub, push, finished):
+    digest = weights_digest(load_model(str(finished)))
+    certificate = finished / "certificate.json"
+    certificate.write_text(json.dumps({"proved": False, "weights": digest[::-1]}), encoding="utf-8")
+    with pytest.raises(UnfinishedModelError, match="other weights"):
+        push()
+    certificate.write_text(json.dumps({"proved": False, "weights": digest}), encoding="utf-8")
+    push()
+    assert "certificate.json" in visible(hub)
 
 
 def test_publishing_leaves_the_folder_as_it_is(hub, push, finished):

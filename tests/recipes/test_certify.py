@@ -79,6 +79,7 @@ def test_a_trained_model_is_proved_and_the_proof_is_verified(trained, certificat
     about = json.loads(certificate.read_text(encoding="utf-8"))
     assert about["proved"]
     assert about["margin"] > 0
+    assert certificate.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "verified" in verify(trained, certificate)
 
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from conftest import import_recipe, random_model
 
+from dataset_builders.catalog import load_task
+from hf_toolssm.evaluation.certification.graph import build_graph
 from hf_toolssm.evaluation.report import weights_digest
 from hf_toolssm.models.architectures import load_model
 from hf_toolssm.ops.cpu_kernels import LOG2E, exp2_of_nonpositive, sigmoid, softplus
 from hf_toolssm.ops.fused_step import FusedState, FusedStep
 from hf_toolssm.ops.memory_arrays import NO_MEMORIES
-from hf_toolssm.protocol.rule import END, Place
+from hf_toolssm.protocol.rule import END, Place, Rule
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def test_steps_of_a_real_run_stay_inside_the_bounds(checker, bounds, folder, rea
         assert ((margins.low[at] <= real) & (real <= margins.high[at])).all()
 
 
-class SmallRule:
+class SmallRule(Rule):
     """Two prompts of one token, behind each of which the tokens are right that a model writes of itself."""
 
     start = ()
@@ -367,7 +369,7 @@ def test_two_right_tokens_are_named(said, proved):
 
 
 def test_a_context_is_as_short_as_its_place_keeps(checker):
-    class Loop:
+    class Loop(Rule):
         start = 0
 
         def place(self, state):
@@ -378,6 +380,37 @@ def test_a_context_is_as_short_as_its_place_keeps(checker):
     assert graph.contexts[0] == ((-1, -1, -1), -1)
     assert {*graph.contexts} == beginnings | {((-1, 7, 8), 8), ((-1, 8, 8), 8), ((7, 8, 8), 8), ((8, 8, 8), 8)}
     assert len(graph.sources) == 14  # two from each
+
+
+def test_tokens_that_are_alike_are_told_apart_only_where_they_are_new(checker):
+    class Digits(Rule):
+        start, alike, exact = 0, {"2": "1"}, 2
+
+        def place(self, state):
+            return Place(None, {"1": (0,), "2": (0,)})
+
+    graph = checker.explore(Digits(), {"1": 1, "2": 2}, 3)
+    full = {((1, *new), -1) for new in ((1, 1), (1, 2), (2, 1), (2, 2))}
+    assert {context for context in graph.contexts if context[0][0] != -1} == full
+    assert len(graph.contexts) == 1 + 2 + 4 + 4
+
+
+@pytest.mark.parametrize(("name", "variant"), [("addition", "local"), ("unary_addition", "tape")])
+def test_the_prover_and_the_second_opinion_explore_the_same_graph(checker, name, variant):
+    rule = load_task(name).rule(variant)
+    proved = build_graph(rule, 8)
+    ids = {
+        token: at for at, token in enumerate({token for node in proved.nodes for token in (*node.tokens, node.right)})
+    }
+
+    def numbered(node):
+        tokens = [-1] * (8 - len(node.tokens)) + [ids[token] for token in node.tokens]
+        return tuple(tokens), -1 if node.right is None else ids[node.right]
+
+    graph = checker.explore(rule, ids, 8)
+    assert {*graph.contexts} == {numbered(node) for node in proved.nodes}
+    between = {(graph.contexts[a], graph.contexts[b]) for a, b in zip(graph.sources, graph.targets)}
+    assert between == {(numbered(proved.nodes[a]), numbered(proved.nodes[b])) for a, b in proved.edges}
 
 
 def test_a_rule_of_other_tokens_is_named(said, proved):

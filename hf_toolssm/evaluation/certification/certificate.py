@@ -73,6 +73,36 @@ def prove(model: Any, tokenizer: PreTrainedTokenizerBase, rule: Rule, j: int) ->
     return Proof(graph, found, boxes, tokens, context.right.astype(np.int32))
 
 
+def plot_margins(proof: Proof, path: Path) -> None:
+    """Draws the margins of all contexts in which the model is asked, in a row for each token that is right there.
+
+    Args:
+        proof: proved or not; what is not has a margin of at most 0.
+        path: the PNG to write.
+    """
+    from matplotlib.figure import Figure  # no global state, no display
+
+    found: dict[str, list[float]] = {}
+    for node, margin in zip(proof.graph.nodes, proof.margins):
+        if node.right is not None:
+            found.setdefault(node.right, []).append(float(margin))
+    rows = sorted(found, key=lambda token: -min(found[token]))
+    figure = Figure(figsize=(7, 1 + 0.28 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    noise = np.random.default_rng(0)
+    for at, token in enumerate(rows):
+        heights = at + noise.uniform(-0.3, 0.3, len(found[token]))
+        axes.scatter(found[token], heights, s=4, alpha=0.4, linewidths=0, color="#1f77b4")
+        axes.plot([min(found[token])] * 2, [at - 0.4, at + 0.4], color="#d62728", linewidth=1.5)
+    axes.axvline(0, color="0.3", linewidth=1)
+    if proof.failing:  # by how much is of any size
+        axes.set_xscale("symlog", linthresh=1)
+    axes.set_yticks(range(len(rows)), [token.strip("<|>") for token in rows])
+    axes.set_xlabel("margin over every other token, in logits, at least; red: the smallest")
+    axes.set_title(f"{int(np.isfinite(proof.margins).sum()):,} contexts of {proof.graph.j} tokens, by the right token")
+    figure.savefig(path, dpi=150)
+
+
 def outward(box: Box) -> Box:
     """In float32, no narrower."""
     low, high = box.low.astype(np.float32), box.high.astype(np.float32)

@@ -17,7 +17,8 @@ class Node:
     """A context.
 
     Attributes:
-        tokens: the last j, oldest first; fewer where they are all since the beginning, or the rule keeps fewer.
+        tokens: the last j, oldest first; fewer where they are all since the beginning, or the rule keeps fewer. An old
+            one stands for all that the rule says are alike.
         right: the token that the model has to write behind them; None where it is not asked.
     """
 
@@ -62,14 +63,19 @@ def build_graph(rule: Rule, j: int) -> Graph:
     Raises:
         CertificationError: there are more than `MOST_NODES`, or one context has two right tokens: j is too small.
     """
-    if j < 1:
-        raise CertificationError(f"a context knows at least one token, not {j}")
+    if min(j, rule.exact) < 1:
+        raise CertificationError(f"a context knows at least one token, not {min(j, rule.exact)}")
     place = cache(rule.place)  # of few states, each of which is met with many contexts
     numbers: dict[Node, int] = {}
     edges: dict[tuple[int, int], None] = {}
 
     def number(state: Hashable, tokens: tuple[str, ...]) -> int:
         return numbers.setdefault(Node(tokens, place(state).right), len(numbers))
+
+    def known(tokens: tuple[str, ...], keeps: int | None) -> tuple[str, ...]:
+        tokens = tokens[-(keeps or j) :][-j:]
+        old, new = tokens[: -rule.exact], tokens[-rule.exact :]
+        return (*(rule.alike.get(token, token) for token in old), *new)
 
     first: tuple[Hashable, tuple[str, ...]] = (rule.start, ())
     number(*first)
@@ -79,7 +85,7 @@ def build_graph(rule: Rule, j: int) -> Graph:
         at = number(state, tokens)
         for token, states in place(state).follows.items():
             for then in states:
-                after = (*tokens, token)[-(place(then).keeps or j) :][-j:]
+                after = known((*tokens, token), place(then).keeps)
                 edges[at, number(then, after)] = None
                 if (then, after) not in seen:
                     seen.add((then, after))
