@@ -93,7 +93,7 @@ def _wrong_arguments(program: Program, files: Mapping[str, list[str]], rng: rand
         if found is None or (found[2] in on_path and callers.count(found[2]) > 1):
             continue
         arguments = found[3].split(", ")
-        lacks = len(arguments) > 1 and rng.random() < 0.5
+        lacks = len(arguments) > 1 and rng.random() < 0.75  # whose name is copied
         changed = arguments[:-1] if lacks else [*arguments, rng.choice(arguments)]
         yield name, at, f"{found[1]}{found[2]}({', '.join(changed)})"
 
