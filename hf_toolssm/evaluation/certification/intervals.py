@@ -60,10 +60,6 @@ class Box:
         """With what so many roundings may change, one after the other."""
         return self.widened(2 * times * UNIT * self.magnitude)
 
-    def met(self, other: "Box") -> "Box":
-        """What is in both."""
-        return Box(np.maximum(self.low, other.low), np.minimum(self.high, other.high))
-
     def map(self, increasing: Callable[[np.ndarray], np.ndarray]) -> "Box":
         return Box(increasing(self.low), increasing(self.high))
 
