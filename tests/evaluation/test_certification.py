@@ -151,6 +151,18 @@ def test_a_model_with_an_adapter_is_refused(model, task, tokenizer):
         prove(adapted, tokenizer, task.rule("tape"), J)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named_and_not_called_slow(model, task, tokenizer, value):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.backbone.layers[1].mixer.D[0] = value
+    named = r"layers\.1\.mixer\.D holds NaN or infinity"
+    with pytest.raises(CertificationError, match=named):
+        prove(broken, tokenizer, task.rule("tape"), J)
+    with pytest.raises(CertificationError, match=named):
+        attack(broken, tokenizer, task.rule("tape"), 100)
+
+
 def test_a_tokenizer_of_another_task_is_named(model, task):
     other = load_task("addition")
     foreign = build_task_tokenizer(other.cells("local"), other.make_tools("local"))

@@ -307,6 +307,9 @@ def check_model(model: Any) -> None:
             "only a plain ToolMambaForCausalLM in float32 on a CPU can be certified, in evaluation mode, without "
             f"adapters or use_bias, and small enough for ops/fused_step.py, and not this {type(model).__name__}"
         )
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights).all():
+            raise CertificationError(f"{name} holds NaN or infinity: train the model again")
 
 
 def model_weights(model: ToolMambaForCausalLM) -> ModelWeights:
