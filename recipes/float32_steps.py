@@ -134,62 +134,58 @@ class Residual:
         return widened(*found, rounding(width + 2) * scale.high * (size @ sizes.T))
 
 
-class Step(NamedTuple):
-    """What one step of a layer leads to in every context: states and the largest factors that the old ones are taken
-    times, both (N, n, d), and the gated output (N, d)."""
-
-    states: Box
-    decay: np.ndarray
-    output: Box
-
-
-def step(weights: Mapping[str, np.ndarray], residual: Residual, before: Callable[[Box], Box], states: Box) -> Step:
+class Step:
     """One step of a layer into every context but the first, which is the beginning.
 
     Args:
         weights: the layer's.
         residual: what goes in.
         before: what holds at any context that may stand before one, of what holds in each.
-        states: the boxes of every context (N, n, d).
     """
-    D, x_proj, dt_proj = (weights[f"mixer.{name}"] for name in ("D", "x_proj.weight", "dt_proj.weight"))
-    (d, r), n = dt_proj.shape, states.low.shape[1]
-    in_proj = weights["mixer.in_proj.weight"] * weights["norm.weight"]
-    xz = residual.normed_times(in_proj, abs(in_proj))
-    gate, window = Box(xz.low[:, d:], xz.high[:, d:]), Box(xz.low[:, :d], xz.high[:, :d])
-    window.low[0] = window.high[0] = 0  # at the beginning nothing has gone into the convolution
-    taps, bias = weights["mixer.conv1d.weight"][:, 0].T, weights["mixer.conv1d.bias"]
-    total = _Sum(Box(bias, bias))
-    for tap in reversed(taps):  # the last is the newest input's
-        total.add(times(Box(tap, tap), window))
-        window = before(window)
-    x = silu(total.rounded(len(taps)))
 
-    size = x.size() @ abs(x_proj).T
-    error = rounding(d) * size + TINY
-    BC = widened(*matrix_times(x_proj[r:], x), error[:, r:])
-    of_dt, bias = matrix_times(dt_proj @ x_proj[:r], x), weights["mixer.dt_proj.bias"]
-    error_of_dt = error[:, :r] + rounding(r) * (size + error)[:, :r]
-    # The first product's errors go through the second matrix.
-    error_of_dt = error_of_dt @ abs(dt_proj).T + rounding(r) * abs(bias)
-    dt = softplus(widened(of_dt.low + bias, of_dt.high + bias, error_of_dt))
-    dtx = times(dt, x)
-    dtx = widened(*dtx, 2 * ROUNDING * dtx.size())  # one rounding, and float64
+    def __init__(self, weights: Mapping[str, np.ndarray], residual: Residual, before: Callable[[Box], Box]) -> None:
+        D, x_proj, dt_proj = (weights[f"mixer.{name}"] for name in ("D", "x_proj.weight", "dt_proj.weight"))
+        (d, r), self.states = dt_proj.shape, weights["mixer.A_log"].shape[1]
+        in_proj = weights["mixer.in_proj.weight"] * weights["norm.weight"]
+        xz = residual.normed_times(in_proj, abs(in_proj))
+        gate, window = Box(xz.low[:, d:], xz.high[:, d:]), Box(xz.low[:, :d], xz.high[:, :d])
+        window.low[0] = window.high[0] = 0  # at the beginning nothing has gone into the convolution
+        taps, bias = weights["mixer.conv1d.weight"][:, 0].T, weights["mixer.conv1d.bias"]
+        total = _Sum(Box(bias, bias))
+        for tap in reversed(taps):  # the last is the newest input's
+            total.add(times(Box(tap, tap), window))
+            window = before(window)
+        x = silu(total.rounded(len(taps)))
 
-    after, factor = Box(np.empty_like(states.low), np.empty_like(states.low)), np.empty_like(states.low)
-    y, rates = _Sum(times(Box(D, D), x)), np.exp(np.minimum(weights["mixer.A_log"], 99)).T  # 99 is over the limit
-    limited(Box(rates, rates))
-    for s in range(n):
-        state = Box(states.low[:, s], states.high[:, s])
-        b, c = (Box(BC.low[:, at : at + 1], BC.high[:, at : at + 1]) for at in (s, n + s))
-        a = decay(dt, rates[s])
-        kept, new = times(a, before(state)), times(dtx, b)
+        size = x.size() @ abs(x_proj).T
+        error = rounding(d) * size + TINY
+        self._BC = widened(*matrix_times(x_proj[r:], x), error[:, r:])
+        of_dt, bias = matrix_times(dt_proj @ x_proj[:r], x), weights["mixer.dt_proj.bias"]
+        error_of_dt = error[:, :r] + rounding(r) * (size + error)[:, :r]
+        # The first product's errors go through the second matrix.
+        error_of_dt = error_of_dt @ abs(dt_proj).T + rounding(r) * abs(bias)
+        self._dt = softplus(widened(of_dt.low + bias, of_dt.high + bias, error_of_dt))
+        dtx = times(self._dt, x)
+        self._dtx = widened(*dtx, 2 * ROUNDING * dtx.size())  # one rounding, and float64
+        self._rates = np.exp(np.minimum(weights["mixer.A_log"], 99)).T  # 99 is over the limit
+        limited(Box(self._rates, self._rates))
+        self._y, self._gate, self._before = _Sum(times(Box(D, D), x)), silu(gate), before
+
+    def state(self, s: int, held: Box) -> tuple[Box, np.ndarray]:
+        """What boxes (N, d) of each channel's s-th state lead to, and the largest factors that the old ones are taken
+        times. What is read of them is kept for the output."""
+        b, c = (Box(self._BC.low[:, at : at + 1], self._BC.high[:, at : at + 1]) for at in (s, self.states + s))
+        a = decay(self._dt, self._rates[s])
+        kept, new = times(a, self._before(held)), times(self._dtx, b)
+        self._y.add(times(c, held))
         # Two products and a sum, and float64.
-        stepped = widened(kept.low + new.low, kept.high + new.high, 4 * ROUNDING * (kept.size() + new.size()))
-        after.low[:, s], after.high[:, s], factor[:, s] = *stepped, a.high
-        y.add(times(c, state))
-    output = times(y.rounded(n), silu(gate))
-    return Step(after, factor, widened(*output, 2 * ROUNDING * output.size()))
+        error = 4 * ROUNDING * (kept.size() + new.size())
+        return widened(kept.low + new.low, kept.high + new.high, error), a.high
+
+    def output(self) -> Box:
+        """The gated output (N, d), when all states were held."""
+        output = times(self._y.rounded(self.states), self._gate)
+        return widened(*output, 2 * ROUNDING * output.size())
 
 
 class _Sum:

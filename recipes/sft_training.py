@@ -94,6 +94,7 @@ def train(
         "learning_rate": config.learning_rate,
         "state_passing_share": config.state_passing_share,
         "state_noise_share": config.state_noise_share,
+        "slow_decay_weight": config.slow_decay_weight,
         "selected_step": trainer.state.best_global_step if selection else None,
         "train_loss": trained.training_loss,
         "resumed": bool(resume),  # then the minutes are those since

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from float32_steps import LARGEST_WEIGHT, Box, Residual, VerificationError, step
+from float32_steps import LARGEST_WEIGHT, Box, Residual, Step, VerificationError
 from safetensors.numpy import load
 from transformers import AutoTokenizer
 
@@ -179,14 +179,19 @@ def check(model: "Model", graph: "Graph", boxes: Sequence[Box], named: Names, re
         weights = {
             name.removeprefix(prefix): array for name, array in model.weights.items() if name.startswith(prefix)
         }
-        stepped = step(weights, residual, graph.before, box)
-        beyond = np.maximum(box.low - stepped.states.low, stepped.states.high - box.high)[1:]
-        for context in np.flatnonzero(~(beyond <= 0).all((1, 2))) + 1:
-            by, where = beyond[context - 1].max(), named.context(graph.contexts[context])
+        step, beyond, factor = Step(weights, residual, graph.before), np.zeros(len(last)), np.zeros(len(last))
+        for s in range(step.states):
+            held = Box(box.low[:, s].astype(float), box.high[:, s].astype(float))
+            after, kept = step.state(s, held)
+            beyond = np.maximum(beyond, np.maximum(held.low - after.low, after.high - held.high).max(1))
+            factor = np.maximum(factor, kept.max(1))
+        # A NaN would make none of these true.
+        for context in np.flatnonzero(~(beyond[1:] <= 0)) + 1:
+            by, where = beyond[context], named.context(graph.contexts[context])
             reasons.append(f"a box of layer {at} is left by {by:.2g} in one step: {where}")
-        for context in np.flatnonzero(~(stepped.decay[1:] < 1).all((1, 2))) + 1:
+        for context in np.flatnonzero(~(factor[1:] < 1)) + 1:
             reasons.append(f"a state of layer {at} need not decay: {named.context(graph.contexts[context])}")
-        residual.add(weights["mixer.out_proj.weight"], stepped.output)
+        residual.add(weights["mixer.out_proj.weight"], step.output())
 
     head, norm, smallest = model.weights["lm_head.weight"], model.weights["norm_f.weight"], np.inf
     for one in np.unique(right[right >= 0]):
@@ -330,7 +335,7 @@ class Model:
             fits = fits and array.shape == (len(right), n, d) and array.dtype == np.float32
         if not fits:
             raise VerificationError(f"{name} has arrays of another size or type: certify the model again")
-        return tokens, right, [(low.astype(float), high.astype(float)) for low, high in boxes]
+        return tokens, right, boxes
 
 
 if __name__ == "__main__":

@@ -8,34 +8,21 @@ may see any digit wherever it may see one. While columns are added it knows the 
 from collections.abc import Hashable
 from dataclasses import replace
 
-from dataset_builders.algorithms.decimal_numbers import DIGITS
-from hf_toolssm.protocol.calls import begin_token
-from hf_toolssm.protocol.rule import END, Place, Rule, Saying, say
+from dataset_builders.algorithms.decimal_numbers import DIGITS, two_numbers
+from hf_toolssm.protocol.rule import END, KEPT_OF_PROMPTS, Place, Rule, Saying, States, calls, say
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, read, right
 
 _NEXT = {
-    "first": {**dict.fromkeys(DIGITS[1:], "first digits"), "0": "first zero"},
-    "first digits": {**dict.fromkeys(DIGITS, "first digits"), "+": "second"},
-    "first zero": {"+": "second"},
-    "second": {**dict.fromkeys(DIGITS[1:], "second digits"), "0": "second zero"},
-    "second digits": {**dict.fromkeys(DIGITS, "second digits"), "=": "first column"},
-    "second zero": {"=": "first column"},
-    "first column": dict.fromkeys(DIGITS, "carry"),
+    **two_numbers("+"),
+    "end": dict.fromkeys(DIGITS, "carry"),
     "carry": dict.fromkeys("01", "column"),
     "column": {**dict.fromkeys(DIGITS, "carry"), ANSWER: "answer"},
 }
 """The form of the memory's text: by what may stand next, each cell and what may stand behind it."""
 
-_KEPT = 4
-"""Tokens of a prompt that a context knows: what a convolution reaches."""
-
 _UNTIL = {1: "+", 2: "=", 3: ANSWER}
 """Where each pointer's walk to the right ends."""
-
-
-def _calls(*names: str) -> tuple[str, ...]:
-    return tuple(map(begin_token, names))
 
 
 class AdditionContexts(Rule):
@@ -46,52 +33,52 @@ class AdditionContexts(Rule):
     exact = 7
 
     def _prompt(self, form: str) -> Place:
-        if form == "first column":
-            return replace(self._walk(1)[0].place(), keeps=_KEPT)
-        return Place(None, {cell: (("prompt", then),) for cell, then in _NEXT[form].items()}, keeps=_KEPT)
+        if form == "end":
+            return replace(self._walk(1)[0].place(), keeps=KEPT_OF_PROMPTS)
+        return Place(None, {cell: (("prompt", then),) for cell, then in _NEXT[form].items()}, keeps=KEPT_OF_PROMPTS)
 
     def _walk(self, pointer: int) -> tuple[Saying, ...]:
         """A new pointer, at the first cell."""
-        return (Saying(_calls(NEW_POINTER, read(pointer)), (("walking", pointer, "first"),)),)
+        return (Saying(calls(NEW_POINTER, read(pointer)), (("walking", pointer, "first"),)),)
 
     def _walking(self, pointer: int, form: str) -> Place:
         """It looks at a cell."""
-        on = _calls(right(pointer), read(pointer))
+        on = calls(right(pointer), read(pointer))
         follows = {cell: say(on, (("walking", pointer, then),)) for cell, then in _NEXT[form].items()}
         if _UNTIL[pointer] in follows:
             follows[_UNTIL[pointer]] = self._arrived(pointer)
         return Place(None, follows)
 
-    def _arrived(self, pointer: int) -> tuple[Hashable, ...]:
+    def _arrived(self, pointer: int) -> States:
         if pointer == 1:
-            return say(_calls(left(1)), self._walk(2))
+            return say(calls(left(1)), self._walk(2))
         if pointer == 2:
-            return say(_calls(left(2), read(1)), (("first_number", 0, True, True, True),))
-        return say(_calls(left(3), read(3)), (("carry", True),))
+            return say(calls(left(2), read(1)), (("first_number", 0, True, True, True),))
+        return say(calls(left(3), read(3)), (("carry", True),))
 
     def _first_number(self, carry: int, has_first: bool, has_second: bool, is_new: bool) -> Place:
         """Pointer 1 looks at the digit of a column, or at what stands before its number."""
         seen = [*(DIGITS if has_first else ()), *(() if has_first and is_new else (MEMORY_BEGIN,))]
-        look = _calls(read(2))
+        look = calls(read(2))
         return Place(None, {c: say(look, (("second_number", carry, c, has_second, is_new),)) for c in seen})
 
     def _second_number(self, carry: int, first: str, has_second: bool, is_new: bool) -> Place:
         seen = [*(DIGITS if has_second else ()), *(() if has_second and is_new else ("+",))]
         return Place(None, {cell: self._column(carry, first, cell) for cell in seen})
 
-    def _column(self, carry: int, *cells: str) -> tuple[Hashable, ...]:
+    def _column(self, carry: int, *cells: str) -> States:
         digits = [int(cell) if cell in DIGITS else None for cell in cells]
         if digits == [None, None]:
             return say(("1", "0") * carry + (ANSWER,), self._walk(3))
         carry, digit = divmod(sum(d for d in digits if d is not None) + carry, 10)
         moves = [left(pointer) for pointer, d in enumerate(digits, 1) if d is not None]
         has = [d is not None for d in digits]
-        return say((str(digit), str(carry), *_calls(*moves, read(1))), (("first_number", carry, *has, False),))
+        return say((str(digit), str(carry), *calls(*moves, read(1))), (("first_number", carry, *has, False),))
 
     def _carry(self, is_new: bool) -> Place:
         """Pointer 3 comes to a carry, or, when all is copied, to the prompt's end."""
-        on = say(_calls(left(3), read(3)), (("digit",),))
+        on = say(calls(left(3), read(3)), (("digit",),))
         return Place(None, {**dict.fromkeys("01", on), **({} if is_new else {"=": say((END,), ())})})
 
     def _digit(self) -> Place:
-        return Place(None, {d: say((d, *_calls(left(3), read(3))), (("carry", False),)) for d in DIGITS})
+        return Place(None, {d: say((d, *calls(left(3), read(3))), (("carry", False),)) for d in DIGITS})

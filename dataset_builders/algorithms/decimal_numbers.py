@@ -24,6 +24,29 @@ def number_with_zeros(rng: random.Random, length: int) -> str:
     return "".join(digits)
 
 
+def two_numbers(sign: str, second_digits: int | None = None) -> dict[str, dict[str, str]]:
+    """The form of a problem `number sign number =`: where one may stand, each cell that may come next, and its place.
+
+    Args:
+        second_digits: the most digits of the second number; None for any number.
+
+    Returns:
+        From `first`, in front of it, on; `end`, behind it, is no key.
+    """
+    form: dict[str, dict[str, str]] = {
+        "first": {**dict.fromkeys(DIGITS[1:], "first digits"), "0": "first zero"},
+        "first digits": {**dict.fromkeys(DIGITS, "first digits"), sign: "second"},
+        "first zero": {sign: "second"},
+        "second": {**dict.fromkeys(DIGITS[1:], "second 1"), "0": "second zero"},
+        "second zero": {"=": "end"},
+    }
+    last = second_digits or 1
+    for n in range(1, last + 1):
+        more = last if second_digits is None else n + 1
+        form[f"second {n}"] = {**(dict.fromkeys(DIGITS, f"second {more}") if more <= last else {}), "=": "end"}
+    return form
+
+
 def operands(problem: str, task: str, sign: str) -> tuple[str, str]:
     """The two numbers of a problem `number sign number =`.
 

@@ -44,22 +44,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dataset_builders.algorithms.decimal_numbers import DIGITS, number_with_zeros, operands, random_number
+from dataset_builders.algorithms.multiplication_contexts import (
+    BAR,
+    COLUMN_CELLS,
+    LEAD,
+    ROW,
+    A,
+    B,
+    MultiplicationContexts,
+    R,
+)
 from dataset_builders.algorithms.partial_products import PARTIAL_PRODUCTS, add_partial_products
 from dataset_builders.algorithms.pointer_steps import look, output_number, repeat, walk, walk_new_pointer
 from dataset_builders.task import Task, task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, right
-
-ROW, BAR = ";", "|"
-"""A bar stands behind the problem, where the columns begin and, several times, where they end."""
-R, A, B = 1, 2, 3
-"""The pointers in the order of their creation: into the row before, the first number, the second number."""
-
-COLUMN_CELLS = 9
-LEAD = 7
-"""R's steps before a column's product, of the 9 to the next digit."""
 
 
 class Multiplication(Task):
@@ -81,6 +83,15 @@ class Multiplication(Task):
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*DIGITS, "*", "=", ROW, BAR, *("+" if PARTIAL_PRODUCTS in self.variants else ""))
+
+    def rule(self, variant: str) -> Rule:
+        """That of `local`.
+
+        Raises:
+            CertificationError: it is another's.
+        """
+        local = self.check_variant(variant) != PARTIAL_PRODUCTS
+        return MultiplicationContexts(self.second_digits) if local else super().rule(variant)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         # One problem in four has the largest carries, which are rare among random digits.

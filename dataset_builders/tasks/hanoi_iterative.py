@@ -29,10 +29,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from dataset_builders.algorithms.hanoi import RODS, HanoiPuzzle
+from dataset_builders.algorithms.hanoi_contexts import NEXT, SWAP, IterativeHanoiContexts
 from dataset_builders.algorithms.hanoi_states import COPIED_STATES, MOVE_END, STATE_END, state_text, write_states
 from dataset_builders.algorithms.pointer_steps import look, repeat, walk
 from dataset_builders.task import task_tool
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, right
 
@@ -40,8 +42,6 @@ END = ">"
 RESTING = 6
 """Pointers that never move."""
 _SIGN, _DISK, _MOVE = range(RESTING + 1, RESTING + 4)
-_SWAP = {"A": "A", "B": "C", "C": "B"}
-_NEXT = {"-": {"A": "C", "C": "B", "B": "A"}, "+": {"A": "B", "B": "C", "C": "A"}}
 
 
 class HanoiIterative(HanoiPuzzle):
@@ -57,6 +57,16 @@ class HanoiIterative(HanoiPuzzle):
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*super().cells(variant), *((STATE_END, MOVE_END) if variant == COPIED_STATES else "+-"))
+
+    def rule(self, variant: str) -> Rule:
+        """That of `half_speed`.
+
+        Raises:
+            CertificationError: it is another's.
+        """
+        if self.check_variant(variant) == COPIED_STATES:
+            return super().rule(variant)
+        return IterativeHanoiContexts(END, RESTING)
 
     def solve(self, problem: str, variant: str) -> Trajectory:
         """Records the algorithm.
@@ -123,7 +133,7 @@ def _move_smallest(pen: Recorder, start: str) -> str:
     pen.call(right(_DISK))
     pen.output(look(pen, _DISK))
     pen.call(left(_DISK))
-    goal = _NEXT[look(pen, _SIGN)][start]
+    goal = NEXT[look(pen, _SIGN)][start]
     pen.output(start)
     pen.output(goal)
     return goal
@@ -157,10 +167,10 @@ def _find_next_larger(pen: Recorder) -> bool:
 def _move_other(pen: Recorder) -> str:
     """Writes the rods of an even move; returns the third rod, where the smallest disk is."""
     pen.call(right(_MOVE))
-    start = _SWAP[look(pen, _MOVE)]
+    start = SWAP[look(pen, _MOVE)]
     pen.output(start)
     pen.call(right(_MOVE))
-    goal = _SWAP[look(pen, _MOVE)]
+    goal = SWAP[look(pen, _MOVE)]
     pen.output(goal)
     pen.call(right(_MOVE))
     return next(rod for rod in RODS if rod not in (start, goal))

@@ -29,9 +29,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from dataset_builders.algorithms.hanoi import HanoiPuzzle
+from dataset_builders.algorithms.hanoi_contexts import RecursiveHanoiContexts
 from dataset_builders.algorithms.pointer_steps import look, repeat
 from dataset_builders.task import task_tool
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, right
 
@@ -55,6 +57,16 @@ class HanoiRecursive(HanoiPuzzle):
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*super().cells(variant), "#")
+
+    def rule(self, variant: str) -> Rule:
+        """That of `three_pointers`.
+
+        Raises:
+            CertificationError: it is another's.
+        """
+        if self.check_variant(variant) == "two_pointers":
+            return super().rule(variant)
+        return RecursiveHanoiContexts(END, RESTING)
 
     def solve(self, problem: str, variant: str) -> Trajectory:
         """Records the algorithm.

@@ -45,8 +45,9 @@ from string import ascii_lowercase
 from typing import Any
 
 from dataset_builders.task import Task, task_tool
-from hf_toolssm.errors import InvalidProblemError
+from hf_toolssm.errors import CertificationError, InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools.search_memory import FIND, NEWLINE, SEARCH_END
 
@@ -76,6 +77,17 @@ class LogicalGraph(Task):
 
     def cells(self, variant: str) -> Sequence[str]:
         return (*ascii_lowercase, *"01+-&|=:/<>", NEWLINE)
+
+    def rule(self, variant: str) -> Rule:
+        """None that can be explored.
+
+        Raises:
+            CertificationError: always.
+        """
+        raise CertificationError(
+            f"{self.name} has no rule of contexts: while a name is copied, {WIDTH} letters that are just written and "
+            f"the one to be copied may be any, which are {len(ascii_lowercase) ** (WIDTH + 1):,} contexts at one place"
+        )
 
     def sample_test(self, rng: random.Random, length: int) -> str:
         """Each node takes one node that none has used yet, where there is one, so that nearly all lead to the last."""

@@ -33,17 +33,15 @@ from typing import Any
 
 from dataset_builders.algorithms.decimal_numbers import DIGITS
 from dataset_builders.algorithms.pointer_steps import look, repeat
+from dataset_builders.algorithms.sorting_contexts import KEY_DIGITS, RESTING, SIGNS, SortingContexts
 from dataset_builders.task import Task, task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
-from hf_toolssm.protocol.trajectory import ANSWER, Trajectory
+from hf_toolssm.protocol.rule import Rule
+from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, right
 
-KEY_DIGITS = 3
 KEY_CELLS = KEY_DIGITS + 1
-RESTING = 9
-"""Pointers that never move."""
-BY_UNITS, BY_TENS = "x", "y"
 
 _PROBLEM = re.compile(r"([0-9]{3},)+=")
 
@@ -61,7 +59,12 @@ class Sorting(Task):
         return [{"name": "pointer_memory", "max_pointers": RESTING + len(DIGITS)}]
 
     def cells(self, variant: str) -> Sequence[str]:
-        return (*DIGITS, ",", "=", BY_UNITS, BY_TENS)
+        return (*DIGITS, ",", "=", *SIGNS[:-1])
+
+    def rule(self, variant: str) -> Rule:
+        """The keys may be any."""
+        self.check_variant(variant)
+        return SortingContexts()
 
     def sample_test(self, rng: random.Random, length: int) -> str:
         return _problem(_key(rng) for _ in range(length))
@@ -92,13 +95,13 @@ class Sorting(Task):
         """
         pen = Recorder(problem, task_tool(self, variant))
         _keys(problem)
-        for cell in ("=", BY_UNITS):
+        for cell in ("=", SIGNS[0]):
             pen.think(cell)
         repeat(pen, NEW_POINTER, RESTING)
         for pointer, digit in enumerate(DIGITS, RESTING + 1):
             pen.call(NEW_POINTER)
             _copy_keys(pen, pointer, digit, KEY_DIGITS - 1, pen.think)
-        for sign, write in ((BY_TENS, pen.think), (ANSWER, pen.output)):
+        for sign, write in zip(SIGNS[1:], (pen.think, pen.output)):
             for cell in ("=", "=", sign):
                 pen.think(cell)
             for pointer, digit in enumerate(DIGITS, RESTING + 1):

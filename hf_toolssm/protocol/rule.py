@@ -4,10 +4,18 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.protocol.locality import END_OF_TURN
 
 END = END_OF_TURN
 """In place of the tokenizer's own end token."""
+
+KEPT_OF_PROMPTS = 4
+"""Tokens that a context knows of a prompt of many different cells: what a convolution reaches."""
+
+
+States = tuple[Hashable, ...]
+"""Of a rule: those that it may be in."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class Place:
     """
 
     right: str | None = None
-    follows: Mapping[str, tuple[Hashable, ...]] = field(default_factory=dict)
+    follows: Mapping[str, States] = field(default_factory=dict)
     keeps: int | None = None
 
 
@@ -32,16 +40,21 @@ class Saying:
     """A state in which the model writes some tokens one after the other."""
 
     tokens: tuple[str, ...]
-    then: tuple[Hashable, ...]
+    then: States
 
     def place(self) -> Place:
         first, *rest = self.tokens
         return Place(first, {first: say(rest, self.then)})
 
 
-def say(tokens: Sequence[str], then: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
+def say(tokens: Sequence[str], then: States) -> States:
     """The states in which the model writes these tokens, if there are any, and then comes to others."""
     return (Saying(tuple(tokens), then),) if tokens else then
+
+
+def calls(*names: str) -> tuple[str, ...]:
+    """The tokens of some calls without arguments, one after the other."""
+    return tuple(map(begin_token, names))
 
 
 class Rule:

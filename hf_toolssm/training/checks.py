@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import nn
 
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS
+from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS, ToolMambaMixer
 from hf_toolssm.protocol.render import IGNORED
 from hf_toolssm.training.heads import Head
 from hf_toolssm.training.sft_config import ToolSFTConfig
@@ -40,6 +40,15 @@ def check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
             f"the state of {type(model).__name__} holds tokens, which noise would make into others: set "
             "state_noise_share: 0"
         )
+    if args.slow_decay_weight > 0:
+        if not any(isinstance(module, ToolMambaMixer) for module in model.modules()):
+            raise UnsafeTrainingError(
+                f"slow_decay_weight is of a ToolMamba's states, and this is a {type(model).__name__}: leave it out"
+            )
+        if args.activation_checkpointing or getattr(model, "is_gradient_checkpointing", False):
+            raise UnsafeTrainingError(
+                "slow_decay_weight reads what activation checkpointing throws away: leave out one of the two"
+            )
     compiled = args.torch_compile or any(m._compiled_call_impl or hasattr(m, "_orig_mod") for m in model.modules())
     if owner is not None and compiled:
         raise UnsafeTrainingError(

@@ -1,8 +1,11 @@
-"""A curriculum: short trajectories first, then all."""
+"""In which order rows are trained: a curriculum, short trajectories first, or a rebalanced order of each epoch."""
 
 import random
+from typing import Any
 
 from datasets import Dataset
+from transformers import TrainerCallback
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.training.sft_config import ToolSFTConfig
@@ -47,3 +50,13 @@ def in_curriculum(rows: Dataset, config: ToolSFTConfig) -> Dataset:
     config.train_sampling_strategy = "sequential"
     per_step = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     return short_rows_first(rows, config.max_steps * per_step, config.seed)
+
+
+class EpochOfRows(TrainerCallback):
+    """Tells a rebalanced order its epoch, which transformers forgets when several processes resume."""
+
+    def __init__(self, sampler: BatchRebalanceSampler) -> None:
+        self._sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))

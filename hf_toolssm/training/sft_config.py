@@ -30,6 +30,13 @@ class ToolSFTConfig(SFTConfig):
             "state_passing_share at most 1."
         },
     )
+    slow_decay_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a penalty on states that decay slowly, see `training.slow_decay`: what a model that is "
+            "to be proved right needs. 0 switches it off."
+        },
+    )
     bptt_length: int | None = field(
         default=None,
         metadata={
@@ -73,6 +80,8 @@ class ToolSFTConfig(SFTConfig):
         for name, (asked, why) in refused.items():
             if asked:
                 raise UnsafeTrainingError(f"{name}={getattr(self, name)} is refused: {why}. Leave it out.")
+        if not self.slow_decay_weight >= 0:
+            raise UnsafeTrainingError(f"slow_decay_weight is at least 0, and not {self.slow_decay_weight}")
         if self.bptt_length is not None and self.bptt_length < 1:
             raise UnsafeTrainingError(f"bptt_length is a number of tokens, at least 1, not {self.bptt_length}")
         shares = (self.state_passing_share, self.state_noise_share)

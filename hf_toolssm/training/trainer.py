@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import TrainerCallback
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTTrainer
@@ -30,6 +29,7 @@ from hf_toolssm.training.checks import (
     datasets_in,
     own_models,
 )
+from hf_toolssm.training.curriculum import EpochOfRows
 from hf_toolssm.training.freed_memory import keep_freed_memory
 from hf_toolssm.training.heads import (
     HEADS_FILE,
@@ -45,6 +45,7 @@ from hf_toolssm.training.hidden_states import CarriedStates, Start, reading
 from hf_toolssm.training.labelled_scores import NO_LOGITS, score_labels
 from hf_toolssm.training.pieces import cut, labels_of_next_tokens
 from hf_toolssm.training.sft_config import ToolSFTConfig
+from hf_toolssm.training.slow_decay import slow_decays
 from hf_toolssm.training.token_means import TokenMeans
 
 logger = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class ToolSFTTrainer(SFTTrainer):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, BatchRebalanceSampler):
             sampler.seed = self.args.data_seed  # transformers has one order for all seeds
-            self.add_callback(_EpochOfRows(sampler))
+            self.add_callback(EpochOfRows(sampler))
         return sampler
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -278,7 +279,12 @@ class ToolSFTTrainer(SFTTrainer):
         without_labels = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
         if not needs_logits:
             without_labels["logits_to_keep"] = NO_LOGITS
-        outputs = model(**without_labels, use_cache=False)
+        weight = self.args.slow_decay_weight
+        decays: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if weight:
+            decays = slow_decays(model, inputs["attention_mask"])
+        with decays as slow:
+            outputs = model(**without_labels, use_cache=False)
 
         next_tokens = labels_of_next_tokens(inputs)
         mask = next_tokens != IGNORED
@@ -286,6 +292,7 @@ class ToolSFTTrainer(SFTTrainer):
         with self.accelerator.autocast():
             scores = score_labels(self._owner.get_output_embeddings(), before_labels, next_tokens[mask])
         count = mask.sum()
+        items = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
         elif is_smoothed:
@@ -297,10 +304,13 @@ class ToolSFTTrainer(SFTTrainer):
             per_token = -log_probs
             if self.args.loss_type == "dft":  # arXiv 2508.05629
                 per_token = per_token * log_probs.exp().detach()
-            items = count if num_items_in_batch is None else num_items_in_batch
-            loss = per_token.sum() / torch.as_tensor(items).clamp(min=1)
-        loss = loss * self._processes_averaged(num_items_in_batch)
+            loss = per_token.sum() / items
         means = {"entropy": (scores.entropy.sum(), count), "mean_token_accuracy": (scores.is_top1.sum(), count)}
+        if slow:
+            penalty = torch.stack(slow).mean() * count
+            loss = loss + weight * penalty / items
+            means["slow_decay"] = (penalty, count)
+        loss = loss * self._processes_averaged(num_items_in_batch)
         self._means.add(self._mode, means, inputs["attention_mask"].sum() if self.model.training else None)
         return (loss, outputs) if return_outputs else loss
 
@@ -377,16 +387,6 @@ class ToolSFTTrainer(SFTTrainer):
             super()._load_best_model()
         if self.heads:
             load_heads(self.heads, self.state.best_model_checkpoint)
-
-
-class _EpochOfRows(TrainerCallback):
-    """Tells a rebalanced order its epoch, which transformers forgets when several processes resume."""
-
-    def __init__(self, sampler: BatchRebalanceSampler) -> None:
-        self._sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._sampler.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
 @contextmanager

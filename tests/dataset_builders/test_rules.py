@@ -20,7 +20,16 @@ MACHINES = (
     *("unary_addition", "busy_beaver_3", "busy_beaver_4"),
 )
 
-ADDITION = load_task("addition")
+LOCAL = {
+    "addition": "local",
+    "hanoi_iterative": "half_speed",
+    "hanoi_recursive": "three_pointers",
+    "multiplication_nx1": "local",
+    "multiplication_nx2": "local",
+    "multiplication_nxn": "local",
+    "sorting": "local",
+}
+"""Tasks with a rule, and their variant that has it."""
 
 
 @cache
@@ -69,22 +78,29 @@ def test_every_trajectory_is_a_path_of_the_rule(name, length, seed, runs):
     assert not follow(rule_of(name), tokens_of(task.solve(problem, "tape")))
 
 
-@settings(max_examples=25)
-@given(length=st.integers(1, 9), seed=st.integers(0, 10**6), kind=st.sampled_from(["plain", *ADDITION.adversarial]))
-def test_every_addition_is_a_path_of_the_rule(length, seed, kind):
-    rng = example_rng("addition", seed)
+@pytest.mark.parametrize("name", LOCAL)
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 6), seed=st.integers(0, 10**6), data=st.data())
+def test_every_problem_of_other_tasks_is_a_path_of_the_rule(name, length, seed, data):
+    task, variant = load_task(name), LOCAL[name]
+    kind = data.draw(st.sampled_from(["plain", *task.adversarial]))
+    rng = example_rng(name, seed)
     problem = (
-        ADDITION.sample_test(rng, length)
+        task.sample_test(rng, length)
         if kind == "plain"
-        else ADDITION.sample_adversarial(kind, rng, length, seed % (2 * length))
+        else task.sample_adversarial(kind, rng, length, seed % (2 * length))
     )
-    assert not follow(ADDITION.rule("local"), tokens_of(ADDITION.solve(problem, "local")))
+    assert not follow(task.rule(variant), tokens_of(task.solve(problem, variant)))
 
 
-@pytest.mark.parametrize("variant", [variant for variant in ADDITION.variants if variant != "local"])
-def test_a_task_without_a_rule_says_so(variant):
-    with pytest.raises(CertificationError, match="k grows" if variant == "two_pointers" else "no rule"):
-        ADDITION.rule(variant)
+WITHOUT = [(name, variant) for name in LOCAL for variant in load_task(name).variants if variant != LOCAL[name]]
+
+
+@pytest.mark.parametrize(("name", "variant"), [*WITHOUT, ("logical_graph", "depth_first")])
+def test_a_task_without_a_rule_says_why(name, variant):
+    why = {"addition-two_pointers": "k grows", "logical_graph-depth_first": "456,976 contexts"}
+    with pytest.raises(CertificationError, match=why.get(f"{name}-{variant}", "no rule")):
+        load_task(name).rule(variant)
 
 
 def test_a_wrong_token_is_on_no_path():

@@ -1,0 +1,48 @@
+"""A penalty on states that decay slowly, so that a proof finds narrow bounds for them (`evaluation.certification`).
+
+A state that keeps nearly all of itself from token to token adds up what no short context tells. Where training says
+nothing about it, as within a prompt, nothing holds it back either.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_toolssm.models.modeling_tool_mamba import ToolMambaMixer
+
+FREE = 0.5
+"""A state whose step size times rate is as large, which keeps exp(-0.5) = 0.61 of itself, costs nothing."""
+
+
+@contextmanager
+def slow_decays(model: nn.Module, attention_mask: Tensor) -> Iterator[list[Tensor]]:
+    """Of every layer that runs forward meanwhile, with a gradient, how slowly its states decay: a number from 0 to 1.
+
+    It is the mean, over real tokens and channels, of 1 - x / FREE where a channel's slowest state keeps exp(-x) of
+    itself with x below FREE, and of 0 elsewhere.
+
+    Args:
+        model: whose `ToolMambaMixer` are its layers.
+        attention_mask: (b, l), of the batch that it runs on.
+    """
+    found: list[Tensor] = []
+    real = attention_mask.bool()
+
+    def read(mixer: ToolMambaMixer, before_softplus: Tensor) -> None:
+        if torch.is_grad_enabled():
+            decay = F.softplus(before_softplus.float()) * mixer.A_log.float().exp().amin(1)  # (b, l, d)
+            found.append(F.relu(1 - decay / FREE)[real].mean())
+
+    handles = [
+        mixer.dt_proj.register_forward_hook(lambda module, args, output, mixer=mixer: read(mixer, output))
+        for mixer in model.modules()
+        if isinstance(mixer, ToolMambaMixer)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

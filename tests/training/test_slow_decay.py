@@ -1,0 +1,89 @@
+"""The penalty on slow decay: what it is, that training lowers it, and where it is refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_run import make_trainer
+
+from hf_toolssm.errors import UnsafeTrainingError
+from hf_toolssm.training.sft_config import ToolSFTConfig
+from hf_toolssm.training.slow_decay import FREE, slow_decays
+
+
+def batch_of(trainer):
+    return next(iter(trainer.get_train_dataloader()))
+
+
+def shares_by_hand(model, batch):
+    """Of each layer, from what goes into its x_proj, in plain torch."""
+    found = []
+    real = batch["attention_mask"].bool()
+    for block in model.backbone.layers:
+        mixer, inputs = block.mixer, []
+        handle = mixer.x_proj.register_forward_hook(lambda module, args, output, inputs=inputs: inputs.append(args[0]))
+        model(batch["input_ids"], attention_mask=batch["attention_mask"])
+        handle.remove()
+        times = mixer.dt_proj(mixer.x_proj(inputs[0])[..., : mixer.time_step_rank])
+        kept = torch.exp(-F.softplus(times)[..., None] * torch.exp(mixer.A_log)).amax(-1)  # (b, l, d)
+        found.append((1 + torch.log(kept[real]) / FREE).clamp(min=0).mean())
+    return found
+
+
+def test_it_is_the_mean_over_real_tokens_and_channels(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1, state_passing_share=0.0)
+    batch = batch_of(trainer)
+    assert not batch["attention_mask"].all()
+    with slow_decays(trainer.model, batch["attention_mask"]) as found:
+        trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"])
+        with torch.no_grad():
+            trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"])
+    torch.testing.assert_close(found, shares_by_hand(trainer.model, batch), rtol=1e-4, atol=1e-6)
+    assert all(0 < share < 1 for share in found)
+
+
+@pytest.mark.parametrize("items", [None, 57])
+def test_the_loss_has_it_by_its_weight(tmp_path, items):
+    """As large a part of a step's as the batch's labels are of the step's."""
+    plain, penalized = (
+        make_trainer(tmp_path, 4, 1, state_passing_share=0.0, slow_decay_weight=weight) for weight in (0.0, 0.3)
+    )
+    batch = batch_of(plain)
+    loss, more = (t.compute_loss(t.model, dict(batch), num_items_in_batch=items) for t in (plain, penalized))
+    share = 1 if items is None else (batch["labels"][:, 1:] != -100).sum() / items
+    expected = 0.3 * torch.stack(shares_by_hand(plain.model, batch)).mean() * share
+    assert (more - loss).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("cut", [None, 32])
+def test_training_lowers_it(tmp_path, cut):
+    trainer = make_trainer(tmp_path, 16, 20, slow_decay_weight=100.0, learning_rate=3e-2, bptt_length=cut)
+    trainer.train()
+    shares = [entry["slow_decay"] for entry in trainer.state.log_history if "slow_decay" in entry]
+    assert shares[-1] < 0.5 * shares[0]
+
+
+def test_an_evaluation_is_without_it(tmp_path):
+    found = []
+    for weight in (0.0, 1.0):
+        trainer = make_trainer(tmp_path, 4, 1, accuracy=lambda model: 1.0, slow_decay_weight=weight)
+        found.append(trainer.evaluate()["eval_loss"])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"architecture": "lstm"}, "leave it out"),
+        ({"architecture": "gpt_neox", "state_passing_share": 0.0}, "leave it out"),
+        ({"gradient_checkpointing": True}, "leave out one of the two"),
+    ],
+)
+def test_where_it_means_nothing_it_is_refused(tmp_path, options, message):
+    with pytest.raises(UnsafeTrainingError, match=message):
+        make_trainer(tmp_path, 4, 1, slow_decay_weight=0.1, **options)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan")])
+def test_a_weight_that_is_none_is_refused(tmp_path, weight):
+    with pytest.raises(UnsafeTrainingError, match="at least 0"):
+        ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, slow_decay_weight=weight)
