@@ -31,7 +31,9 @@ class CertificationArguments:
     )
     task: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
-    context: int = field(default=10, metadata={"help": "Tokens of a context: more give tighter bounds."})
+    context: int | None = field(
+        default=None, metadata={"help": "Tokens of a context: more give tighter bounds. By default the rule's."}
+    )
 
 
 def main() -> None:
@@ -46,7 +48,7 @@ def main() -> None:
     try:
         rule = task.rule(variant)
         model, tokenizer = load_model(options.model), AutoTokenizer.from_pretrained(options.model)
-        proof = prove(model, tokenizer, rule, options.context)
+        proof = prove(model, tokenizer, rule, rule.context if options.context is None else options.context)
     except CertificationError as error:
         sys.exit(f"not proved: {error}")
     asked = np.isfinite(proof.margins)
@@ -60,7 +62,7 @@ def main() -> None:
         "task_version": task.version,
         "variant": variant,
         "weights": weights_digest(model),
-        "j": options.context,
+        "j": proof.graph.j,
         "contexts": len(proof.graph.nodes),
         "edges": len(proof.graph.edges),
         "asked": int(asked.sum()),
@@ -74,7 +76,7 @@ def main() -> None:
     }
     write_json(path, certificate)
     plot_margins(proof, path.with_suffix(".png"))
-    of = f"{int(asked.sum()):,} contexts of {options.context} tokens in which {task.name} asks the model"
+    of = f"{int(asked.sum()):,} contexts of {proof.graph.j} tokens in which {task.name} asks the model"
     if proof.failing:
         named = [f"  {m:10.3f}  {' '.join(node.tokens)} -> {node.right}" for node, m in proof.failing[:_NAMED]]
         sys.exit("\n".join([f"not proved: {len(proof.failing):,} of {of}, by margin the first:", *named]))

@@ -93,6 +93,10 @@ class RecipeArguments:
         default=32, metadata={"help": "Problems that run side by side; fewer need less memory."}
     )
 
+    def __post_init__(self) -> None:
+        # A config's `4` is an int, which transformers refuses where it wants a float.
+        self.time_step_min, self.time_step_max = float(self.time_step_min), float(self.time_step_max)
+
 
 FOR_MESSAGES = ("chat_template", "vocabulary_size")
 """What has a meaning on messages only."""

@@ -31,6 +31,7 @@ class AdditionContexts(Rule):
     start: Hashable = ("prompt", "first")
     alike = dict.fromkeys(DIGITS, "0")
     exact = 7
+    context = 8
 
     def _prompt(self, form: str) -> Place:
         if form == "end":

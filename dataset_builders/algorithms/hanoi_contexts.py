@@ -43,6 +43,7 @@ class RecursiveHanoiContexts(HanoiContexts):
     """The rule of `hanoi_recursive`, with three pointers."""
 
     exact = 5
+    context = 8
     _SWAPS = (str.maketrans("BC", "CB"), str.maketrans("AB", "BA"))
 
     def _begin(self) -> States:
@@ -135,6 +136,7 @@ class IterativeHanoiContexts(HanoiContexts):
     """The rule of `hanoi_iterative`, at half speed."""
 
     exact = 7
+    context = 17
 
     def _begin(self) -> States:
         return say(calls(*[NEW_POINTER] * (self._pointers[0] + 1)), self._sign("-"))

@@ -42,6 +42,7 @@ class MultiplicationContexts(Rule):
     start: Hashable = ("prompt", "first")
     alike = dict.fromkeys(DIGITS, "0")
     exact = 9
+    context = 9
 
     def __init__(self, second_digits: int | None) -> None:
         self._limit, self._last_row = second_digits, second_digits or 3

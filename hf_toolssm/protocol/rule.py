@@ -69,12 +69,15 @@ class Rule:
         start: the state before the first token of a prompt.
         alike: tokens that a context does not tell apart where they are older than the last `exact`, and what stands
             for each: of ten digits one. Their states are joined. That makes fewer contexts, and looser bounds.
-        exact: how many of the last tokens a context tells apart; at least as many as decide what is right.
+        exact: how many of the last tokens a context tells apart; at least as many of those that are alike elsewhere as
+            decide what is right.
+        context: how many tokens a context should know; more give tighter bounds.
     """
 
     start: Hashable
     alike: Mapping[str, str] = MappingProxyType({})
     exact: int = 1
+    context: int = 10
 
     def place(self, state: Hashable) -> Place:
         """What may follow in a state."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from hf_toolssm.models.modeling_tool_mamba import ToolMambaMixer
 
-FREE = 0.5
-"""A state whose step size times rate is as large, which keeps exp(-0.5) = 0.61 of itself, costs nothing."""
+FREE = 1.0
+"""A state whose step size times rate is as large, which keeps exp(-1) = 0.37 of itself, costs nothing."""
 
 
 @contextmanager

@@ -294,6 +294,15 @@ def test_a_config_has_only_options_that_change_something_and_says_how_it_was_run
     assert "minutes" in header
 
 
+def test_a_whole_number_in_a_config_may_stand_where_a_share_is_meant(tmp_path, sft):
+    """YAML's `4` is an int, and what takes it makes a model's config of it, which wants a float."""
+    from hf_toolssm.models.architectures import make_model
+
+    steps = sft.RecipeArguments(time_step_min=1, time_step_max=4)
+    given = {name: getattr(steps, name) for name in ("time_step_min", "time_step_max")}
+    assert make_model("tool_mamba", 16, width=16, depth=1, state_size=4, mamba=given).config.time_step_max == 4.0
+
+
 def test_the_main_recipe_needs_no_extra():
     """Without the extras `peft` and `test`: a bare install must train."""
     code = "import sys; sys.modules.update(peft=None, pytest=None, hypothesis=None); sys.path.insert(0, 'recipes')"
