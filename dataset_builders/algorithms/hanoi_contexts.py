@@ -112,8 +112,10 @@ class RecursiveHanoiContexts(HanoiContexts):
         return Place(None, {rod: self._copied(rod, copy, ("to", copy, is_last, rod)) for rod in RODS})
 
     def _to(self, copy: int, is_last: bool, start: str) -> Place:
+        """Behind a move to C alone may a list end: all of its moves bring a tower from A to C, the last its smallest
+        disk."""
         goals = [rod for rod in RODS if rod != start]
-        return Place(None, {rod: self._copied(rod, copy, ("tens", copy, is_last, True)) for rod in goals})
+        return Place(None, {rod: self._copied(rod, copy, ("tens", copy, is_last, rod == "C")) for rod in goals})
 
     def _disk(self, is_last: bool, is_first: bool) -> Place:
         """The label of a list's largest disk."""

@@ -152,7 +152,8 @@ def sample_values(rng: random.Random) -> tuple[int, ...]:
 
 def sample_program(rng: random.Random, length: int) -> Program:
     """A program of so many functions, `foo` among them, that runs in a bounded number of calls at any length."""
-    numbers = sorted(rng.sample(range(max(_NAMES, length)), length - 1))
+    # Names that are alike in every other program: there the interpreter's hints mislead most.
+    numbers = sorted(rng.sample(range(rng.choice((2 * length, max(_NAMES, length)))), length - 1))
     names = [MAIN, *(f"f{number}" for number in numbers), FOO]
     calls = _sample_calls(rng, names)
     parameters = {name: tuple(sorted(rng.sample(VARIABLES, rng.randint(1, 3)))) for name in names[1:]}

@@ -9,12 +9,14 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
     missing ... argument: 'v3'           Z's call gets it as its last argument
     takes 2 positional arguments but 3   Z's call loses its last argument
     NameError of f40 or foo              the import is missing: it becomes Z's first line
-    NameError of anything else           the name is misspelt, and the interpreter's hint is right: of `V3`, `vv3` and
-                                         `F40` the line gets another beginning, and what follows is not copied
+    NameError of F40 or Foo              the function's name is misspelt: the line gets another beginning of it, and
+                                         what follows is not copied
+    NameError of anything else           a variable's name is misspelt, `V3` or `vv3`, and the hint is right
     SyntaxError: expected ':'            the line gets one
 
 The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was
-not imported it may say `Did you mean: 'f4'?`. So spelling decides, and then the hint.
+not imported it may say `Did you mean: 'f4'?`; and of F6 it says v6, if there is one. So spelling decides, and then the
+hint.
 """
 
 import re
@@ -78,6 +80,8 @@ def repair(observation: str) -> str:
             return _pass_on(frames, defined=False)
         if re.fullmatch(r"f\d+|foo", name):
             return _edit(last.file, f"1i from {name} import {name}")
+        if re.fullmatch(r"F\d+|Foo", name):
+            hint = name.lower()
         if hint and name in (hint[0] + hint, hint[0].upper() + hint[1:]):
             return _edit(last.file, _spelling(last, name, hint))
         return _edit(last.file, f"0,/{_FIRST_STATEMENT}/s//import {name}\\n&/")

@@ -134,6 +134,7 @@ FRAME = '  File "/work/{0}.py", line {1}, in {2}\n    {3}\n'
         ("NameError: name 'v10' is not defined. Did you mean: 'v0'?", "sed -i '/v10):/!s/):/, v10):/' f2.py"),
         ("NameError: name 'f40' is not defined. Did you mean: 'f4'?", "sed -i '1i from f40 import f40' f2.py"),
         ("NameError: name 'foo' is not defined", "sed -i '1i from foo import foo' f2.py"),
+        ("NameError: name 'F6' is not defined. Did you mean: 'v6'?", r"sed -i '7s/\bF/f/g' f2.py"),
         ("NameError: name 'V3' is not defined. Did you mean: 'v3'?", r"sed -i '7s/\bV/v/g' f2.py"),
         ("NameError: name 'vv3' is not defined. Did you mean: 'v3'?", r"sed -i '7s/\bvv/v/g' f2.py"),
         ("TypeError: f5() missing 1 required positional argument: 'v3'", "sed -i '7s/)/, v3)/' f2.py"),
