@@ -36,7 +36,8 @@ class MultiplicationContexts(Rule):
     Rows are numbered from 0. Without a limit the fourth stands for all behind it.
 
     Args:
-        second_digits: the most digits of the second number, which has a row for each; None for any number.
+        second_digits: the most digits of the second number, which has a row for each; None for any number. Of problems
+            with more, which the algorithm solves as well, the rule says nothing.
     """
 
     start: Hashable = ("prompt", "first")

@@ -1,5 +1,6 @@
 """`SFTConfig` for recurrent models on tool trajectories: right defaults, and guards for what is quietly wrong."""
 
+import math
 from dataclasses import dataclass, field
 
 from trl import SFTConfig
@@ -80,8 +81,13 @@ class ToolSFTConfig(SFTConfig):
         for name, (asked, why) in refused.items():
             if asked:
                 raise UnsafeTrainingError(f"{name}={getattr(self, name)} is refused: {why}. Leave it out.")
-        if not self.slow_decay_weight >= 0:
-            raise UnsafeTrainingError(f"slow_decay_weight is at least 0, and not {self.slow_decay_weight}")
+        if not 0 <= self.slow_decay_weight < math.inf:
+            raise UnsafeTrainingError(f"slow_decay_weight is at least 0 and finite, and not {self.slow_decay_weight}")
+        if self.slow_decay_weight and self.bptt_length is not None:
+            raise UnsafeTrainingError(
+                "slow_decay_weight counts by a row's labels, of which a piece of its prompt has none: leave out "
+                "bptt_length, or the weight"
+            )
         if self.bptt_length is not None and self.bptt_length < 1:
             raise UnsafeTrainingError(f"bptt_length is a number of tokens, at least 1, not {self.bptt_length}")
         shares = (self.state_passing_share, self.state_noise_share)

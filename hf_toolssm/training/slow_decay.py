@@ -29,10 +29,12 @@ def slow_decays(model: nn.Module, attention_mask: Tensor) -> Iterator[list[Tenso
         attention_mask: (b, l), of the batch that it runs on.
     """
     found: list[Tensor] = []
-    real = attention_mask.bool()
+    lengths = attention_mask.sum(1, keepdim=True)
 
     def read(mixer: ToolMambaMixer, before_softplus: Tensor) -> None:
         if torch.is_grad_enabled():
+            # Wherever a batch's padding stands, the layers have a row's tokens first.
+            real = torch.arange(before_softplus.shape[1], device=lengths.device) < lengths
             decay = F.softplus(before_softplus.float()) * mixer.A_log.float().exp().amin(1)  # (b, l, d)
             found.append(F.relu(1 - decay / FREE)[real].mean())
 

@@ -236,26 +236,33 @@ class ToolSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The language model's loss on the labelled tokens, and of every head its weight times its loss.
+        """The language model's loss on the labelled tokens, and of every head, and of the penalty on slow decay, its
+        weight times its loss. The penalty counts as much as the batch's labelled tokens.
 
         One forward gives the hidden states for all of them. Models that are not ours are scored as TRL does it, which
         knows how each makes logits of them.
         """
         columns = {head.column for head in self.heads}
         given = {name: value for name, value in inputs.items() if name not in columns | {_TARGET_COUNTS}}
-        with reading(self._causal_lm.base_model) as hidden:
+        decays: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if self.args.slow_decay_weight:
+            decays = slow_decays(model, inputs["attention_mask"])
+        with reading(self._causal_lm.base_model) as hidden, decays as slow:
             if self._owner is None:
                 result = super().compute_loss(model, given, return_outputs, num_items_in_batch)
             else:
                 result = self._language_model_loss(model, given, hidden, return_outputs, num_items_in_batch)
-        if not self.heads:
+        if not (self.heads or slow):
             return result
         loss, outputs = result if return_outputs else (result, None)
         # As for the language model: DDP averages gradients, and the counts are those of every process.
         processes = self._processes_averaged(num_items_in_batch)
         label_count = (labels_of_next_tokens(inputs) != IGNORED).sum()
-        lm_sum = loss * (label_count if num_items_in_batch is None else num_items_in_batch / processes)
-        sums = {"lm_loss": (lm_sum, label_count)}
+        items = torch.as_tensor(label_count if num_items_in_batch is None else num_items_in_batch / processes)
+        sums = {"lm_loss": (loss * items, label_count)} if self.heads else {}
+        if slow:
+            penalty, count = sums["slow_decay"] = torch.stack(slow).mean() * label_count, label_count
+            loss = loss + self.args.slow_decay_weight * penalty / items.clamp(min=1)
         self._heads_ran = True
         self._head_modules.train(self.model.training)
         with self.accelerator.autocast():
@@ -279,12 +286,7 @@ class ToolSFTTrainer(SFTTrainer):
         without_labels = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels")}
         if not needs_logits:
             without_labels["logits_to_keep"] = NO_LOGITS
-        weight = self.args.slow_decay_weight
-        decays: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if weight:
-            decays = slow_decays(model, inputs["attention_mask"])
-        with decays as slow:
-            outputs = model(**without_labels, use_cache=False)
+        outputs = model(**without_labels, use_cache=False)
 
         next_tokens = labels_of_next_tokens(inputs)
         mask = next_tokens != IGNORED
@@ -292,7 +294,6 @@ class ToolSFTTrainer(SFTTrainer):
         with self.accelerator.autocast():
             scores = score_labels(self._owner.get_output_embeddings(), before_labels, next_tokens[mask])
         count = mask.sum()
-        items = torch.as_tensor(count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(outputs, inputs["labels"], num_items_in_batch=num_items_in_batch)
         elif is_smoothed:
@@ -304,12 +305,9 @@ class ToolSFTTrainer(SFTTrainer):
             per_token = -log_probs
             if self.args.loss_type == "dft":  # arXiv 2508.05629
                 per_token = per_token * log_probs.exp().detach()
-            loss = per_token.sum() / items
+            items = count if num_items_in_batch is None else num_items_in_batch
+            loss = per_token.sum() / torch.as_tensor(items).clamp(min=1)
         means = {"entropy": (scores.entropy.sum(), count), "mean_token_accuracy": (scores.is_top1.sum(), count)}
-        if slow:
-            penalty = torch.stack(slow).mean() * count
-            loss = loss + weight * penalty / items
-            means["slow_decay"] = (penalty, count)
         loss = loss * self._processes_averaged(num_items_in_batch)
         self._means.add(self._mode, means, inputs["attention_mask"].sum() if self.model.training else None)
         return (loss, outputs) if return_outputs else loss

@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_run import make_trainer
+from torch import nn
 
 from hf_toolssm.errors import UnsafeTrainingError
+from hf_toolssm.training.heads import Head, binary_loss
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.slow_decay import FREE, slow_decays
 
@@ -41,6 +43,31 @@ def test_it_is_the_mean_over_real_tokens_and_channels(tmp_path):
     assert all(0 < share < 1 for share in found)
 
 
+def test_padding_may_stand_on_either_side(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1, state_passing_share=0.0)
+    batch = batch_of(trainer)
+    order = batch["attention_mask"].long().argsort(dim=1, stable=True)  # padding first
+    turned = {name: batch[name].gather(1, order) for name in ("input_ids", "attention_mask")}
+    assert not turned["attention_mask"][:, 0].all()
+    found = []
+    for each in (batch, turned):
+        with slow_decays(trainer.model, each["attention_mask"]) as shares:
+            trainer.model(each["input_ids"], attention_mask=each["attention_mask"])
+        found.append(torch.stack(shares))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
+
+
+def test_beside_a_head_the_language_models_own_loss_is_logged_without_it(tmp_path):
+    head = Head("parity", nn.Linear(16, 1), "parity", binary_loss, weight=1e-9)
+    logged = []
+    for weight in (0.0, 1.0):
+        trainer = make_trainer(tmp_path, 4, 1, heads=[head], state_passing_share=0.0, slow_decay_weight=weight)
+        trainer.train()
+        logged.append(trainer.state.log_history[0])
+    assert logged[0]["lm_loss"] == pytest.approx(logged[1]["lm_loss"])
+    assert logged[1]["loss"] == pytest.approx(logged[0]["loss"] + logged[1]["slow_decay"], rel=1e-2)
+
+
 @pytest.mark.parametrize("items", [None, 57])
 def test_the_loss_has_it_by_its_weight(tmp_path, items):
     """As large a part of a step's as the batch's labels are of the step's."""
@@ -54,9 +81,8 @@ def test_the_loss_has_it_by_its_weight(tmp_path, items):
     assert (more - loss).item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("cut", [None, 32])
-def test_training_lowers_it(tmp_path, cut):
-    trainer = make_trainer(tmp_path, 16, 20, slow_decay_weight=100.0, learning_rate=3e-2, bptt_length=cut)
+def test_training_lowers_it(tmp_path):
+    trainer = make_trainer(tmp_path, 16, 20, slow_decay_weight=100.0, learning_rate=3e-2)
     trainer.train()
     shares = [entry["slow_decay"] for entry in trainer.state.log_history if "slow_decay" in entry]
     assert shares[-1] < 0.5 * shares[0]
@@ -76,6 +102,7 @@ def test_an_evaluation_is_without_it(tmp_path):
         ({"architecture": "lstm"}, "leave it out"),
         ({"architecture": "gpt_neox", "state_passing_share": 0.0}, "leave it out"),
         ({"gradient_checkpointing": True}, "leave out one of the two"),
+        ({"bptt_length": 32}, "leave out bptt_length"),
     ],
 )
 def test_where_it_means_nothing_it_is_refused(tmp_path, options, message):
@@ -83,7 +110,7 @@ def test_where_it_means_nothing_it_is_refused(tmp_path, options, message):
         make_trainer(tmp_path, 4, 1, slow_decay_weight=0.1, **options)
 
 
-@pytest.mark.parametrize("weight", [-0.1, float("nan")])
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
 def test_a_weight_that_is_none_is_refused(tmp_path, weight):
     with pytest.raises(UnsafeTrainingError, match="at least 0"):
         ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, slow_decay_weight=weight)
