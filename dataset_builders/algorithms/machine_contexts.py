@@ -22,11 +22,11 @@ from typing import NamedTuple
 from dataset_builders.algorithms.machine import LEFT, RIGHT, STATE, STAY, Machine
 from dataset_builders.algorithms.machine_inputs import Inputs
 from hf_toolssm.protocol.calls import begin_token
-from hf_toolssm.protocol.rule import END, Place, Rule, say
+from hf_toolssm.protocol.rule import END, Place, Rule, calls, say
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools.tape import TAPE_BEGIN, TAPE_END, TAPE_LEFT, TAPE_READ, TAPE_RIGHT, tape_write
 
-_MOVES = {LEFT: (begin_token(TAPE_LEFT),), RIGHT: (begin_token(TAPE_RIGHT),), STAY: ()}
+_MOVES = {LEFT: calls(TAPE_LEFT), RIGHT: calls(TAPE_RIGHT), STAY: ()}
 _READ = begin_token(TAPE_READ)
 _MARKERS = (TAPE_BEGIN, TAPE_END)
 _REWIND, _COPY = "to the left end", "to the right end"

@@ -7,7 +7,7 @@ looks for a key's last digit sees any digit, or the sign behind the list.
 from collections.abc import Hashable
 
 from dataset_builders.algorithms.decimal_numbers import DIGITS
-from hf_toolssm.protocol.rule import END, KEPT_OF_PROMPTS, Place, Rule, Saying, States, calls, say
+from hf_toolssm.protocol.rule import END, KEPT_OF_PROMPTS, Place, Rule, States, calls, say
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, left, read, right
 
@@ -32,7 +32,7 @@ class SortingContexts(Rule):
         follows: dict[str, States] = dict.fromkeys(DIGITS, (("prompt", at + 1, is_first),))
         if not (at or is_first):
             tokens = ("=", SIGNS[0], *calls(*[NEW_POINTER] * RESTING))
-            follows["="] = (Saying(tokens, self._begin(0, 0)),)
+            follows["="] = say(tokens, self._begin(0, 0))
         return Place(None, follows, keeps=KEPT_OF_PROMPTS)
 
     def _begin(self, turn: int, digit: int) -> States:

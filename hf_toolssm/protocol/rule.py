@@ -13,7 +13,6 @@ END = END_OF_TURN
 KEPT_OF_PROMPTS = 4
 """Tokens that a context knows of a prompt of many different cells: what a convolution reaches."""
 
-
 States = tuple[Hashable, ...]
 """Of a rule: those that it may be in."""
 
