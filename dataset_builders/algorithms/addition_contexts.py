@@ -5,15 +5,13 @@ leading zeros, then pairs of a digit and a carry, then the answer marker), and n
 may see any digit wherever it may see one. While columns are added it knows the carry, and which numbers are used up.
 """
 
-from collections.abc import Hashable
-from dataclasses import replace
-
 from dataset_builders.algorithms.decimal_numbers import DIGITS, two_numbers
-from hf_toolssm.protocol.rule import END, KEPT_OF_PROMPTS, Place, Rule, Saying, States, calls, say
+from dataset_builders.algorithms.number_walks import NumberWalks
+from hf_toolssm.protocol.rule import END, Place, States, calls, say
 from hf_toolssm.protocol.trajectory import ANSWER
-from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, read, right
+from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, left, read
 
-_NEXT = {
+_TEXT = {
     **two_numbers("+"),
     "end": dict.fromkeys(DIGITS, "carry"),
     "carry": dict.fromkeys("01", "column"),
@@ -21,38 +19,18 @@ _NEXT = {
 }
 """The form of the memory's text: by what may stand next, each cell and what may stand behind it."""
 
-_UNTIL = {1: "+", 2: "=", 3: ANSWER}
-"""Where each pointer's walk to the right ends."""
 
-
-class AdditionContexts(Rule):
+class AdditionContexts(NumberWalks):
     """The rule of `addition`, local."""
 
-    start: Hashable = ("prompt", "first")
-    alike = dict.fromkeys(DIGITS, "0")
     exact = 7
     context = 8
+    text = _TEXT
+    until = {1: "+", 2: "=", 3: ANSWER}
 
-    def _prompt(self, form: str) -> Place:
-        if form == "end":
-            return replace(self._walk(1)[0].place(), keeps=KEPT_OF_PROMPTS)
-        return Place(None, {cell: (("prompt", then),) for cell, then in _NEXT[form].items()}, keeps=KEPT_OF_PROMPTS)
-
-    def _walk(self, pointer: int) -> tuple[Saying, ...]:
-        """A new pointer, at the first cell."""
-        return (Saying(calls(NEW_POINTER, read(pointer)), (("walking", pointer, "first"),)),)
-
-    def _walking(self, pointer: int, form: str) -> Place:
-        """It looks at a cell."""
-        on = calls(right(pointer), read(pointer))
-        follows = {cell: say(on, (("walking", pointer, then),)) for cell, then in _NEXT[form].items()}
-        if _UNTIL[pointer] in follows:
-            follows[_UNTIL[pointer]] = self._arrived(pointer)
-        return Place(None, follows)
-
-    def _arrived(self, pointer: int) -> States:
+    def _arrived(self, pointer: int, known: int) -> States:
         if pointer == 1:
-            return say(calls(left(1)), self._walk(2))
+            return say(calls(left(1)), (self._walk(2),))
         if pointer == 2:
             return say(calls(left(2), read(1)), (("first_number", 0, True, True, True),))
         return say(calls(left(3), read(3)), (("carry", True),))
@@ -70,7 +48,7 @@ class AdditionContexts(Rule):
     def _column(self, carry: int, *cells: str) -> States:
         digits = [int(cell) if cell in DIGITS else None for cell in cells]
         if digits == [None, None]:
-            return say(("1", "0") * carry + (ANSWER,), self._walk(3))
+            return say(("1", "0") * carry + (ANSWER,), (self._walk(3),))
         carry, digit = divmod(sum(d for d in digits if d is not None) + carry, 10)
         moves = [left(pointer) for pointer, d in enumerate(digits, 1) if d is not None]
         has = [d is not None for d in digits]

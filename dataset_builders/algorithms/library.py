@@ -14,8 +14,9 @@ from pathlib import Path
 from hf_toolssm.tools.bash import Bash, Shell
 
 CHECK, PASSED = "check.py", "passed"
-RUN = f"python3 -X no_debug_ranges {CHECK} 2>&1 | tail -n 7"
-"""The check; three frames and the error."""
+RUN = rf"python3 {CHECK} 2>&1 | sed -En '/\/work/{{p;n;p}};/^\w[^ ]*(:|$)/p' | tail -n 3 | tac"
+"""The check: of a failure the error and the last frame that stands in the copy, upside down, so that the file and its
+line stand next to the command that copies them."""
 
 _LEFT_OUT = re.compile(
     r"test|idlelib|turtledemo|distutils|_distutils_system_mod|socket|encodings\..*|(.*\.)?(tests|__.*)"
@@ -170,4 +171,4 @@ def is_original(module: Module, repaired: bytes) -> bool:
     """Whether a copy has the original's syntax tree up to the order of top-level `import`s, and passes the check."""
     shell = start({**module.files(module.text), "original": module.text, "same/same.py": _SAME})
     shell.put(module.file, repaired)
-    return shell.call("bash", f"python3 same/same.py {module.file} && {RUN}").endswith(f"{PASSED}\n")
+    return shell.call("bash", f"python3 same/same.py {module.file} && {RUN}").startswith(f"{PASSED}\n")

@@ -4,11 +4,9 @@ A state knows the row, the carry, the digits of a column that are still needed, 
 stands, and not which digits stand where.
 """
 
-from collections.abc import Hashable
-from dataclasses import replace
-
 from dataset_builders.algorithms.decimal_numbers import DIGITS, two_numbers
-from hf_toolssm.protocol.rule import END, KEPT_OF_PROMPTS, Place, Rule, Saying, States, calls, say
+from dataset_builders.algorithms.number_walks import NumberWalks
+from hf_toolssm.protocol.rule import END, Place, States, calls, say
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, read, right
 
@@ -21,16 +19,13 @@ COLUMN_CELLS = 9
 LEAD = 7
 """R's steps before a column's product, of the 9 to the next digit."""
 
-_UNTIL = {R: "=", A: "*", B: BAR}
-"""Where each pointer's walk to the right ends."""
-
 
 def _ahead(cells: int) -> tuple[str, ...]:
     """R's way so many cells to the right, where it arrives with a step to the left and reads."""
     return calls(*[right(R)] * (cells + 1), left(R), read(R))
 
 
-class MultiplicationContexts(Rule):
+class MultiplicationContexts(NumberWalks):
     """The rule of `multiplication_nx1`, `multiplication_nx2` and `multiplication_nxn`, local.
 
     Rows are numbered from 0. Without a limit the fourth stands for all behind it.
@@ -40,34 +35,19 @@ class MultiplicationContexts(Rule):
             with more, which the algorithm solves as well, the rule says nothing.
     """
 
-    start: Hashable = ("prompt", "first")
-    alike = dict.fromkeys(DIGITS, "0")
     exact = 9
     context = 9
+    until = {R: "=", A: "*", B: BAR}
 
     def __init__(self, second_digits: int | None) -> None:
         self._limit, self._last_row = second_digits, second_digits or 3
-        self._text = {**two_numbers("*", second_digits), "end": {BAR: "columns"}}
+        self.text = {**two_numbers("*", second_digits), "end": {BAR: "columns"}}
 
-    def _prompt(self, form: str) -> Place:
-        if form == "end":
-            walk = Saying(calls(NEW_POINTER, read(R)), (("walking", R, "first", 0),))
-            return replace(walk.place(), keeps=KEPT_OF_PROMPTS)
-        return Place(None, {c: (("prompt", f),) for c, f in self._text[form].items()}, keeps=KEPT_OF_PROMPTS)
-
-    def _walking(self, pointer: int, form: str, row: int) -> Place:
-        """A pointer looks at a cell of the problem, on its way to the right."""
-        on = calls(right(pointer), read(pointer))
-        follows = {cell: say(on, (("walking", pointer, then, row),)) for cell, then in self._text[form].items()}
-        if _UNTIL[pointer] in follows:
-            follows[_UNTIL[pointer]] = self._arrived(pointer, row)
-        return Place(None, follows)
-
-    def _arrived(self, pointer: int, row: int) -> States:
+    def _arrived(self, pointer: int, known: int) -> States:
         if pointer == R:
             return say((BAR, *calls(NEW_POINTER, NEW_POINTER, read(B))), (("walking", B, "first", 0),))
         if pointer == A:
-            return self._begin_row(row, False)
+            return self._begin_row(known, False)
         walks = tuple(("walking", A, form, 0) for form in ("first digits", "first zero"))
         return say(calls(left(B), left(B), right(A), read(A)), walks)
 

@@ -8,7 +8,8 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
       then, as long as frames are shown: where Y's line does not pass v10, the same in Y, and so on with X
     missing ... argument: 'v3'           Z's call gets it as its last argument
     takes 2 positional arguments but 3   Z's call loses its last argument
-    NameError of f40 or foo              the import is missing: it becomes Z's first line
+    NameError of f40 or foo              the import is missing: sed makes it of Z's call, so that nobody copies a name,
+                                         and it becomes Z's first line
     NameError of F40 or Foo              the function's name is misspelt: the line gets another beginning of it, and
                                          what follows is not copied
     NameError of anything else           a variable's name is misspelt, `V3` or `vv3`, and the hint is right
@@ -79,7 +80,7 @@ def repair(observation: str) -> str:
         if name == MISSING:
             return _pass_on(frames, defined=False)
         if re.fullmatch(r"f\d+|foo", name):
-            return _edit(last.file, f"1i from {name} import {name}")
+            return _import(last)
         if re.fullmatch(r"F\d+|Foo", name):
             hint = name.lower()
         if hint and name in (hint[0] + hint, hint[0].upper() + hint[1:]):
@@ -105,6 +106,11 @@ def _pass_on(frames: list[Frame], defined: bool) -> str:
 
 def _argument(frame: Frame, name: str) -> str:
     return f"{frame.line}s/)/, {name})/"
+
+
+def _import(frame: Frame) -> str:
+    made = rf"sed -n '{frame.line}s/.*\(f.*\)(.*/from \1 import \1/p' {frame.file}"
+    return f'sed -i "1i $({made})" {frame.file}'
 
 
 def _spelling(frame: Frame, name: str, hint: str) -> str:

@@ -54,15 +54,15 @@ seen in training, and a model took them for something to repair."""
 _PROBLEM = re.compile(r"([1-9]\d*) functions, bugs ([a-z ]+); seed (\d+)")
 _PRINT_ALL = "cat $(ls -rv *.py)"
 _CHECKS = 3
-_WEIGHTS = (2, 3, 1, 5)
-"""How often each of `KINDS` is drawn: what has to be copied, a function's name or an argument, takes most examples."""
+_WEIGHTS = (2, 2, 1, 5)
+"""How often each of `KINDS` is drawn: an argument, which has to be copied, takes most examples."""
 
 
 class CodeFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing a repository of many files, with a shell"
-    version = "5"
+    version = "6"
     variants: Sequence[str] = (*_RUNS, "single_turn")
     adversarial: Sequence[str] = (ALL_KINDS,)
     unit = "functions"

@@ -8,15 +8,11 @@ Half of the modules are trained on, and the others are tested: which, a module's
 
 Worked example, `module json.decoder, bug name; seed 7`:
 
-    bash    python3 -X no_debug_ranges check.py 2>&1 | tail -n 7
-            File "/work/check.py", line 14, in <module>
-              spec.loader.exec_module(module)
-            File "<frozen importlib._bootstrap_external>", line 940, in exec_module
-            File "<frozen importlib._bootstrap>", line 241, in _call_with_frames_removed
-            File "/work/decoder.py", line 15, in <module>
-              NaN = Float('nan')
+    bash    python3 check.py 2>&1 | sed -En '/\\/work/{p;n;p};/^\\w[^ ]*(:|$)/p' | tail -n 3 | tac     (the run)
           NameError: name 'Float' is not defined. Did you mean: 'float'?
-    bash    sed -i '15s/\\bF/f/g' decoder.py; python3 -X no_debug_ranges check.py 2>&1 | tail -n 7
+              NaN = Float('nan')
+            File "/work/decoder.py", line 15, in <module>
+    bash    sed -i '15s/\\bF/f/g' decoder.py; (the run)
           passed
     answer  fixed
 
@@ -56,7 +52,7 @@ class ModuleFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing one bug in a module of Python's standard library, with a shell"
-    version = "2"
+    version = "3"
     variants: Sequence[str] = ("interactive",)
     adversarial: Sequence[str] = tuple(f"{_SET}{kind}" for kind in KINDS)
     unit = "bugs"
@@ -152,7 +148,7 @@ def _solved(task: ModuleFixing, problem: str) -> Trajectory:
     pen = Recorder(problem, *task.make_tools(task.variants[0]))
     observation = pen.call("bash", RUN)
     for _ in range(MOST_EDITS):
-        if observation.endswith(f"{PASSED}\n") or not (edit := repair(observation)):
+        if observation.startswith(f"{PASSED}\n") or not (edit := repair(observation)):
             break
         observation = pen.call("bash", f"{edit}; {RUN}")
     if not task.passes(problem, pen.tools[0]):

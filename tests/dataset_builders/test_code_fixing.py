@@ -121,19 +121,20 @@ def test_no_more_than_so_many_files_are_edited_in_a_turn(variant, most):
     edited = []
     for problem in training_problems(variant, 4):
         calls = [s.text for s in TASK.solve(problem, variant).steps if s.kind is StepKind.CALL]
-        edited += [call.count("sed ") for call in calls]
+        edited += [call.count("sed -i") for call in calls]
     assert max(edited) == most
 
 
 FRAME = '  File "/work/{0}.py", line {1}, in {2}\n    {3}\n'
+IMPORT = r"""sed -i "1i $(sed -n '7s/.*\(f.*\)(.*/from \1 import \1/p' f2.py)" f2.py"""
 
 
 @pytest.mark.parametrize(
     ("error", "command"),
     [
         ("NameError: name 'v10' is not defined. Did you mean: 'v0'?", "sed -i '/v10):/!s/):/, v10):/' f2.py"),
-        ("NameError: name 'f40' is not defined. Did you mean: 'f4'?", "sed -i '1i from f40 import f40' f2.py"),
-        ("NameError: name 'foo' is not defined", "sed -i '1i from foo import foo' f2.py"),
+        ("NameError: name 'f40' is not defined. Did you mean: 'f4'?", IMPORT),
+        ("NameError: name 'foo' is not defined", IMPORT),
         ("NameError: name 'F6' is not defined. Did you mean: 'v6'?", r"sed -i '7s/\bF/f/g' f2.py"),
         ("NameError: name 'V3' is not defined. Did you mean: 'v3'?", r"sed -i '7s/\bV/v/g' f2.py"),
         ("NameError: name 'vv3' is not defined. Did you mean: 'v3'?", r"sed -i '7s/\bvv/v/g' f2.py"),
@@ -158,6 +159,17 @@ def test_a_variable_is_passed_on_as_long_as_frames_show_that_it_is_not():
     assert repair("".join(frames) + error).count("sed") == 3
     passed = [frames[0].replace("v0)", "v0, v10)"), *frames[1:]]
     assert repair("".join(passed) + error).count("sed") == 2
+
+
+@in_sandbox
+@pytest.mark.parametrize("name", ["foo", "f40"])
+def test_a_missing_import_becomes_the_first_line_of_the_file_that_calls(name):
+    shell = shell_of("2 functions, bugs variable; seed 1")
+    text = f"from f5 import f5\ndef f2(v0):\n    v1 = f5(v0)\n    v2 = {name}(v0, v1)\n    return v2\n"
+    shell.put("f2.py", text)
+    frame = FRAME.format("f2", 4, "f2", f"v2 = {name}(v0, v1)")
+    shell.call("bash", repair(f"{frame}NameError: name '{name}' is not defined"))
+    assert shell.files()["f2.py"].decode() == f"from {name} import {name}\n{text}"
 
 
 @in_sandbox
