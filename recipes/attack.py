@@ -2,8 +2,8 @@
 
     python recipes/attack.py --model outputs/palindrome --tokens 10000000
 
-Exits 0 where every token was right, and 1 with the first run where one was not. How it searches stands in
-`hf_toolssm/evaluation/certification/attack.py`.
+Exits 0 where every token was right, and 1 with the end of the first run where one was not, which the same seed finds
+again. How it searches stands in `hf_toolssm/evaluation/certification/attack.py`.
 """
 
 import sys
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from transformers import AutoTokenizer, HfArgumentParser
 
 from dataset_builders.mixture import measured_task
+from hf_toolssm.errors import CertificationError
 from hf_toolssm.evaluation.certification.attack import attack
 from hf_toolssm.evaluation.report import training_facts
 from hf_toolssm.files import escape_unprintable
@@ -31,10 +32,16 @@ class AttackArguments:
 
 def main() -> None:
     escape_unprintable()
-    (options,) = HfArgumentParser(AttackArguments).parse_args_into_dataclasses()
+    parser = HfArgumentParser(AttackArguments)
+    (options,) = parser.parse_args_into_dataclasses()
+    if options.tokens < 1:
+        parser.error(f"--tokens is at least 1, not {options.tokens}")
     task, variant = measured_task(training_facts(options.model), options.model, options.task, options.variant)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    found = attack(load_model(options.model), tokenizer, task.rule(variant), options.tokens, options.seed)
+    try:
+        found = attack(load_model(options.model), tokenizer, task.rule(variant), options.tokens, options.seed)
+    except CertificationError as error:
+        sys.exit(f"not attacked: {error}")
     if found is None:
         print(f"no error in {options.tokens:,} tokens")
         return

@@ -36,7 +36,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     path = Path(options.model, "repaired_by_kind.json")
     about = {"weights_sha256": weights_digest(model), "problems": options.num_problems, "seed": options.seed}
-    about["environment"] = task.environment
+    about |= {"task_version": task.version, "environment": task.environment}
     saved = read_json(path) if path.exists() else {}
     found = saved.pop("repaired", {})
     if saved != about:  # of other weights or other problems

@@ -28,7 +28,7 @@ class AdditionContexts(NumberWalks):
     text = _TEXT
     until = {1: "+", 2: "=", 3: ANSWER}
 
-    def _arrived(self, pointer: int, known: int) -> States:
+    def _arrived(self, pointer: int, row: int) -> States:
         if pointer == 1:
             return say(calls(left(1)), (self._walk(2),))
         if pointer == 2:

@@ -39,12 +39,15 @@ class HanoiContexts(Rule):
         raise NotImplementedError
 
 
+SWAPS = (str.maketrans("BC", "CB"), str.maketrans("AB", "BA"))
+"""Of the rods, in the recursion's first copy of the moves and in its second."""
+
+
 class RecursiveHanoiContexts(HanoiContexts):
     """The rule of `hanoi_recursive`, with three pointers."""
 
     exact = 5
     context = 8
-    _SWAPS = (str.maketrans("BC", "CB"), str.maketrans("AB", "BA"))
 
     def _begin(self) -> States:
         resting = self._pointers[0] - 1
@@ -98,7 +101,7 @@ class RecursiveHanoiContexts(HanoiContexts):
 
     def _copied(self, cell: str, copy: int, then: Hashable) -> States:
         pointer = self._pointers[copy + 1]
-        return say((cell.translate(self._SWAPS[copy]), *calls(right(pointer), read(pointer))), (then,))
+        return say((cell.translate(SWAPS[copy]), *calls(right(pointer), read(pointer))), (then,))
 
     def _tens(self, copy: int, is_last: bool, may_end: bool = False) -> Place:
         """A pointer looks at a move's first cell."""

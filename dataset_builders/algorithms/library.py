@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from dataset_builders.algorithms.repair import LAST_FRAME
 from hf_toolssm.tools.bash import Bash, Shell
 
 CHECK, PASSED = "check.py", "passed"
-RUN = rf"python3 {CHECK} 2>&1 | sed -En '/\/work/{{p;n;p}};/^\w[^ ]*(:|$)/p' | tail -n 3 | tac"
-"""The check: of a failure the error and the last frame that stands in the copy, upside down, so that the file and its
-line stand next to the command that copies them."""
+RUN = rf"python3 {CHECK} 2>&1 | sed -En '/\/work/{{p;n;p}};/^\w[^ ]*(:|$)/p' | {LAST_FRAME}"
+"""The check: of a failure the error and the last frame of a file in /work."""
 
 _LEFT_OUT = re.compile(
     r"test|idlelib|turtledemo|distutils|_distutils_system_mod|socket|encodings\..*|(.*\.)?(tests|__.*)"

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from dataset_builders.algorithms.library import Module
+from dataset_builders.algorithms.repair import read_run
 
 KINDS = ("import", "arguments", "name", "colon")
 """From the rarest on."""
@@ -98,7 +99,7 @@ _SHOWN = {
 
 def is_shown(kind: str, observation: str) -> bool:
     """Whether a check fails by a bug of that kind, and says so in the same words every time."""
-    error = observation.partition("\n")[0]
+    _, error = read_run(observation)
     return _SHOWN[kind].match(error) is not None and " at 0x" not in observation
 
 

@@ -43,11 +43,11 @@ class MultiplicationContexts(NumberWalks):
         self._limit, self._last_row = second_digits, second_digits or 3
         self.text = {**two_numbers("*", second_digits), "end": {BAR: "columns"}}
 
-    def _arrived(self, pointer: int, known: int) -> States:
+    def _arrived(self, pointer: int, row: int) -> States:
         if pointer == R:
             return say((BAR, *calls(NEW_POINTER, NEW_POINTER, read(B))), (("walking", B, "first", 0),))
         if pointer == A:
-            return self._begin_row(known, False)
+            return self._begin_row(row, False)
         walks = tuple(("walking", A, form, 0) for form in ("first digits", "first zero"))
         return say(calls(left(B), left(B), right(A), read(A)), walks)
 

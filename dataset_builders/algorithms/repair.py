@@ -12,7 +12,8 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
                                          and it becomes Z's first line
     NameError of F40 or Foo              the function's name is misspelt: the line gets another beginning of it, and
                                          what follows is not copied
-    NameError of anything else           a variable's name is misspelt, `V3` or `vv3`, and the hint is right
+    NameError of V3 or vv3               a variable's name is misspelt, and the hint is right
+    NameError of anything else           `import` of that module is missing: it is put before the first statement
     SyntaxError: expected ':'            the line gets one
 
 The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was
@@ -25,6 +26,10 @@ from dataclasses import dataclass
 
 from dataset_builders.algorithms.programs import MISSING
 from hf_toolssm.errors import InvalidProblemError
+
+LAST_FRAME = "tail -n 3 | sed -n '1h;1!p;${g;p}'"
+"""What shows of a traceback without marks the last frame's text, the error, and then the frame's file and line: what
+is copied into the next command stands next to it, and a variable that an error names is the last one there."""
 
 _FRAME = re.compile(r'^ *File "/work/([^"]+)", line (\d+)(?:, in .+)?\n(?: +(.*))?', re.MULTILINE)
 _ERROR = re.compile(r"\w+Error: ")
@@ -46,11 +51,11 @@ class Frame:
 def read_run(observation: str) -> tuple[list[Frame], str]:
     """The frames that an observation shows, the failing last, and the error; no frame and "" where there is none.
 
-    The error is the last line, or the first where the run was turned upside down (`tac`).
+    The error is the last line, or, as `LAST_FRAME` shows it, the last but one.
     """
     lines = observation.rstrip("\n").split("\n")
-    if not _ERROR.match(lines[-1]):  # of a chain of exceptions the first line may be one too
-        lines.reverse()
+    if _FRAME.match(lines[-1] + "\n"):
+        lines.insert(0, lines.pop())
     if not _ERROR.match(lines[-1]):
         return [], ""
     frames = [Frame(f[1], int(f[2]), f[3] or "") for f in _FRAME.finditer("\n".join(lines))]
@@ -79,7 +84,7 @@ def repair(observation: str) -> str:
         name, hint = found.groups()
         if name == MISSING:
             return _pass_on(frames, defined=False)
-        if re.fullmatch(r"f\d+|foo", name):
+        if re.fullmatch(r"f\d+|foo", name) and f"{name}(" in last.text:
             return _import(last)
         if re.fullmatch(r"F\d+|Foo", name):
             hint = name.lower()

@@ -3,16 +3,16 @@
 A problem names a repository, which `files` makes and the shell starts with. Its length is the number of functions.
 v10 is passed along no path from `main.py` to `foo`; other bugs may stand beside it (`algorithms/bugs.py`).
 
-Worked example, `2 functions, bugs variable; seed 7`, of which the last frame is shown, upside down: what is copied
-into the next command, the file and its line, stands nearest to it.
+Worked example, `2 functions, bugs variable; seed 7`, of which the last frame is shown, its first line last: what is
+copied into the next command, the file and its line, stands nearest to it.
 
-    bash    python3 main.py 2>&1 >/dev/null | grep -v '\\^' | tail -n 3 | tac                           (the run)
-          NameError: name 'v10' is not defined. Did you mean: 'v0'?
+    bash    python3 main.py 2>&1 >/dev/null | grep -v '\\^' | tail -n 3 | sed -n '1h;1!p;${g;p}'         (the run)
               v2 = v10 + v2
+          NameError: name 'v10' is not defined. Did you mean: 'v0'?
             File "/work/foo.py", line 2, in foo
     bash    sed -i '/v10):/!s/):/, v10):/' foo.py; (the run)
-          TypeError: foo() missing 1 required positional argument: 'v10'
               v5 = foo(v2)
+          TypeError: foo() missing 1 required positional argument: 'v10'
             File "/work/f17.py", line 4, in f17
     bash    sed -i '/v10):/!s/):/, v10):/;4s/)/, v10)/' f17.py; (the run)
     ...
@@ -34,7 +34,7 @@ from contextlib import suppress
 
 from dataset_builders.algorithms.bugs import KINDS, with_bugs
 from dataset_builders.algorithms.programs import Program, main_values, sample_program, sample_values
-from dataset_builders.algorithms.repair import repair
+from dataset_builders.algorithms.repair import LAST_FRAME, repair
 from dataset_builders.algorithms.shell_task import ANSWER, ShellTask
 from dataset_builders.task import example_rng
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
@@ -45,7 +45,7 @@ from hf_toolssm.tools.bash import Shell
 VARIABLE = "variable"
 ALL_KINDS = "all_kinds"
 _RUNS = {
-    "interactive": r"python3 main.py 2>&1 >/dev/null | grep -v '\^' | tail -n 3 | tac",
+    "interactive": rf"python3 main.py 2>&1 >/dev/null | grep -v '\^' | {LAST_FRAME}",
     "three_files": "python3 -X no_debug_ranges main.py 2>&1 | tail -n 7",
 }
 """What shows the end of a run: the last frame, of two lines, and the error, without marks below; or three frames.

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dataset_builders.algorithms.hanoi import HanoiPuzzle
-from dataset_builders.algorithms.hanoi_contexts import RecursiveHanoiContexts
+from dataset_builders.algorithms.hanoi_contexts import SWAPS, RecursiveHanoiContexts
 from dataset_builders.algorithms.pointer_steps import look, repeat
 from dataset_builders.task import task_tool
 from hf_toolssm.protocol.recorder import Recorder
@@ -40,8 +40,6 @@ from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, NEW_POINTER, left, rig
 END = "<"
 RESTING = 3
 """Pointers that never move."""
-_FIRST = str.maketrans("BC", "CB")
-_SECOND = str.maketrans("AB", "BA")
 _LIST_ENDS = ("#", ANSWER)
 
 
@@ -89,11 +87,11 @@ class HanoiRecursive(HanoiPuzzle):
         while True:
             last = _announce_list(pen, disk)
             write = pen.output if last else pen.think
-            _copy(pen, first, _FIRST, write)
+            _copy(pen, first, SWAPS[0], write)
             _write_disk(pen, disk, write)
             if first == second:
                 _go_back(pen, second)
-            _copy(pen, second, _SECOND, write)
+            _copy(pen, second, SWAPS[1], write)
             if last:
                 return pen.trajectory()
             repeat(pen, left(disk), 2)

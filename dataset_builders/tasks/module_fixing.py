@@ -8,9 +8,9 @@ Half of the modules are trained on, and the others are tested: which, a module's
 
 Worked example, `module json.decoder, bug name; seed 7`:
 
-    bash    python3 check.py 2>&1 | sed -En '/\\/work/{p;n;p};/^\\w[^ ]*(:|$)/p' | tail -n 3 | tac     (the run)
-          NameError: name 'Float' is not defined. Did you mean: 'float'?
+    bash    python3 check.py 2>&1 | sed -En '/\\/work/{p;n;p};/^\\w[^ ]*(:|$)/p' | tail -n 3 | ...    (the run)
               NaN = Float('nan')
+          NameError: name 'Float' is not defined. Did you mean: 'float'?
             File "/work/decoder.py", line 15, in <module>
     bash    sed -i '15s/\\bF/f/g' decoder.py; (the run)
           passed

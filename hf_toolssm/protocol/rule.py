@@ -61,8 +61,9 @@ class Rule:
 
     Its states are `Saying`, or tuples of a name and what else is known; `_name` is the method that knows their places.
 
-    Every trajectory of every problem is a path from the start, so what is proved of all paths is proved of them. There
-    may be more paths than trajectories.
+    Every trajectory of every problem that it knows is a path from the start, so what is proved of all paths is proved
+    of them. There may be more paths than trajectories, and problems that the task solves and the rule does not know:
+    words of another form than a machine's inputs have, a longer second number than a multiplication is trained on.
 
     Attributes:
         start: the state before the first token of a prompt.

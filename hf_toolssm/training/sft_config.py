@@ -85,8 +85,8 @@ class ToolSFTConfig(SFTConfig):
             raise UnsafeTrainingError(f"slow_decay_weight is at least 0 and finite, and not {self.slow_decay_weight}")
         if self.slow_decay_weight and self.bptt_length is not None:
             raise UnsafeTrainingError(
-                "slow_decay_weight counts by a row's labels, of which a piece of its prompt has none: leave out "
-                "bptt_length, or the weight"
+                "slow_decay_weight is weighted by a batch's labelled tokens, and a piece of a prompt has none: leave "
+                "out bptt_length, or the weight"
             )
         if self.bptt_length is not None and self.bptt_length < 1:
             raise UnsafeTrainingError(f"bptt_length is a number of tokens, at least 1, not {self.bptt_length}")

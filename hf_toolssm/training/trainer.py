@@ -236,8 +236,8 @@ class ToolSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The language model's loss on the labelled tokens, and of every head, and of the penalty on slow decay, its
-        weight times its loss. The penalty counts as much as the batch's labelled tokens.
+        """The language model's loss on the labelled tokens, plus each head's weighted loss, plus, in training, the
+        weighted penalty on slow decay, which counts as much as the batch's labelled tokens.
 
         One forward gives the hidden states for all of them. Models that are not ours are scored as TRL does it, which
         knows how each makes logits of them.
@@ -245,7 +245,7 @@ class ToolSFTTrainer(SFTTrainer):
         columns = {head.column for head in self.heads}
         given = {name: value for name, value in inputs.items() if name not in columns | {_TARGET_COUNTS}}
         decays: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if self.args.slow_decay_weight:
+        if self.args.slow_decay_weight and torch.is_grad_enabled():
             decays = slow_decays(model, inputs["attention_mask"])
         with reading(self._causal_lm.base_model) as hidden, decays as slow:
             if self._owner is None:
@@ -261,7 +261,8 @@ class ToolSFTTrainer(SFTTrainer):
         items = torch.as_tensor(label_count if num_items_in_batch is None else num_items_in_batch / processes)
         sums = {"lm_loss": (loss * items, label_count)} if self.heads else {}
         if slow:
-            penalty, count = sums["slow_decay"] = torch.stack(slow).mean() * label_count, label_count
+            penalty = torch.stack(slow).mean() * label_count
+            sums["slow_decay"] = penalty, label_count
             loss = loss + self.args.slow_decay_weight * penalty / items.clamp(min=1)
         self._heads_ran = True
         self._head_modules.train(self.model.training)

@@ -148,9 +148,16 @@ IMPORT = r"""sed -i "1i $(sed -n '7s/.*\(f.*\)(.*/from \1 import \1/p' f2.py)" f
     ],
 )
 def test_the_rule_for_an_error_is_decided_by_the_last_frame_and_the_spelling(error, command):
-    run = FRAME.format("f2", 7, "f2", "v4 = f5(v1)") + error
+    called = "foo" if "foo" in error else "f40"
+    run = FRAME.format("f2", 7, "f2", f"v4 = {called}(v1)") + error
     assert repair(run) == command
-    assert repair("\n".join(reversed(run.split("\n")))) == command
+    file, text, last = run.split("\n")
+    assert repair("\n".join([text, last, file])) == command
+
+
+def test_an_import_is_made_of_a_call_only():
+    run = FRAME.format("f2", 7, "f2", "v4 = f40 + v1") + "NameError: name 'f40' is not defined"
+    assert "import f40" in repair(run)
 
 
 def test_a_variable_is_passed_on_as_long_as_frames_show_that_it_is_not():

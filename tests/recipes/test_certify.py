@@ -1,5 +1,6 @@
 """A model is proved, by two programs that share no code; and neither proves what is not so."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from conftest import run_script
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from dataset_builders.algorithms.machine_contexts import MachineContexts
 from dataset_builders.catalog import MACHINES, load_task
+from hf_toolssm.evaluation.certification import attack as attacks
 from hf_toolssm.evaluation.certification.attack import attack
 from hf_toolssm.evaluation.certification.certificate import prove, write_boxes
 from hf_toolssm.models.architectures import load_model
@@ -85,6 +88,20 @@ def test_a_trained_model_is_proved_and_the_proof_is_verified(trained, certificat
 
 def test_an_attack_finds_no_error_in_what_is_proved(trained, certificate):
     assert "no error" in run_script("recipes/attack.py", "--model", trained, "--tokens", "300000")
+
+
+def test_an_attack_ends_where_no_progress_is_shown(trained, monkeypatch):
+    monkeypatch.setattr(attacks, "tqdm", functools.partial(tqdm, disable=True))
+    rule = load_task("palindrome").rule("tape")
+    assert attack(load_model(trained), AutoTokenizer.from_pretrained(trained), rule, 100_000) is None
+
+
+def test_an_attack_of_nothing_or_on_what_has_no_rule_is_refused(trained, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_script("recipes/attack.py", "--model", trained, "--tokens", "0")
+    assert "--tokens is at least 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="not attacked"):
+        run_script("recipes/attack.py", "--model", trained, "--task", "logical_graph")
 
 
 def test_a_model_that_errs_is_neither_proved_nor_verified(broken, certificate, tmp_path):

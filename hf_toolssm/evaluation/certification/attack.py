@@ -106,8 +106,9 @@ def attack(
     recurrent = np.zeros((ROWS, config.num_hidden_layers, config.state_size, config.intermediate_size), np.float32)
     logits = np.zeros((ROWS, config.vocab_size), np.float32)
     state = FusedState(conv, recurrent, logits, np.zeros(ROWS, np.int64))
+    count = 0  # tqdm counts nothing where it is switched off
     with tqdm(total=tokens, desc="attacking", unit="token", unit_scale=True) as progress:
-        while progress.n < tokens:
+        while count < tokens:
             drawn, written, lengths = walks.draw(at, PIECE, rng, config.vocab_size)
             fed = step(drawn, ~written, lengths, lengths, NO_MEMORIES, state)
             if (erred := np.flatnonzero(fed < lengths)).size:
@@ -119,5 +120,6 @@ def attack(
             for row in range(ROWS):
                 runs[row] = [] if ended[row] else [*runs[row], *drawn[row, : lengths[row]].tolist()][-KEPT:]
             conv[ended], recurrent[ended] = 0, 0
+            count += int(lengths.sum())
             progress.update(int(lengths.sum()))
     return None

@@ -16,11 +16,12 @@ from hf_toolssm.files import atomic_write
 from hf_toolssm.protocol.rule import Rule
 
 THEOREM = """\
-Let a run begin with zero states and any prompt of the task, of any length, and go on greedily: the model writes a \
-token with the largest logit, and the tool answers what the rule allows there. Then every token that the model writes \
-is the rule's, at any length, and its logit exceeds every other by at least the margin below. This holds for these \
-weights in float32 on the kernels of ops/fused_step.py, whatever the order of their sums, where operations round to \
-nearest. That the rule is the task's algorithm, and that the tool does what it says, is not part of the proof."""
+Let a run begin with zero states and any prompt that the rule allows, of any length, and go on greedily: the model \
+writes a token with the largest logit, and the tool answers what the rule allows there. Then every token that the \
+model writes is the rule's, at any length, and its logit exceeds every other by at least the margin below. This holds \
+for these weights in float32 on the kernels of ops/fused_step.py, whatever the order of their sums, where operations \
+round to nearest. That the rule is the task's algorithm, and that the tool does what it says, is not part of the \
+proof."""
 
 
 @dataclass(frozen=True)
