@@ -6,15 +6,17 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
     NameError of v10                     the variable is missing: Z's `def` gets it as its last parameter
     missing ... argument: 'v10'          Z's call gets it as its last argument, and so does its `def` where it lacks it
       then, as long as frames are shown: where Y's line does not pass v10, the same in Y, and so on with X
-    missing ... argument: 'v3'           Z's call gets it as its last argument
+    missing ... argument: 'v3'           Z's call gets what the error names as its last argument
     takes 2 positional arguments but 3   Z's call loses its last argument
-    NameError of f40 or foo              the import is missing: sed makes it of Z's call, so that nobody copies a name,
-                                         and it becomes Z's first line
+    NameError of f40 or foo              the import is missing: it becomes Z's first line
     NameError of F40 or Foo              the function's name is misspelt: the line gets another beginning of it, and
                                          what follows is not copied
     NameError of V3 or vv3               a variable's name is misspelt, and the hint is right
     NameError of anything else           `import` of that module is missing: it is put before the first statement
     SyntaxError: expected ':'            the line gets one
+
+A name that an error says is missing is copied by the shell, which takes it from the error of another run: the command
+itself holds nothing of an observation but file, line and a misspelt name's first letters.
 
 The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was
 not imported it may say `Did you mean: 'f4'?`; and of F6 it says v6, if there is one. So spelling decides, and then the
@@ -62,8 +64,12 @@ def read_run(observation: str) -> tuple[list[Frame], str]:
     return frames, lines[-1]
 
 
-def repair(observation: str) -> str:
+def repair(observation: str, program: str = "main.py") -> str:
     """The shell command that repairs what an observation shows; "" where it shows no error.
+
+    Args:
+        observation: of a run.
+        program: the file that was run.
 
     Raises:
         InvalidProblemError: the rules do not know the error.
@@ -79,18 +85,20 @@ def repair(observation: str) -> str:
     if _TOO_MANY.search(error):
         return _edit(last.file, f"{last.line}s/, [^,{')' * (last.text.count(')') > 1)}]*)/)/")
     if found := re.search(r"missing 1 required positional argument: '(\w+)'", error):
-        return _pass_on(frames, defined=True) if found[1] == MISSING else _edit(last.file, _argument(last, found[1]))
+        if found[1] == MISSING:
+            return _pass_on(frames, defined=True)
+        return _edit_with_name(program, last.file, _argument(last, "$n"))
     if found := re.match(r"NameError: name '(\w+)' is not defined(?:\. Did you mean: '(\w+)'\?)?", error):
         name, hint = found.groups()
         if name == MISSING:
             return _pass_on(frames, defined=False)
-        if re.fullmatch(r"f\d+|foo", name) and f"{name}(" in last.text:
-            return _import(last)
+        if re.fullmatch(r"f\d+|foo", name):
+            return _edit_with_name(program, last.file, "1i from $n import $n")
         if re.fullmatch(r"F\d+|Foo", name):
             hint = name.lower()
         if hint and name in (hint[0] + hint, hint[0].upper() + hint[1:]):
             return _edit(last.file, _spelling(last, name, hint))
-        return _edit(last.file, f"0,/{_FIRST_STATEMENT}/s//import {name}\\n&/")
+        return _edit_with_name(program, last.file, f"0,/{_FIRST_STATEMENT}/s//import $n\\n&/")
     raise InvalidProblemError(f"no rule repairs {error!r}")
 
 
@@ -113,11 +121,6 @@ def _argument(frame: Frame, name: str) -> str:
     return f"{frame.line}s/)/, {name})/"
 
 
-def _import(frame: Frame) -> str:
-    made = rf"sed -n '{frame.line}s/.*\(f.*\)(.*/from \1 import \1/p' {frame.file}"
-    return f'sed -i "1i $({made})" {frame.file}'
-
-
 def _spelling(frame: Frame, name: str, hint: str) -> str:
     """Replaces as many of a misspelt name's letters as tell it from the line's other words."""
     others = set(re.findall(r"\w+", frame.text)) - {name}
@@ -130,3 +133,9 @@ def _spelling(frame: Frame, name: str, hint: str) -> str:
 
 def _edit(file: str, script: str) -> str:
     return f"sed -i '{script}' {file}"
+
+
+def _edit_with_name(program: str, file: str, script: str) -> str:
+    """The script's `$n` is the first name that stands between quotes in the error."""
+    named = rf"python3 {program} 2>&1 >/dev/null | tail -n 1 | cut -d\' -f2"
+    return f'n=$({named}); sed -i "{script}" {file}'

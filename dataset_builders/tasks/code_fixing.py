@@ -55,14 +55,14 @@ _PROBLEM = re.compile(r"([1-9]\d*) functions, bugs ([a-z ]+); seed (\d+)")
 _PRINT_ALL = "cat $(ls -rv *.py)"
 _CHECKS = 3
 _WEIGHTS = (2, 2, 1, 5)
-"""How often each of `KINDS` is drawn: an argument, which has to be copied, takes most examples."""
+"""How often each of `KINDS` is drawn: a call's arguments are wrong in two ways, and v10 may lack in a third."""
 
 
 class CodeFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing a repository of many files, with a shell"
-    version = "6"
+    version = "7"
     variants: Sequence[str] = (*_RUNS, "single_turn")
     adversarial: Sequence[str] = (ALL_KINDS,)
     unit = "functions"

@@ -27,7 +27,7 @@ from functools import cache, lru_cache
 from tqdm import tqdm
 
 from dataset_builders.algorithms import library
-from dataset_builders.algorithms.library import PASSED, RUN, module_names
+from dataset_builders.algorithms.library import CHECK, PASSED, RUN, module_names
 from dataset_builders.algorithms.library_bugs import KINDS, Change, changed, changes, is_shown
 from dataset_builders.algorithms.repair import repair
 from dataset_builders.algorithms.shell_task import ANSWER, ShellTask
@@ -148,7 +148,7 @@ def _solved(task: ModuleFixing, problem: str) -> Trajectory:
     pen = Recorder(problem, *task.make_tools(task.variants[0]))
     observation = pen.call("bash", RUN)
     for _ in range(MOST_EDITS):
-        if observation.startswith(f"{PASSED}\n") or not (edit := repair(observation)):
+        if observation.startswith(f"{PASSED}\n") or not (edit := repair(observation, CHECK)):
             break
         observation = pen.call("bash", f"{edit}; {RUN}")
     if not task.passes(problem, pen.tools[0]):

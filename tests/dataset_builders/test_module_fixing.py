@@ -6,7 +6,7 @@ import pytest
 from conftest import in_sandbox
 
 from dataset_builders.algorithms import library
-from dataset_builders.algorithms.library import PASSED, RUN, module_names
+from dataset_builders.algorithms.library import CHECK, PASSED, RUN, module_names
 from dataset_builders.algorithms.library_bugs import KINDS, changed, changes, is_shown
 from dataset_builders.algorithms.repair import repair
 from dataset_builders.catalog import load_task
@@ -69,7 +69,7 @@ def test_a_bug_shows_in_a_frame_of_the_copy_and_the_teacher_repairs_it(problem):
     assert f'File "/work/{library.module(name).file}", line ' in observation
     assert not TASK.passes(problem, shell)
     assert TASK.passes(problem, repaired(problem))
-    assert calls_of(problem)[1] == f"{repair(observation)}; {RUN}"
+    assert calls_of(problem)[1] == f"{repair(observation, CHECK)}; {RUN}"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,13 +182,14 @@ def test_a_spelling_is_changed_in_no_other_word_of_its_line(line, name, hint, sc
 
 @pytest.mark.parametrize("hint", ["", ". Did you mean: 'pos'?"])
 def test_a_name_that_is_spelt_well_is_a_module_to_import(hint):
-    command = repair(f"  File \"/work/a.py\", line 7, in f\n    os.x()\nNameError: name 'os' is not defined{hint}\n")
+    error = f"  File \"/work/a.py\", line 7, in f\n    os.x()\nNameError: name 'os' is not defined{hint}\n"
     (bash,) = load_task("code_fixing").make_tools("interactive")
     for head in ('"""Doc."""\nfrom __future__ import annotations\n', "# no import\n", '"""From\nfrom here on.\n"""\n'):
         shell = bash.restore(bash.start("4 functions, bugs variable; seed 1").state())
-        shell.put("a.py", f"{head}\nfrom sys import path\ndef f():\n    pass\n")
-        shell.call("bash", command)
-        assert shell.files()["a.py"].decode() == f"{head}\nimport os\nfrom sys import path\ndef f():\n    pass\n"
+        rest = "from sys import path\ndef f():\n    os.x()\nf()\n"
+        shell.put("a.py", f"{head}\n{rest}")
+        shell.call("bash", repair(error, "a.py"))
+        assert shell.files()["a.py"].decode() == f"{head}\nimport os\n{rest}"
 
 
 def test_of_many_parentheses_the_nearest_ends_the_call():
