@@ -9,14 +9,12 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
     missing ... argument: 'v3'           Z's call gets what the error names as its last argument
     takes 2 positional arguments but 3   Z's call loses its last argument
     NameError of f40 or foo              the import is missing: it becomes Z's first line
-    NameError of F40 or Foo              the function's name is misspelt: the line gets another beginning of it, and
-                                         what follows is not copied
-    NameError of V3 or vv3               a variable's name is misspelt, and the hint is right
+    NameError of F40, Foo, V3 or vv3     the name is misspelt: its first letter is doubled, or is to be a small one
     NameError of anything else           `import` of that module is missing: it is put before the first statement
     SyntaxError: expected ':'            the line gets one
 
-A name that an error says is missing is copied by the shell, which takes it from the error of another run: the command
-itself holds nothing of an observation but file, line and a misspelt name's first letters.
+A name that an error says is missing or misspelt is copied by the shell, which takes it from the error of another run:
+the command itself holds nothing of an observation but a file and a line.
 
 The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was
 not imported it may say `Did you mean: 'f4'?`; and of F6 it says v6, if there is one. So spelling decides, and then the
@@ -97,7 +95,7 @@ def repair(observation: str, program: str = "main.py") -> str:
         if re.fullmatch(r"F\d+|Foo", name):
             hint = name.lower()
         if hint and name in (hint[0] + hint, hint[0].upper() + hint[1:]):
-            return _edit(last.file, _spelling(last, name, hint))
+            return _edit_with_name(program, last.file, rf"{last.line}s/\b$n\b/$m/g", _SPELT)
         return _edit_with_name(program, last.file, f"0,/{_FIRST_STATEMENT}/s//import $n\\n&/")
     raise InvalidProblemError(f"no rule repairs {error!r}")
 
@@ -121,21 +119,19 @@ def _argument(frame: Frame, name: str) -> str:
     return f"{frame.line}s/)/, {name})/"
 
 
-def _spelling(frame: Frame, name: str, hint: str) -> str:
-    """Replaces as many of a misspelt name's letters as tell it from the line's other words."""
-    others = set(re.findall(r"\w+", frame.text)) - {name}
-    unique = (n for n in range(1, len(name)) if not any(word.startswith(name[:n]) for word in others))
-    longer = len(name) - len(hint)
-    kept = next((n for n in unique if n > longer), None)
-    wrong, right = (name + r"\b", hint) if kept is None else (name[:kept], hint[: kept - longer])
-    return rf"{frame.line}s/\b{wrong}/{right}/g"
-
-
 def _edit(file: str, script: str) -> str:
     return f"sed -i '{script}' {file}"
 
 
-def _edit_with_name(program: str, file: str, script: str) -> str:
-    """The script's `$n` is the first name that stands between quotes in the error."""
+_SPELT = r"m=$(sed 's/^\(.\)\1/\1/;t;s/./\l&/' <<<$n); "
+"""A misspelt name as it should be: of a letter that is there twice once, else with a small one."""
+
+
+def _edit_with_name(program: str, file: str, script: str, more: str = "") -> str:
+    """The script's `$n` is the first name that stands between quotes in the error.
+
+    Args:
+        more: a command before it that knows `$n` too.
+    """
     named = rf"python3 {program} 2>&1 >/dev/null | tail -n 1 | cut -d\' -f2"
-    return f'n=$({named}); sed -i "{script}" {file}'
+    return f'n=$({named}); {more}sed -i "{script}" {file}'

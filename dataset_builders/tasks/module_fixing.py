@@ -12,7 +12,7 @@ Worked example, `module json.decoder, bug name; seed 7`:
               NaN = Float('nan')
           NameError: name 'Float' is not defined. Did you mean: 'float'?
             File "/work/decoder.py", line 15, in <module>
-    bash    sed -i '15s/\\bF/f/g' decoder.py; (the run)
+    bash    n=...; m=...; sed -i "15s/\\b$n\\b/$m/g" decoder.py; (the run)
           passed
     answer  fixed
 

@@ -127,6 +127,7 @@ def test_no_more_than_so_many_files_are_edited_in_a_turn(variant, most):
 
 FRAME = '  File "/work/{0}.py", line {1}, in {2}\n    {3}\n'
 NAMED = r"n=$(python3 main.py 2>&1 >/dev/null | tail -n 1 | cut -d\' -f2); "
+SPELT = NAMED + r"""m=$(sed 's/^\(.\)\1/\1/;t;s/./\l&/' <<<$n); sed -i "7s/\b$n\b/$m/g" f2.py"""
 IMPORT = NAMED + 'sed -i "1i from $n import $n" f2.py'
 
 
@@ -136,9 +137,9 @@ IMPORT = NAMED + 'sed -i "1i from $n import $n" f2.py'
         ("NameError: name 'v10' is not defined. Did you mean: 'v0'?", "sed -i '/v10):/!s/):/, v10):/' f2.py"),
         ("NameError: name 'f40' is not defined. Did you mean: 'f4'?", IMPORT),
         ("NameError: name 'foo' is not defined", IMPORT),
-        ("NameError: name 'F6' is not defined. Did you mean: 'v6'?", r"sed -i '7s/\bF/f/g' f2.py"),
-        ("NameError: name 'V3' is not defined. Did you mean: 'v3'?", r"sed -i '7s/\bV/v/g' f2.py"),
-        ("NameError: name 'vv3' is not defined. Did you mean: 'v3'?", r"sed -i '7s/\bvv/v/g' f2.py"),
+        ("NameError: name 'F6' is not defined. Did you mean: 'v6'?", SPELT),
+        ("NameError: name 'V3' is not defined. Did you mean: 'v3'?", SPELT),
+        ("NameError: name 'vv3' is not defined. Did you mean: 'v3'?", SPELT),
         ("TypeError: f5() missing 1 required positional argument: 'v3'", NAMED + 'sed -i "7s/)/, $n)/" f2.py'),
         (
             "TypeError: f5() missing 1 required positional argument: 'v10'",
