@@ -82,16 +82,19 @@ def main() -> None:
     }
     folder = Path(options.model)
     output = Path(options.output or (folder / "evaluation" if folder.is_dir() else f"outputs/{folder.name}"))
-    known = measured_before(output / "results.json", {**measured, "hardware": hardware()}, options.num_problems)
-    results: list[list[LengthResult]] = [[], [], []]
+    found = measured_before(output / "results.json", {**measured, "hardware": hardware()}, options.num_problems)
     parts = (("free-running", plain), ("free-running", adversarial), ("teacher-forced", forced))
-    for found, (mode, sets) in zip(results, parts):
+    keys = [[(mode, references.problem_set.name) for references in sets] for mode, sets in parts]
+    for mode, sets in parts:
         for references in sets:
-            way = teacher_forced if mode == "teacher-forced" else measure
-            found.append(known.get((mode, references.problem_set.name)) or way(references))
+            key = (mode, references.problem_set.name)
+            if key not in found:
+                found[key] = (teacher_forced if mode == "teacher-forced" else measure)(references)
+            # With what an earlier command measured of the sets that come behind: this one may be interrupted as well.
+            results = [[found[each] for each in part if each in found] for part in keys]
             more = {"teacher_forced": [result.to_dict() for result in results[2]]}
             write_report(output, *results[:2], {**about, **measured, **more})
-    print(table([result for found in results for result in found]))
+    print(table([result for part in results for result in part]))
     print(f"results are in {output}")
 
 

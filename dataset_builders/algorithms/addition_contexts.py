@@ -11,21 +11,18 @@ from hf_toolssm.protocol.rule import END, Place, States, calls, say
 from hf_toolssm.protocol.trajectory import ANSWER
 from hf_toolssm.tools.pointer_memory import MEMORY_BEGIN, left, read
 
-_TEXT = {
-    **two_numbers("+"),
-    "end": dict.fromkeys(DIGITS, "carry"),
-    "carry": dict.fromkeys("01", "column"),
-    "column": {**dict.fromkeys(DIGITS, "carry"), ANSWER: "answer"},
-}
-"""The form of the memory's text: by what may stand next, each cell and what may stand behind it."""
-
 
 class AdditionContexts(NumberWalks):
     """The rule of `addition`, local."""
 
     exact = 7
     context = 8
-    text = _TEXT
+    text = {
+        **two_numbers("+"),
+        "end": dict.fromkeys(DIGITS, "carry"),
+        "carry": dict.fromkeys("01", "column"),
+        "column": {**dict.fromkeys(DIGITS, "carry"), ANSWER: "answer"},
+    }
     until = {1: "+", 2: "=", 3: ANSWER}
 
     def _arrived(self, pointer: int, row: int) -> States:

@@ -92,9 +92,7 @@ def repair(observation: str, program: str = "main.py") -> str:
             return _pass_on(frames, defined=False)
         if re.fullmatch(r"f\d+|foo", name):
             return _edit_with_name(program, last.file, "1i from $n import $n")
-        if re.fullmatch(r"F\d+|Foo", name):
-            hint = name.lower()
-        if hint and name in (hint[0] + hint, hint[0].upper() + hint[1:]):
+        if re.fullmatch(r"F\d+|Foo", name) or (hint and name in (hint[0] + hint, hint[0].upper() + hint[1:])):
             return _edit_with_name(program, last.file, rf"{last.line}s/\b$n\b/$m/g", _SPELT)
         return _edit_with_name(program, last.file, f"0,/{_FIRST_STATEMENT}/s//import $n\\n&/")
     raise InvalidProblemError(f"no rule repairs {error!r}")

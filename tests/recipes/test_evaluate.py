@@ -1,10 +1,11 @@
 """An evaluation that was interrupted goes on, and takes no result for another than it is."""
 
 import importlib.util
+import json
 import sys
 
 import pytest
-from conftest import ROOT, in_sandbox
+from conftest import ROOT, in_sandbox, random_model
 
 from dataset_builders.catalog import load_task
 from hf_toolssm.errors import SandboxUnavailableError, UnfinishedModelError
@@ -19,12 +20,17 @@ def recipes(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "recipes")
 
 
-def test_what_was_measured_of_the_same_weights_problems_and_machine_is_not_measured_again(tmp_path, monkeypatch):
+@pytest.fixture
+def recipe(recipes, monkeypatch):
     # Not by its name, which is also that of a library.
     spec = importlib.util.spec_from_file_location("recipe", ROOT / "recipes" / "evaluate.py")
-    recipe = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "recipe", recipe)
-    spec.loader.exec_module(recipe)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "recipe", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_was_measured_of_the_same_weights_problems_and_machine_is_not_measured_again(recipe, tmp_path):
     measured_before = recipe.measured_before
 
     error = FirstError(1, 2, "a", "b", ("c", "d"))
@@ -43,6 +49,34 @@ def test_what_was_measured_of_the_same_weights_problems_and_machine_is_not_measu
     path.write_text("{", encoding="utf-8")
     with pytest.raises(UnfinishedModelError, match="delete it"):
         measured_before(path, here, 4)
+
+
+def test_a_command_for_more_sets_that_is_interrupted_loses_none(recipe, tokenizer, specs, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    random_model(tokenizer, specs).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    measure, words = recipe.free_running, ["--task", "addition", "--num_problems", "2", "--adversarial_lengths", "3"]
+
+    def evaluate(*lengths):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--model", str(model), *words, "--lengths", *lengths])
+        recipe.main()
+
+    def interrupted(model, tokenizer, references, batch_size):
+        if references.problem_set.name == "length_2":
+            raise KeyboardInterrupt
+        return measure(model, tokenizer, references, batch_size)
+
+    def known():
+        results = json.loads((model / "evaluation" / "results.json").read_text(encoding="utf-8"))
+        return [result["problem_set"] for result in results["by_length"] + results["adversarial"]]
+
+    evaluate("1")
+    before = known()
+    assert len(before) > 2
+    monkeypatch.setattr(recipe, "free_running", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("1", "2")
+    assert known() == before
 
 
 @in_sandbox

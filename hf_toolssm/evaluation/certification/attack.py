@@ -120,6 +120,7 @@ def attack(
             for row in range(ROWS):
                 runs[row] = [] if ended[row] else [*runs[row], *drawn[row, : lengths[row]].tolist()][-KEPT:]
             conv[ended], recurrent[ended] = 0, 0
-            count += int(lengths.sum())
-            progress.update(int(lengths.sum()))
+            more = int(lengths.sum())
+            count += more
+            progress.update(more)
     return None
