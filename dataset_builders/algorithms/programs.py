@@ -13,13 +13,14 @@ never the other way.
     v3 = f17(v0, v2)            return v5 - v0
     print(v3)
 
-A line is a statement of its own, so that a bug is a change of one line. What a repaired program prints is computed
-here from the statements, and never by running the files.
+A line is a statement of its own, so that a bug is a change of one line. Blank lines stand between the imports and the
+rest, so many that a line's number says nothing about its function, and every number up to 30 is seen in training.
+What a repaired program prints is computed here from the statements, and never by running the files.
 """
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAIN, FOO, MISSING = "main", "foo", "v10"
 VARIABLES = tuple(f"v{i}" for i in range(10))
@@ -30,7 +31,12 @@ MOST_DEPTH = 60
 MOST_CALLS = 6
 """Executed calls per function: with many second callers a run would take exponentially long."""
 
-_NAMES = 1000
+_NAMES = (1000, 10_000)
+"""A program's functions are numbered below one of these, or below twice their count: there names are most alike, and
+the interpreter's hints mislead most."""
+
+_MOST_LINES = 30
+"""Lines of a file, blank ones among them."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Function:
     name: str
     parameters: tuple[str, ...]
     body: tuple[Line, ...]
+    blank_lines: int = 0
 
     @property
     def callees(self) -> tuple[str, ...]:
@@ -102,7 +109,7 @@ class Program:
         return {f"{name}.py": self._text(function, passed) for name, function in self.functions.items()}
 
     def _text(self, function: Function, passed: set[str]) -> str:
-        lines = [f"from {callee} import {callee}" for callee in function.callees]
+        lines = [f"from {callee} import {callee}" for callee in function.callees] + [""] * function.blank_lines
         body = [text for line in function.body for text in line.text(line.callee in passed)]
         if function.name == MAIN:
             lines += main_values(self.values)
@@ -152,8 +159,7 @@ def sample_values(rng: random.Random) -> tuple[int, ...]:
 
 def sample_program(rng: random.Random, length: int) -> Program:
     """A program of so many functions, `foo` among them, that runs in a bounded number of calls at any length."""
-    # Names that are alike in every other program: there the interpreter's hints mislead most.
-    numbers = sorted(rng.sample(range(rng.choice((2 * length, max(_NAMES, length)))), length - 1))
+    numbers = sorted(rng.sample(range(rng.choice((2 * length, *(max(most, length) for most in _NAMES)))), length - 1))
     names = [MAIN, *(f"f{number}" for number in numbers), FOO]
     calls = _sample_calls(rng, names)
     parameters = {name: tuple(sorted(rng.sample(VARIABLES, rng.randint(1, 3)))) for name in names[1:]}
@@ -161,7 +167,13 @@ def sample_program(rng: random.Random, length: int) -> Program:
     functions = {
         name: Function(name, parameters[name], _sample_body(rng, parameters, name, calls[name])) for name in names
     }
-    return Program(functions, sample_values(rng))
+    program = Program(functions, sample_values(rng))
+    lines = {name: text.count("\n") for name, text in zip(names, program.files().values())}
+    spaced = {
+        name: replace(function, blank_lines=rng.randrange(_MOST_LINES + 1 - lines[name]))
+        for name, function in functions.items()
+    }
+    return replace(program, functions=spaced)
 
 
 def _sample_calls(rng: random.Random, names: list[str]) -> dict[str, list[str]]:
