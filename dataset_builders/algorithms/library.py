@@ -15,6 +15,9 @@ from dataset_builders.algorithms.repair import LAST_FRAME
 from hf_toolssm.tools.bash import Bash, Shell
 
 CHECK, PASSED = "check.py", "passed"
+FILE = "module.py"
+"""A module's copy: none has to be told by its name, and what a command copies of an observation is a line."""
+
 RUN = rf"python3 {CHECK} 2>&1 | sed -En '/\/work/{{p;n;p}};/^\w[^ ]*(:|$)/p' | {LAST_FRAME}"
 """The check: of a failure the error and the last frame of a file in /work."""
 
@@ -32,10 +35,10 @@ sys.path.pop(0)
 import doctest
 import importlib.util
 
-NAME, FILE = {name!r}, "/work/{file}"
+NAME = {name!r}
 original = importlib.util.find_spec(NAME)
 spec = importlib.util.spec_from_file_location(
-    NAME, FILE, submodule_search_locations=original.submodule_search_locations
+    NAME, "/work/{file}", submodule_search_locations=original.submodule_search_locations
 )
 module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
@@ -77,19 +80,17 @@ class Module:
 
     Attributes:
         name: its dotted name.
-        file: of its copy.
         text: unchanged.
         executed: the lines, from 1 on, that its check executes.
     """
 
     name: str
-    file: str
     text: str
     executed: frozenset[int]
 
     def files(self, text: str) -> dict[str, str]:
         """Its copy with this text, and the check."""
-        return {self.file: text, CHECK: _CHECK.format(name=self.name, file=self.file, passed=PASSED)}
+        return {FILE: text, CHECK: _CHECK.format(name=self.name, file=FILE, passed=PASSED)}
 
 
 def run_check(files: dict[str, str]) -> str:
@@ -145,11 +146,11 @@ def module(name: str) -> Module | None:
     if path is None:
         return None
     text = path.read_bytes().decode("utf-8", "replace")
-    files = Module(name, path.name, text, frozenset()).files(text) | {"survey.py": _SURVEY}
-    lines = start(files).call("bash", f"python3 survey.py /work/{path.name}").splitlines()
+    files = Module(name, text, frozenset()).files(text) | {"survey.py": _SURVEY}
+    lines = start(files).call("bash", f"python3 survey.py /work/{FILE}").splitlines()
     if PASSED not in lines[-2:-1]:
         return None
-    return Module(name, path.name, text, frozenset(map(int, lines[-1].split())))
+    return Module(name, text, frozenset(map(int, lines[-1].split())))
 
 
 _SAME = """\
@@ -170,5 +171,5 @@ sys.exit(said("original") != said(sys.argv[1]))
 def is_original(module: Module, repaired: bytes) -> bool:
     """Whether a copy has the original's syntax tree up to the order of top-level `import`s, and passes the check."""
     shell = start({**module.files(module.text), "original": module.text, "same/same.py": _SAME})
-    shell.put(module.file, repaired)
-    return shell.call("bash", f"python3 same/same.py {module.file} && {RUN}").startswith(f"{PASSED}\n")
+    shell.put(FILE, repaired)
+    return shell.call("bash", f"python3 same/same.py {FILE} && {RUN}").startswith(f"{PASSED}\n")

@@ -1,8 +1,8 @@
 """Module fixing: one bug in a module of Python's standard library, repaired in a shell.
 
 A problem names the module, the kind of bug (`algorithms/library_bugs.py`) and a seed. The shell starts with a copy of
-the module's file and a check, `check.py`, that fails (`algorithms/library.py`). The files are those of the interpreter
-that the sandbox has. Its length is the number of bugs, which is one.
+the module's file, `module.py`, and a check, `check.py`, that fails (`algorithms/library.py`). The files are those of
+the interpreter that the sandbox has. Its length is the number of bugs, which is one.
 
 Half of the modules are trained on, and the others are tested: which, a module's name decides.
 
@@ -11,8 +11,8 @@ Worked example, `module json.decoder, bug name; seed 7`:
     bash    python3 check.py 2>&1 | sed -En '/\\/work/{p;n;p};/^\\w[^ ]*(:|$)/p' | tail -n 3 | ...    (the run)
               NaN = Float('nan')
           NameError: name 'Float' is not defined. Did you mean: 'float'?
-            File "/work/decoder.py", line 15, in <module>
-    bash    n=...; m=...; sed -i "15s/\\b$n\\b/$m/g" decoder.py; (the run)
+            File "/work/module.py", line 15, in <module>
+    bash    n=...; m=...; sed -i "15s/\\b$n\\b/$m/g" module.py; (the run)
           passed
     answer  fixed
 
@@ -27,7 +27,7 @@ from functools import cache, lru_cache
 from tqdm import tqdm
 
 from dataset_builders.algorithms import library
-from dataset_builders.algorithms.library import CHECK, PASSED, RUN, module_names
+from dataset_builders.algorithms.library import CHECK, FILE, PASSED, RUN, module_names
 from dataset_builders.algorithms.library_bugs import KINDS, Change, changed, changes, is_shown
 from dataset_builders.algorithms.repair import repair
 from dataset_builders.algorithms.shell_task import ANSWER, ShellTask
@@ -52,7 +52,7 @@ class ModuleFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing one bug in a module of Python's standard library, with a shell"
-    version = "4"
+    version = "5"
     variants: Sequence[str] = ("interactive",)
     adversarial: Sequence[str] = tuple(f"{_SET}{kind}" for kind in KINDS)
     unit = "bugs"
@@ -139,7 +139,7 @@ class ModuleFixing(ShellTask):
         level may have moved. So no part of the module is missing, and none is new.
         """
         module = library.module(_read(problem)[0])
-        repaired = shell.files().get(module.file, b"") if module else b""
+        repaired = shell.files().get(FILE, b"")
         return module is not None and library.is_original(module, repaired)
 
 

@@ -62,11 +62,10 @@ def test_a_doctest_that_fails_is_seen():
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_a_bug_shows_in_a_frame_of_the_copy_and_the_teacher_repairs_it(problem):
-    name = problem.split()[1].rstrip(",")
     shell = shell_of(problem)
     observation = shell.call("bash", RUN)
     assert is_shown(problem.split()[3].rstrip(";"), observation)
-    assert f'File "/work/{library.module(name).file}", line ' in observation
+    assert f'File "/work/{library.FILE}", line ' in observation
     assert not TASK.passes(problem, shell)
     assert TASK.passes(problem, repaired(problem))
     assert calls_of(problem)[1] == f"{repair(observation, CHECK)}; {RUN}"
@@ -100,9 +99,9 @@ def test_what_only_looks_repaired_does_not_pass(cheat):
     problem = PROBLEMS[2]
     shell = repaired(problem)
     assert TASK.passes(problem, shell)
-    text = shell.files()["fractions.py"].decode()
+    text = shell.files()[library.FILE].decode()
     assert CHEATS[cheat](text) != text
-    shell.put("fractions.py", CHEATS[cheat](text))
+    shell.put(library.FILE, CHEATS[cheat](text))
     assert not TASK.passes(problem, shell)
 
 
@@ -117,9 +116,9 @@ def test_a_check_that_was_rewritten_changes_nothing():
 def test_comments_and_the_place_of_an_import_are_free():
     problem = PROBLEMS[2]
     shell = repaired(problem)
-    text = shell.files()["fractions.py"].decode()
+    text = shell.files()[library.FILE].decode()
     shell.put(
-        "fractions.py",
+        library.FILE,
         text.replace("import math\n", "").replace("import numbers\n", "import numbers\nimport math  # ok\n"),
     )
     assert TASK.passes(problem, shell)
