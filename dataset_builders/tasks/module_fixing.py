@@ -1,18 +1,19 @@
 """Module fixing: one bug in a module of Python's standard library, repaired in a shell.
 
-A problem names the module, the kind of bug (`algorithms/library_bugs.py`) and a seed. The shell starts with a copy of
-the module's file, `module.py`, and a check, `check.py`, that fails (`algorithms/library.py`). The files are those of
-the interpreter that the sandbox has. Its length is the number of bugs, which is one.
+A problem names the module and a seed, and so decides the kind of bug (`algorithms/library_bugs.py`) without telling
+it. The shell starts with a copy of the module's file, `module.py`, and a check, `check.py`, that fails
+(`algorithms/library.py`). The files are those of the interpreter that the sandbox has. Its length is the number of
+bugs, which is one.
 
 Half of the modules are trained on, and the others are tested: which, a module's name decides.
 
-Worked example, `module json.decoder, bug name; seed 7`:
+Worked example, `module json.decoder; seed 7`:
 
     bash    python3 check.py 2>&1 | sed -En '/\\/work/{p;n;p};/^\\w[^ ]*(:|$)/p' | tail -n 3 | ...    (the run)
-              NaN = Float('nan')
+              NegInf = Float('-inf')
           NameError: name 'Float' is not defined. Did you mean: 'float'?
-            File "/work/module.py", line 15, in <module>
-    bash    n=...; m=...; sed -i "15s/\\b$n\\b/$m/g" module.py; (the run)
+            File "/work/module.py", line 17, in <module>
+    bash    n=...; m=...; sed -i "17s/\\b$n\\b/$m/g" module.py; (the run)
           passed
     answer  fixed
 
@@ -44,7 +45,7 @@ MOST_EDITS = 4
 """Of the teacher: then it has lost its way."""
 
 _TRIES = 6
-_PROBLEM = re.compile(rf"module ([\w.]+), bug ({'|'.join(KINDS)}); seed (\d+)")
+_PROBLEM = re.compile(r"module ([\w.]+); seed \d+")
 _SET = "bug_"
 
 
@@ -64,12 +65,12 @@ class ModuleFixing(ShellTask):
         while True:
             module = library.module(rng.choice(names))
             if module is not None and changes(module, kind):
-                return _text(module.name, kind, rng)
+                return problem_of(module.name, kind, rng)
 
     def sample_test(self, rng: random.Random, length: int) -> str:
         """Of any kind, in any module that is tested."""
         self._check_length(length)
-        while _bug(problem := _text(rng.choice(_names(tested=True)), rng.choice(KINDS), rng)) is None:
+        while _bug(problem := problem_of(rng.choice(_names(tested=True)), rng.choice(KINDS), rng)) is None:
             pass
         return problem
 
@@ -82,7 +83,7 @@ class ModuleFixing(ShellTask):
         modules = modules_by_kind()[kind]
         if index >= len(modules):
             raise TooFewProblemsError(f"{name} has {len(modules)} problems, one for each module: choose fewer")
-        while _bug(problem := _text(modules[index], kind, rng)) is None:
+        while _bug(problem := problem_of(modules[index], kind, rng)) is None:
             pass
         return problem
 
@@ -158,17 +159,19 @@ def _solved(task: ModuleFixing, problem: str) -> Trajectory:
     return pen.trajectory()
 
 
-def _text(name: str, kind: str, rng: random.Random) -> str:
-    return f"module {name}, bug {kind}; seed {rng.getrandbits(32)}"
+def problem_of(name: str, kind: str, rng: random.Random) -> str:
+    """A problem of that module, of a seed that stands for that kind of bug."""
+    while _read(problem := f"module {name}; seed {rng.getrandbits(32)}")[1] != kind:
+        pass
+    return problem
 
 
 def _read(problem: str) -> tuple[str, str]:
+    """The module and the kind of bug."""
     found = _PROBLEM.fullmatch(problem)
     if found is None:
-        raise InvalidProblemError(
-            f"a problem reads 'module json.decoder, bug colon; seed 7', with a bug of {', '.join(KINDS)}: {problem!r}"
-        )
-    return found[1], found[2]
+        raise InvalidProblemError(f"a problem reads 'module json.decoder; seed 7', and not {problem!r}")
+    return found[1], example_rng("kind", problem).choice(KINDS)
 
 
 def is_tested(name: str) -> bool:
@@ -201,7 +204,7 @@ def modules_by_kind() -> dict[str, list[str]]:
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for name in tqdm(_names(tested=True), desc="looking for bugs that show", unit="module"):
         for kind in sorted(KINDS, key=lambda kind: len(found[kind])):
-            if _bug(f"module {name}, bug {kind}; seed 0") is not None:
+            if _bug(problem_of(name, kind, example_rng("module", name))) is not None:
                 found[kind].append(name)
                 break
     return found

@@ -12,14 +12,14 @@ from dataset_builders.algorithms.repair import repair
 from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING, ProblemSet, evaluation_sets, problem_at
 from dataset_builders.task import split_of
-from dataset_builders.tasks.module_fixing import is_tested, modules_by_kind
+from dataset_builders.tasks.module_fixing import is_tested, modules_by_kind, problem_of
 from hf_toolssm.errors import InvalidProblemError, TooFewProblemsError
 from hf_toolssm.protocol.trajectory import StepKind
 
 pytestmark = in_sandbox
 
 TASK = load_task("module_fixing")
-PROBLEMS = [f"module fractions, bug {kind}; seed 1" for kind in KINDS] + ["module json.decoder, bug import; seed 1"]
+PROBLEMS = {kind: problem_of("fractions", kind, random.Random(1)) for kind in KINDS}
 
 
 def shell_of(problem):
@@ -60,11 +60,13 @@ def test_a_doctest_that_fails_is_seen():
     assert "DocTestFailure" in library.run_check(module.files(wrong))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_a_bug_shows_in_a_frame_of_the_copy_and_the_teacher_repairs_it(problem):
+@pytest.mark.parametrize(
+    ("kind", "problem"), [*PROBLEMS.items(), ("import", problem_of("json.decoder", "import", random.Random(1)))]
+)
+def test_a_bug_shows_in_a_frame_of_the_copy_and_the_teacher_repairs_it(kind, problem):
     shell = shell_of(problem)
     observation = shell.call("bash", RUN)
-    assert is_shown(problem.split()[3].rstrip(";"), observation)
+    assert is_shown(kind, observation)
     assert f'File "/work/{library.FILE}", line ' in observation
     assert not TASK.passes(problem, shell)
     assert TASK.passes(problem, repaired(problem))
@@ -96,7 +98,7 @@ CHEATS = {
 
 @pytest.mark.parametrize("cheat", CHEATS)
 def test_what_only_looks_repaired_does_not_pass(cheat):
-    problem = PROBLEMS[2]
+    problem = PROBLEMS["name"]
     shell = repaired(problem)
     assert TASK.passes(problem, shell)
     text = shell.files()[library.FILE].decode()
@@ -106,7 +108,7 @@ def test_what_only_looks_repaired_does_not_pass(cheat):
 
 
 def test_a_check_that_was_rewritten_changes_nothing():
-    problem = PROBLEMS[2]
+    problem = PROBLEMS["name"]
     shell = shell_of(problem)
     shell.put("check.py", "print('passed')\n")
     assert shell.call("bash", RUN) == "passed\n"
@@ -114,7 +116,7 @@ def test_a_check_that_was_rewritten_changes_nothing():
 
 
 def test_comments_and_the_place_of_an_import_are_free():
-    problem = PROBLEMS[2]
+    problem = PROBLEMS["name"]
     shell = repaired(problem)
     text = shell.files()[library.FILE].decode()
     shell.put(
@@ -129,8 +131,8 @@ def test_a_modules_name_decides_whether_it_is_tested():
     assert len(tested) > 200
     assert len(module_names()) - len(tested) > 150
     for seed in range(50):
-        assert all(split_of(TASK, f"module {name}, bug name; seed {seed}") == "test" for name in tested)
-        assert not is_tested(TASK.sample_training(random.Random(seed % 2), 1).split()[1].rstrip(","))
+        assert all(split_of(TASK, f"module {name}; seed {seed}") == "test" for name in tested)
+        assert not is_tested(TASK.sample_training(random.Random(seed % 2), 1).split()[1].rstrip(";"))
 
 
 @pytest.mark.slow
@@ -143,7 +145,7 @@ def test_training_and_test_never_share_a_module():
                 problem = problem_at(each, split, index)
                 assert problem == problem_at(each, split, index)
                 assert split_of(TASK, problem) == split
-                assert is_tested(problem.split()[1].rstrip(",")) == (split == "test")
+                assert is_tested(problem.split()[1].rstrip(";")) == (split == "test")
                 assert TASK.length(problem) == 1
                 if split != "test":
                     assert TASK.solve(problem, "interactive").answer == TASK.answer(problem, "interactive")
@@ -199,9 +201,7 @@ def test_of_many_parentheses_the_nearest_ends_the_call():
     assert repair(observation) == "sed -i '7s/, [^,)]*)/)/' a.py"
 
 
-@pytest.mark.parametrize(
-    "problem", ["", "module json", "module json, bug x; seed 1", "module j son, bug colon; seed 1"]
-)
+@pytest.mark.parametrize("problem", ["", "module json", "module json; seed x", "module j son; seed 1"])
 def test_what_is_no_problem_is_named(problem):
     with pytest.raises(InvalidProblemError, match="a problem reads"):
         TASK.files(problem)
@@ -209,7 +209,7 @@ def test_what_is_no_problem_is_named(problem):
 
 def test_what_this_python_does_not_have_is_named():
     with pytest.raises(InvalidProblemError, match="no such module"):
-        TASK.files("module no.such, bug colon; seed 1")
+        TASK.files("module no.such; seed 1")
     with pytest.raises(InvalidProblemError, match="choose the length 1"):
         TASK.sample_test(random.Random(0), 2)
     with pytest.raises(InvalidProblemError, match="no adversarial set"):

@@ -12,7 +12,7 @@ from hf_toolssm.tools.sandbox import interpreter
 
 PROBLEMS = {
     "code_fixing": "4 functions, bugs variable; seed 1",
-    "module_fixing": "module fractions, bug colon; seed 1",
+    "module_fixing": "module fractions; seed 1",
 }
 both = pytest.mark.parametrize("name", PROBLEMS)
 
