@@ -113,6 +113,10 @@ class InvalidWorkdirError(ToolSSMError):
     """Files that a shell cannot have, or that cannot be taken from it."""
 
 
+class StoreError(ToolError):
+    """A key-value store whose file cannot be opened, read or written, or is another one than it was."""
+
+
 class UnforkableToolError(ToolSSMError):
     """A row that is to be copied or saved, and has a tool that cannot be."""
 

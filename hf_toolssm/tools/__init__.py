@@ -16,7 +16,17 @@ from hf_toolssm.tools.tool import Tool, ToolFacts, facts_of, with_options
 
 __all__ = ["Tool", "ToolFacts", "available_tools", "class_name", "facts_of", "make_tool"]
 
-_NOT_TOOLS = {"function", "mcp", "sandbox", "schemas", "seccomp", "tool"}
+_NOT_TOOLS = {
+    "function",
+    "key_value_file",
+    "key_value_memory",
+    "mcp",
+    "sandbox",
+    "schemas",
+    "seccomp",
+    "tool",
+    "words",
+}
 
 
 @cache

@@ -1,9 +1,10 @@
 """Module fixing: bugs in copies of library modules, repaired by rules and judged against the original."""
 
+import json
 import random
 
 import pytest
-from conftest import in_sandbox
+from conftest import in_sandbox, run_script
 
 from dataset_builders.algorithms import library
 from dataset_builders.algorithms.library import CHECK, PASSED, RUN, module_names
@@ -224,3 +225,35 @@ def test_two_hundred_modules_are_tested_each_with_one_kind_of_bug():
     assert all(map(is_tested, names))
     with pytest.raises(TooFewProblemsError, match="one for each module"):
         TASK.sample_adversarial("bug_colon", random.Random(0), 1, 200)
+
+
+@pytest.mark.slow
+def test_what_a_model_repairs_is_counted_by_the_kind_of_bug_beside_its_teacher(tmp_path):
+    model = tmp_path / "model"
+    words = [
+        "--task",
+        "code_fixing",
+        "--train_max_length",
+        1,
+        "--num_examples",
+        4,
+        "--max_steps",
+        1,
+        "--use_cpu",
+        "true",
+    ]
+    run_script("recipes/sft.py", *words, "--hidden_size", 16, "--eval_lengths", 1, "--output_dir", model)
+    command = ["recipes/repaired_by_kind.py", "--model", model, "--num_problems", 2, "--batch_size", 8]
+    printed = run_script(*command)
+    asked = [TASK.sample_adversarial(f"bug_{kind}", random.Random(0), 1, at) for kind in KINDS for at in range(2)]
+    assert len({problem.split()[1] for problem in asked}) == 8
+    saved = model / "repaired_by_kind.json"
+    found = json.loads(saved.read_text(encoding="utf-8"))["repaired"]
+    assert sorted(found) == sorted(KINDS)
+    assert [counted["model"] for counted in found.values()] == [0] * len(KINDS)
+    teacher = sum(counted["teacher"] for counted in found.values())
+    assert 4 <= teacher <= 8
+    assert printed.splitlines()[-1].split() == ["|", "all", "|", "0/8", "|", f"{teacher}/8", "|"]
+    before = saved.stat().st_mtime_ns
+    assert run_script(*command) == printed
+    assert saved.stat().st_mtime_ns == before

@@ -1,0 +1,412 @@
+"""The store: two backends that do what a dict does, exact forks and rollbacks, and files that lose nothing."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+
+from hf_toolssm.errors import InvalidArgumentsError, StoreError, UnknownCallError, UnknownToolError, UnsafeToolError
+from hf_toolssm.tools import facts_of, make_tool
+from hf_toolssm.tools.key_value import KeyValue
+from hf_toolssm.tools.tool import argument_of
+from hf_toolssm.tools.words import words_of
+
+KEYS = [
+    "a",
+    "ab",
+    "abc",
+    "b",
+    "Ab",
+    "a b",
+    'a"b',
+    "é",
+    "e\u0301",
+    "a\0b",
+    "\U0010ffff",
+    "put",
+    "{}",
+    "-",
+    "日本 go",
+    "%",
+    "_",
+]
+VALUES = [
+    "",
+    "1",
+    "fox",
+    "blue fox",
+    "fox blue",
+    "Blue-Fox",
+    "absent",
+    "found: x",
+    'x" OR "y',
+    "more\nmore",
+    "ÉTÉ",
+    "ß ss",
+]
+WORDS = [
+    "a",
+    "b",
+    "fox",
+    "BLUE",
+    "blue fox",
+    "fox-blue",
+    "blue-fox",
+    "ete",
+    'x" OR "y',
+    "NEAR(",
+    "e",
+    "ss",
+    "日本",
+    "a*",
+    "key:a",
+]
+
+
+def of(store, name, **argument):
+    return store.call(name, argument)
+
+
+class Like:
+    """What a store is: a dict, whose order is that of the puts."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def put(self, key, value):
+        had = self.pairs.pop(key, None) is not None
+        self.pairs[key] = value
+        return "replaced" if had else "stored"
+
+    def delete(self, key):
+        return "absent" if self.pairs.pop(key, None) is None else "deleted"
+
+    def get(self, key):
+        return f"found: {self.pairs[key]}" if key in self.pairs else "absent"
+
+    def list(self, prefix, after=""):
+        keys = sorted(key for key in self.pairs if key.startswith(prefix) and key > after)
+        return "\n".join(json.dumps(key, ensure_ascii=False) for key in keys)
+
+    def search(self, words):
+        phrases = [phrase for phrase in words_of(words.split()) if phrase]
+
+        def holds(text, phrase):
+            return any(text[at : at + len(phrase)] == phrase for at in range(len(text)))
+
+        def matches(pair):
+            return all(any(holds(text, phrase) for text in words_of(pair)) for phrase in phrases)
+
+        return "\n".join(json.dumps(pair, ensure_ascii=False) for pair in self.pairs.items() if matches(pair))
+
+
+class Stores(RuleBasedStateMachine):
+    """Sessions of both backends beside a dict each, with forks, and rollbacks to what was saved."""
+
+    sessions, saved = Bundle("sessions"), Bundle("saved")
+
+    @initialize(target=sessions)
+    def begin(self):
+        self.tools = [KeyValue(), KeyValue(self.path, fresh=True)]
+        return [tool.start("") for tool in self.tools], Like({})
+
+    def both(self, session, name, **argument):
+        stores, like = session
+        expected = getattr(like, name)(**argument)
+        for store in stores:
+            assert of(store, name, **argument) == expected
+
+    @rule(session=sessions, key=st.sampled_from(KEYS), value=st.sampled_from(VALUES))
+    def put(self, session, key, value):
+        self.both(session, "put", key=key, value=value)
+
+    @rule(session=sessions, key=st.sampled_from(KEYS))
+    def delete(self, session, key):
+        self.both(session, "delete", key=key)
+
+    @rule(session=sessions, key=st.sampled_from(KEYS))
+    def get(self, session, key):
+        self.both(session, "get", key=key)
+
+    @rule(session=sessions, prefix=st.sampled_from(["", *KEYS]), after=st.sampled_from(["", *KEYS]))
+    def list(self, session, prefix, after):
+        self.both(session, "list", prefix=prefix, after=after)
+
+    @rule(session=sessions, words=st.sampled_from(WORDS))
+    def search(self, session, words):
+        self.both(session, "search", words=words)
+
+    @rule(target=sessions, session=sessions)
+    def fork(self, session):
+        stores, like = session
+        return [store.clone() for store in stores], Like({**like.pairs})
+
+    @rule(target=saved, session=sessions)
+    def save(self, session):
+        stores, like = session
+        return [{**store.state()} for store in stores], {**like.pairs}
+
+    @rule(target=sessions, saved=saved)
+    def roll_back(self, saved):
+        states, pairs = saved
+        return [tool.restore(state) for tool, state in zip(self.tools, states)], Like({**pairs})
+
+
+def test_both_backends_do_what_a_dict_does_in_any_order_of_calls_forks_and_rollbacks(tmp_path):
+    count = iter(range(10**9))
+
+    class InFolder(Stores):
+        @property
+        def path(self):
+            return tmp_path / f"{next(count)}.sqlite"
+
+    InFolder.TestCase.settings = settings(
+        max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[*HealthCheck]
+    )
+    InFolder.TestCase("runTest").runTest()
+
+
+@pytest.fixture(params=["memory", "file"])
+def tool(request, tmp_path):
+    return KeyValue() if request.param == "memory" else KeyValue(tmp_path / "a.sqlite", fresh=True)
+
+
+def test_a_value_cannot_be_taken_for_what_the_tool_says(tool):
+    store = tool.start("")
+    assert of(store, "get", key="x") == "absent"
+    of(store, "put", key="x", value="absent")
+    assert of(store, "get", key="x") == "found: absent"
+    of(store, "put", key="more", value='["x", "y"]\nmore')
+    assert of(store, "list", prefix="") == '"more"\n"x"'
+    assert of(store, "search", words="more") == json.dumps(["more", '["x", "y"]\nmore'])
+    assert of(store, "search", words="nothing") == ""
+
+
+def test_of_many_the_first_are_shown_and_the_next_can_be_asked_for(tmp_path):
+    for tool in (KeyValue(most=3), KeyValue(tmp_path / "a.sqlite", most=3)):
+        store = tool.start("")
+        for number in range(7):
+            of(store, "put", key=f"k{number}", value="one word")
+        assert of(store, "list", prefix="k") == '"k0"\n"k1"\n"k2"\nmore'
+        assert of(store, "list", prefix="k", after="k2") == '"k3"\n"k4"\n"k5"\nmore'
+        assert of(store, "list", prefix="k", after="k5") == '"k6"'
+        assert of(store, "search", words="word").count("\n") == 3
+        assert of(store, "search", words="word").endswith("\nmore")
+
+
+@pytest.mark.parametrize("words", ["", " ", "-- !", '"', "*"])
+def test_a_search_without_a_word_is_refused(tool, words):
+    with pytest.raises(InvalidArgumentsError, match="letters and digits"):
+        of(tool.start(""), "search", words=words)
+
+
+def test_what_no_call_can_be_is_refused_and_changes_nothing(tool):
+    facts, store = facts_of(tool), tool.start("")
+    with pytest.raises(InvalidArgumentsError, match="'value' is a required property"):
+        argument_of(facts, "put", '{"key": "a"}')
+    with pytest.raises(InvalidArgumentsError, match="key"):
+        argument_of(facts, "put", '{"key": "", "value": "1"}')
+    with pytest.raises(InvalidArgumentsError, match="half of a character"):
+        of(store, "put", key="\ud800", value="1")
+    with pytest.raises(UnknownCallError, match="no call"):
+        of(store, "drop", key="a")
+    assert of(store, "list", prefix="") == ""
+
+
+def test_a_prefix_keeps_the_calls_of_two_stores_apart():
+    facts = facts_of(KeyValue(prefix="notes_"))
+    assert [*facts.calls] == ["notes_put", "notes_get", "notes_delete", "notes_list", "notes_search"]
+    store = facts.start("", str)
+    assert store.call("notes_put", {"key": "a", "value": "1"}) == "stored"
+
+
+def test_a_config_names_no_file():
+    assert isinstance(make_tool({"name": "key_value", "most": 5}), KeyValue)
+    with pytest.raises(UnsafeToolError, match="path"):
+        make_tool({"name": "key_value", "path": "notes.sqlite"})
+    for options in ({"most": 0}, {"most": True}, {"prefix": 3}, {"fresh": "no"}):
+        with pytest.raises(UnknownToolError, match="key_value"):
+            make_tool({"name": "key_value", **options})
+
+
+def test_all_that_begin_with_a_file_share_it_and_a_fork_does_not(tmp_path):
+    path = tmp_path / "notes.sqlite"
+    first, second = KeyValue(path).start(""), KeyValue(path).start("")
+    of(first, "put", key="a", value="1")
+    assert of(second, "get", key="a") == "found: 1"
+    fork = second.clone()
+    of(fork, "put", key="a", value="mine")
+    of(first, "put", key="b", value="2")
+    assert of(second, "get", key="a") == "found: 1"
+    assert of(fork, "get", key="b") == "absent"
+    saved = second.state()
+    again = KeyValue(path).restore(saved)
+    of(again, "put", key="c", value="3")
+    assert of(first, "get", key="c") == "found: 3"
+    old = KeyValue(path).restore(saved)  # the file has gone on since
+    assert of(old, "get", key="c") == "absent"
+    of(old, "put", key="c", value="other")
+    assert of(first, "get", key="c") == "found: 3"
+    of(KeyValue(path).restore(fork.state()), "put", key="a", value="fork of a fork")
+    assert of(first, "get", key="a") == "found: 1"
+    assert of(fork, "get", key="a") == "found: mine"
+
+
+def test_a_state_is_of_its_own_file_alone(tmp_path):
+    one, two = KeyValue(tmp_path / "1.sqlite"), KeyValue(tmp_path / "2.sqlite")
+    with pytest.raises(StoreError, match="is not of"):
+        two.restore(one.start("").state())
+    with pytest.raises(StoreError, match="is not of"):
+        two.restore(KeyValue().start("").state())
+    with pytest.raises(StoreError, match="a file's"):
+        KeyValue().restore(one.start("").state())
+
+
+def test_what_memory_holds_after_many_forks_is_found_in_few_layers():
+    store, rng, like = KeyValue().start(""), random.Random(0), {}
+    for step in range(3000):
+        key = str(rng.randrange(300))
+        of(store, "put", key=key, value=str(step))
+        like[key] = str(step)
+        if step % 3 == 0:
+            store.clone()
+    assert len(store.pairs._frozen) < 15
+    assert sum(len(layer.puts) for layer in store.pairs._layers()) < 1000
+    assert all(of(store, "get", key=key) == f"found: {value}" for key, value in like.items())
+
+
+def test_memory_forgets_what_was_deleted_and_replaced():
+    store = KeyValue().start("")
+    for step in range(2000):
+        of(store, "put", key=f"k{step}", value="x y z")
+        of(store, "put", key="same", value=f"word{step} x")
+        of(store, "delete", key=f"k{step}")
+        if step % 50 == 0:
+            assert of(store, "search", words="x") == json.dumps(["same", f"word{step} x"])
+    (layer,) = store.pairs._layers()
+    assert len(layer.puts) == 1
+    assert sum(map(len, layer._postings.values())) < 50
+
+
+WRITER = """
+import sys
+from hf_toolssm.tools.key_value import KeyValue
+path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+store = KeyValue(path).start("")
+print("ready", flush=True)
+for number in range(count):
+    store.call("put", {"key": f"{name} {number:07d}", "value": f"value of {number}"})
+    print(number, flush=True)
+"""
+
+
+def writer(path, name, count, **options):
+    words = [sys.executable, "-c", WRITER, str(path), name, str(count)]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", **options
+    )
+
+
+def numbers_in(path, name):
+    lines = of(KeyValue(path, most=10**9).start(""), "list", prefix=f"{name} ").splitlines()
+    return [int(json.loads(line).split()[1]) for line in lines]
+
+
+def killed_puts(path, seconds, name):
+    """Starts a writer, kills it after so many seconds of writing, and returns how many puts it had acknowledged."""
+    process = writer(path, name, 10**7)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    said, _ = process.communicate()
+    return said.count("\n")
+
+
+def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_else(tmp_path):
+    path, rng = tmp_path / "a.sqlite", random.Random(0)
+    for turn in range(3):
+        acknowledged = killed_puts(path, rng.uniform(0.02, 0.3), f"turn{turn}")
+        found = numbers_in(path, f"turn{turn}")
+        assert found == [*range(len(found))]
+        assert acknowledged <= len(found) <= acknowledged + 1  # one may be on the disk whose word was not out yet
+    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    words = sqlite3.connect(path).execute("SELECT count(*) FROM words WHERE words MATCH 'value'").fetchone()
+    assert words == sqlite3.connect(path).execute("SELECT count(*) FROM pairs").fetchone()
+
+
+def test_two_processes_write_one_file(tmp_path):
+    path = tmp_path / "a.sqlite"
+    both = [writer(path, name, 200) for name in ("one", "two")]
+    for process in both:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert numbers_in(path, "one") == numbers_in(path, "two") == [*range(200)]
+
+
+def test_a_full_disk_a_lock_and_a_file_that_may_not_be_written_are_named_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "a.sqlite"
+    tool = KeyValue(path)
+    store = tool.start("")
+    of(store, "put", key="a", value="1")
+    other = sqlite3.connect(path, isolation_level=None)
+    tool._file._database.execute("PRAGMA busy_timeout = 50")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match=r"locked; nothing was stored"):
+        of(store, "put", key="a", value="2")
+    assert of(store, "get", key="a") == "found: 1"  # reading waits for nobody
+    other.execute("ROLLBACK")
+    pages = tool._file._database.execute("PRAGMA page_count").fetchone()[0]
+    tool._file._database.execute(f"PRAGMA max_page_count = {pages + 2}")  # SQLite says the same as of a full disk
+    with pytest.raises(StoreError, match=r"full; nothing was stored"):
+        of(store, "put", key="b", value="x" * 100_000)
+    assert of(store, "put", key="a", value="3") == "replaced"
+    tool._file._database.execute("PRAGMA query_only = 1")
+    with pytest.raises(StoreError, match=r"readonly database; nothing was stored"):
+        of(store, "put", key="a", value="4")
+    assert of(KeyValue(path).start(""), "list", prefix="") == '"a"'
+    assert of(KeyValue(path).start(""), "get", key="a") == "found: 3"
+
+
+def test_what_is_no_store_is_named_and_not_touched(tmp_path):
+    text, database, folder = tmp_path / "a.txt", tmp_path / "b.sqlite", tmp_path / "no" / "c.sqlite"
+    text.write_text("no database\n" * 100, encoding="utf-8")
+    with sqlite3.connect(database) as made:
+        made.execute("CREATE TABLE mine (x)")
+    for path, match in ((text, "not a database"), (database, "no store"), (folder, "unable to open")):
+        before = path.read_bytes() if path.exists() else None
+        with pytest.raises(StoreError, match=match):
+            KeyValue(path)
+        assert before is None or path.read_bytes() == before
+
+
+def test_a_damaged_file_and_one_that_was_removed_are_named(tmp_path):
+    path = tmp_path / "a.sqlite"
+    tool = KeyValue(path)
+    store = tool.start("")
+    for number in range(300):
+        of(store, "put", key=f"{number}", value="x" * 200)
+    tool._file._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    path.rename(tmp_path / "moved.sqlite")
+    with pytest.raises(StoreError, match="nothing was stored"):
+        of(store, "put", key="a", value="1")
+    KeyValue(path)
+    with pytest.raises(StoreError, match="another file"):
+        of(store, "put", key="a", value="1")
+    damaged = tmp_path / "moved.sqlite"
+    content = np.frombuffer(damaged.read_bytes(), np.uint8).copy()
+    content[8192:] = 77
+    copy = tmp_path / "damaged.sqlite"
+    copy.write_bytes(content.tobytes())
+    with pytest.raises(StoreError, match="damaged.sqlite cannot be"):
+        of(KeyValue(copy).start(""), "list", prefix="")
+    assert os.path.getsize(copy) == len(content)
