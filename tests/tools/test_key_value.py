@@ -3,14 +3,13 @@
 import json
 import os
 import random
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
+from conftest import import_recipe, run_script
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
@@ -322,26 +321,23 @@ def numbers_in(path, name):
     return [int(json.loads(line).split()[1]) for line in lines]
 
 
-def killed_puts(path, seconds, name):
-    """Starts a writer, kills it after so many seconds of writing, and returns how many puts it had acknowledged."""
-    process = writer(path, name, 10**7)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    said, _ = process.communicate()
-    return said.count("\n")
-
-
 def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_else(tmp_path):
-    path, rng = tmp_path / "a.sqlite", random.Random(0)
-    for turn in range(3):
-        acknowledged = killed_puts(path, rng.uniform(0.02, 0.3), f"turn{turn}")
-        found = numbers_in(path, f"turn{turn}")
-        assert found == [*range(len(found))]
-        assert acknowledged <= len(found) <= acknowledged + 1  # one may be on the disk whose word was not out yet
-    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    words = sqlite3.connect(path).execute("SELECT count(*) FROM words WHERE words MATCH 'value'").fetchone()
-    assert words == sqlite3.connect(path).execute("SELECT count(*) FROM pairs").fetchone()
+    run_script("recipes/store_kills.py", "--folder", tmp_path, "--puts", 600, "--kills", 3)
+    path, file = tmp_path / "store.sqlite", sqlite3.connect(tmp_path / "store.sqlite")
+    assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert file.execute("SELECT count(*) FROM words WHERE words MATCH 'value'").fetchone() == (600,)
+    check = import_recipe("store_kills").check
+    assert check(path, 200, 600) == 600
+    for begin, said, damage in (
+        (0, 601, "SELECT 1"),
+        (0, 598, "SELECT 1"),
+        (0, 600, "UPDATE pairs SET value = 'other' WHERE number = 300"),
+        (0, 600, "UPDATE pairs SET value = NULL WHERE number = 300"),
+    ):
+        file.execute(damage)
+        file.commit()
+        with pytest.raises(SystemExit, match="acknowledged|another value"):
+            check(path, begin, said)
 
 
 def test_two_processes_write_one_file(tmp_path):

@@ -1,0 +1,98 @@
+"""Writes pairs into a store in a file, kills the writer at random moments, and looks for what was acknowledged.
+
+    python recipes/store_kills.py --folder outputs/store --puts 1000000 --kills 10
+
+Each writer goes on where the one before it was killed, and says every number once its put has returned. Behind every
+kill all that were said must be there with their values, and nothing else but the one that may have been under way.
+Exits 1 where that does not hold.
+"""
+
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from hf_toolssm.files import escape_unprintable
+from hf_toolssm.tools.key_value import KeyValue
+
+_FILE = "store.sqlite"
+_WRITER = """
+import sys
+from hf_toolssm.tools.key_value import KeyValue
+path, begin, end = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+store = KeyValue(path).start("")
+for number in range(begin, end):
+    store.call("put", {"key": f"{number:09d}", "value": f"value {number}"})
+    print(number, flush=True)
+"""
+
+
+@dataclass
+class KillArguments:
+    folder: Path = field(metadata={"help": "Gets the file; there must be none yet."})
+    puts: int = field(default=1_000_000, metadata={"help": "How many, all writers together."})
+    kills: int = field(default=10, metadata={"help": "Moments, drawn evenly, at which a writer is killed."})
+    seed: int = field(default=0, metadata={"help": "Of those moments."})
+
+
+def main() -> None:
+    escape_unprintable()
+    (options,) = HfArgumentParser(KillArguments).parse_args_into_dataclasses()
+    path = options.folder / _FILE
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        sys.exit(f"{path} is there already: name another folder, or remove it")
+    rng, begin, seconds = random.Random(options.seed), 0, 0.0
+    moments = sorted(rng.randrange(options.puts) for _ in range(options.kills))
+    with tqdm(total=options.puts, desc="putting", unit="put") as progress:
+        for moment in [*moments, options.puts]:
+            started = time.monotonic()
+            said = _written(path, begin, moment, options.puts, progress)
+            seconds += time.monotonic() - started
+            found = check(path, begin, said)
+            tqdm.write(f"killed behind put {said:,}: {found:,} are there" if said < options.puts else f"{found:,} put")
+            begin = found
+    print(f"{options.puts:,} puts in {seconds:.0f} s, {options.puts / seconds:,.0f} a second, {len(moments)} kills")
+
+
+def _written(path: Path, begin: int, moment: int, end: int, progress: tqdm) -> int:
+    """Lets a writer write from `begin` on, and kills it behind `moment`; returns how many puts it has said."""
+    words = [sys.executable, "-c", _WRITER, str(path), str(begin), str(end)]
+    said = begin
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        assert process.stdout
+        for line in process.stdout:
+            said = int(line) + 1
+            progress.update()
+            if said == moment < end:
+                process.kill()  # SIGKILL; it has written on meanwhile, and what it said of that is still to be read
+    if process.returncode and said < moment:
+        sys.exit(f"the writer ended with {process.returncode} behind put {said:,}")
+    return said
+
+
+def check(path: Path, begin: int, said: int) -> int:
+    """Looks for the pairs from `begin` on; returns how many there are in all.
+
+    Raises:
+        SystemExit: one is missing that was said, or has another value, or one too many is there.
+    """
+    store = KeyValue(path, most=said - begin + 2).start("")
+    after = f"{begin - 1:09d}" if begin else ""
+    keys = store.call("list", {"prefix": "", "after": after}).splitlines()
+    found = begin + len(keys)
+    if keys != [f'"{number:09d}"' for number in range(begin, found)] or not said <= found <= said + 1:
+        sys.exit(f"{path}: {said:,} puts were acknowledged, and {found:,} are there")
+    for number in range(begin, found):
+        if store.call("get", {"key": f"{number:09d}"}) != f"found: value {number}":
+            sys.exit(f"{path}: put {number:,} has another value")
+    return found
+
+
+if __name__ == "__main__":
+    main()
