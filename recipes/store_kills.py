@@ -3,11 +3,13 @@
     python recipes/store_kills.py --folder outputs/store --puts 1000000 --kills 10
 
 Each writer goes on where the one before it was killed, and says every number once its put has returned. Behind every
-kill all that were said must be there with their values, and nothing else but the one that may have been under way.
-Exits 1 where that does not hold.
+kill all that were said must be there with their values, and nothing else but the one that may have been under way; at
+the end also every pair of all writers, its words, and what SQLite itself checks. Exits 1 where that does not hold.
 """
 
 import random
+import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -35,28 +37,32 @@ for number in range(begin, end):
 @dataclass
 class KillArguments:
     folder: Path = field(metadata={"help": "Gets the file; there must be none yet."})
-    puts: int = field(default=1_000_000, metadata={"help": "How many, all writers together."})
+    puts: int = field(default=1_000_000, metadata={"help": "How many, all writers together; more than kills."})
     kills: int = field(default=10, metadata={"help": "Moments, drawn evenly, at which a writer is killed."})
     seed: int = field(default=0, metadata={"help": "Of those moments."})
 
 
 def main() -> None:
     escape_unprintable()
-    (options,) = HfArgumentParser(KillArguments).parse_args_into_dataclasses()
+    parser = HfArgumentParser(KillArguments)
+    (options,) = parser.parse_args_into_dataclasses()
+    if not 0 <= options.kills < options.puts // 2:
+        parser.error(f"--kills is at least 0 and less than half of --puts, not {options.kills}")
     path = options.folder / _FILE
     options.folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
         sys.exit(f"{path} is there already: name another folder, or remove it")
     rng, begin, seconds = random.Random(options.seed), 0, 0.0
-    moments = sorted(rng.randrange(options.puts) for _ in range(options.kills))
+    moments = sorted(rng.sample(range(1, options.puts), options.kills))
     with tqdm(total=options.puts, desc="putting", unit="put") as progress:
         for moment in [*moments, options.puts]:
             started = time.monotonic()
-            said = _written(path, begin, moment, options.puts, progress)
+            said = _written(path, begin, max(moment, begin + 1), options.puts, progress)
             seconds += time.monotonic() - started
-            found = check(path, begin, said)
-            tqdm.write(f"killed behind put {said:,}: {found:,} are there" if said < options.puts else f"{found:,} put")
-            begin = found
+            begin = check(path, begin, said)
+            tqdm.write(f"{'killed' if moment < options.puts else 'ended'} behind put {said:,}: {begin:,} are there")
+    check(path, 0, options.puts)
+    check_file(path, options.puts)
     print(f"{options.puts:,} puts in {seconds:.0f} s, {options.puts / seconds:,.0f} a second, {len(moments)} kills")
 
 
@@ -70,8 +76,8 @@ def _written(path: Path, begin: int, moment: int, end: int, progress: tqdm) -> i
             said = int(line) + 1
             progress.update()
             if said == moment < end:
-                process.kill()  # SIGKILL; it has written on meanwhile, and what it said of that is still to be read
-    if process.returncode and said < moment:
+                process.kill()  # it has written on meanwhile, and what it said of that is still to be read
+    if process.returncode != (-signal.SIGKILL if moment < end else 0):
         sys.exit(f"the writer ended with {process.returncode} behind put {said:,}")
     return said
 
@@ -92,6 +98,21 @@ def check(path: Path, begin: int, said: int) -> int:
         if store.call("get", {"key": f"{number:09d}"}) != f"found: value {number}":
             sys.exit(f"{path}: put {number:,} has another value")
     return found
+
+
+def check_file(path: Path, puts: int) -> None:
+    """Looks for damage, and for a pair or its words too many or too few.
+
+    Raises:
+        SystemExit: there is some.
+    """
+    with sqlite3.connect(path) as file:
+        (sound,) = file.execute("PRAGMA integrity_check").fetchone()
+        file.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")  # raises where they differ
+        (pairs,) = file.execute("SELECT count(*) FROM pairs").fetchone()
+        (words,) = file.execute("SELECT count(*) FROM words WHERE words MATCH 'value'").fetchone()
+    if (sound, pairs, words) != ("ok", puts, puts):
+        sys.exit(f"{path}: {sound}; {pairs:,} pairs, {words:,} with words, of {puts:,}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,10 @@ case and accents; one of several parts, as `foo-bar`, stands for these parts sid
 JSON on a line of its own, and where there are more than are shown, a last line `more` says so. `found: ` and JSON's
 quotes keep what was stored apart from what the tool says.
 
-In memory a fork shares what there was, in constant time, and a saved session holds all pairs. In a file every put is
-durable once it was observed; a fork, or a session that is restored where the file has gone on since, works on a branch
-of its own, which nothing else sees (`key_value_file.py`).
+In memory a fork shares what there was, in constant time, and a saved session holds all pairs; a put takes
+microseconds, `list` looks at all keys, and a search at the words of what was put since the last one. In a file every
+put is durable once it was observed; a fork, or a session that is restored where the file has gone on since, works on a
+branch of its own, which nothing else sees (`key_value_file.py`).
 """
 
 import json
@@ -33,6 +34,9 @@ from hf_toolssm.tools.words import words_of
 
 MORE = "more"
 """Behind a list that does not show everything."""
+
+_ESCAPED = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+"""What ends a line and JSON has as it is."""
 
 _KEY = {"type": "string", "minLength": 1}
 _TEXT = {"type": "string"}
@@ -57,8 +61,8 @@ class Pairs(Protocol):
     def keys(self, prefix: str, after: str, most: int) -> list[str]:
         """The first keys that begin so and stand behind another, sorted by code points."""
 
-    def search(self, phrases: list[tuple[str, ...]], most: int) -> list[tuple[str, str]]:
-        """The first pairs that hold each phrase, words side by side, in the order in which they were put."""
+    def search(self, words: list[str], most: int) -> list[tuple[str, str]]:
+        """The first pairs that hold each word, or its parts side by side, in the order in which they were put."""
 
     def clone(self) -> "Pairs":
         """The same, independent of these, in constant time."""
@@ -94,8 +98,13 @@ class KeyValue:
             raise UnknownToolError(f"key_value: prefix is a text and fresh true or false: {prefix!r}, {fresh!r}")
         self.prefix, self.most, self.fresh = prefix, most, fresh
         self.has_side_effects = path is not None
-        self.time_limit = None if path is None else 30.0
+        self.time_limit = None if path is None else 60.0
         self._file = None if path is None else StoreFile(path)
+
+    def close(self) -> None:
+        """Ends the connections to the file; without it that is done when nothing has the tool any more."""
+        if self._file is not None:
+            self._file.close()
 
     @property
     def schemas(self) -> Mapping[str, Any]:
@@ -155,10 +164,10 @@ class Store:
             case "list":
                 return _lines(pairs.keys(argument["prefix"], argument.get("after", ""), most + 1), most)
             case "search":
-                phrases = [phrase for phrase in words_of(argument["words"].split()) if phrase]
-                if not phrases:
+                words = [word for word in argument["words"].split() if words_of(word)]
+                if not words:
                     raise InvalidArgumentsError(f"{name}: words are of letters and digits, and there is none")
-                return _lines(pairs.search(phrases, most + 1), most)
+                return _lines(pairs.search(words, most + 1), most)
         raise UnknownCallError(f"key_value has no call {name!r}")
 
     def clone(self) -> "Store":
@@ -170,5 +179,5 @@ class Store:
 
 def _lines(found: Sequence[Any], most: int) -> str:
     """Each as JSON on a line, and whether there are more; nothing where there is none."""
-    shown = [json.dumps(each, ensure_ascii=False) for each in found[:most]]
+    shown = [json.dumps(each, ensure_ascii=False).translate(_ESCAPED) for each in found[:most]]
     return "\n".join([*shown, *[MORE] * (len(found) > most)])

@@ -5,18 +5,23 @@ Nothing in the file is ever changed. Every put is a row of its own, numbered thr
 | | the main branch, 0 | any other |
 |---|---|---|
 | whose | of all that begin with the file, in any process: they see each other's puts | of one session |
-| a copy of a session | sees what there was, and writes on a new branch that goes out from there | the same |
-| a session that is restored | goes on if nothing is newer than it, else as a copy | the same |
+| a copy of a session | sees what there was, and puts on a new branch that goes out from there | the first goes on |
+| a restored session | sees what there was; if that is still all at its first put, it goes on | the same |
 
-So a fork costs nothing until it writes, and a rollback is exact. SQLite lets one process write at a time; another
-waits for `PATIENCE`, and so does a reader never.
+So a fork costs nothing until it puts, and a rollback is exact: a session that is restored after others, or it itself,
+have put on the main branch works on a branch of its own from then on, which those that begin anew do not see.
+
+A put waits for those of other sessions and processes; nothing waits longer than `PATIENCE`, and no reader for a put.
 """
 
 import os
+import secrets
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
 from heapq import merge
 from itertools import groupby, islice, takewhile
 from typing import Any
@@ -24,34 +29,30 @@ from typing import Any
 from hf_toolssm.errors import StoreError
 from hf_toolssm.tools.words import TOKENIZER
 
-PATIENCE = 20.0
-"""Seconds for which a put waits while others write; less than a call of the tool may take."""
+PATIENCE = 10.0
+"""Seconds, for which other sessions and other processes are waited for, each; together less than a call may take."""
 
 MAIN = 0
 """The branch of all that begin with the file."""
 
 _IDENTITY = 0x48465456  # in the file's head, by which it is told from other databases
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE store (id TEXT NOT NULL);
-INSERT INTO store VALUES (lower(hex(randomblob(16))));
-CREATE TABLE branches (branch INTEGER PRIMARY KEY, parent INTEGER, number INTEGER NOT NULL);
-CREATE TABLE pairs (number INTEGER PRIMARY KEY, branch INTEGER NOT NULL, key TEXT NOT NULL, value TEXT);
-CREATE INDEX by_key ON pairs (branch, key);
-CREATE INDEX by_branch ON pairs (branch);
-CREATE VIRTUAL TABLE words USING fts5 (
-    key, value, content = 'pairs', content_rowid = 'number', tokenize = '{TOKENIZER}'
-);
-PRAGMA application_id = {_IDENTITY};
-COMMIT;
-"""
+_TABLES = (
+    "CREATE TABLE store (id TEXT NOT NULL)",
+    "CREATE TABLE branches (branch INTEGER PRIMARY KEY, parent INTEGER, number INTEGER NOT NULL, id TEXT NOT NULL)",
+    "CREATE TABLE pairs (number INTEGER PRIMARY KEY, branch INTEGER NOT NULL, key TEXT NOT NULL, value TEXT)",
+    "CREATE INDEX by_key ON pairs (branch, key)",
+    "CREATE INDEX by_branch ON pairs (branch)",
+    "CREATE VIRTUAL TABLE words USING fts5 ("
+    f"branch, key, value, content = 'pairs', content_rowid = 'number', tokenize = '{TOKENIZER}')",
+    f"PRAGMA application_id = {_IDENTITY}",
+)
 
 _NEWEST = "SELECT number, value FROM pairs WHERE branch = ? AND key = ? AND number <= ? ORDER BY number DESC LIMIT 1"
 _LARGEST = 2**63 - 1
 
 
 class StoreFile:
-    """A file with a connection to it, which threads take turns with.
+    """A file with two connections to it, one for reading and one for writing, which threads take turns with.
 
     Args:
         path: of the file, which is made where there is none.
@@ -61,92 +62,163 @@ class StoreFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path, self._lock = os.path.abspath(path), threading.Lock()
-        with self._named("opened"):
-            self._database = sqlite3.connect(
-                self._path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
-            )
-            self._database.execute("PRAGMA synchronous = FULL")
-            if not self._one("PRAGMA application_id")[0]:
-                self._make()
-            if self._one("PRAGMA application_id")[0] != _IDENTITY:
-                raise StoreError(f"{self._path} is a database, but no store: name another file")
-            self.id = self._one("SELECT id FROM store")[0]
-            self._inode = os.stat(self._path).st_ino
-
-    def _make(self) -> None:
-        """Makes the tables, if no other process has meanwhile."""
-        if self._one("SELECT count(*) FROM sqlite_schema")[0]:
-            return
-        self._one("PRAGMA journal_mode = WAL")
+        self.path, self._process = os.path.abspath(path), os.getpid()
+        self._reading, self._writing = threading.Lock(), threading.Lock()
+        self.parents: dict[int, tuple[int | None, int]] = {}
+        self._connections: list[sqlite3.Connection] = []
         try:
-            self._database.executescript(_SCHEMA)
-        except sqlite3.OperationalError as error:
-            if "already exists" not in str(error):
-                raise
-        finally:
-            self._leave()
+            with self._named("opened"):
+                self._check_remains()
+                self._writer = self._connected()
+                self._check_identity(self._writer)
+                self._reader = self._connected()
+                self._place = self._where()
+                with closing(self._reader.execute("SELECT id FROM store")) as rows:
+                    found = rows.fetchone()
+        except StoreError:
+            self.close()
+            raise
+        if found is None:
+            self.close()
+            raise StoreError(f"{self.path} cannot be opened: it has lost its id")
+        self.id = found[0]
+
+    def close(self) -> None:
+        """Ends the connections; no session can read or put any more."""
+        for connection in self._connections:
+            connection.close()
 
     def pairs(self, fresh: bool) -> "FilePairs":
         """Those of the main branch, or none, on a new one."""
-        return FilePairs(self, None, 0) if fresh else FilePairs(self, MAIN, None)
+        return FilePairs(self, None, 0, False) if fresh else FilePairs(self, MAIN, None, False)
 
     def restored(self, state: Mapping[str, Any]) -> "FilePairs":
         """Those that had that state.
 
         Raises:
-            StoreError: they were of another file, or in memory.
+            StoreError: they were of another file, or of an older copy of this one, or in memory.
         """
-        if state.get("store") != self.id:
-            raise StoreError(f"the saved store is not of {self._path}: give the tool the file that it was of")
+        branch, number = state.get("branch"), state.get("number", 0)
         with self.reading() as database:
-            goes_on = state["is_main"] and state["number"] == newest_of(database, MAIN)
-        return FilePairs(self, state["branch"], None if goes_on else state["number"])
+            newest = database.execute("SELECT max(number) FROM pairs").fetchone()[0] or 0
+            is_there = branch in (None, MAIN) or _id_of(database, branch) == state["branch_id"]
+        if state.get("store") != self.id or number > newest or not is_there:
+            raise StoreError(f"the saved store is not of {self.path}: give the tool the file that it was of")
+        return FilePairs(self, branch, number, state["goes_on"])
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, on one state of the file."""
-        with self._lock, self._named("read"):
-            self._database.execute("BEGIN")
+        """A connection, on one state of the file. Whoever opens a cursor that is not read to its end closes it."""
+        with self._turn(self._reading), self._named("read"):
             try:
-                yield self._database
+                self._reader.execute("BEGIN")
+                yield self._reader
             finally:
-                self._leave()
+                _leave(self._reader)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Lets nobody else of this process put."""
+        with self._turn(self._writing):
+            yield
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """The connection, in a transaction that is on the disk at the end, or has never been."""
-        with self._lock, self._named("written"):
-            if os.stat(self._path).st_ino != self._inode:
-                raise StoreError(
-                    f"{self._path} is another file than it was, so nothing was stored: make the tool anew"
-                )
-            self._database.execute("BEGIN IMMEDIATE")
+        """A connection in one's turn: at its end everything is on the disk, or nothing ever was."""
+        with self._named("written"):
+            if self._where() != self._place:
+                raise StoreError(f"{self.path} is another file than it was: nothing was stored; make the tool anew")
             try:
-                yield self._database
-                self._database.execute("COMMIT")
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+                self._writer.execute("COMMIT")
             finally:
-                self._leave()
+                _leave(self._writer)
 
-    def _leave(self) -> None:
-        """Ends a transaction that is not committed, and that an error has not ended already."""
-        if self._database.in_transaction:
-            self._database.execute("ROLLBACK")
-
-    def _one(self, query: str) -> Any:
-        return self._database.execute(query).fetchone()
+    @contextmanager
+    def _turn(self, lock: threading.Lock) -> Iterator[None]:
+        if os.getpid() != self._process:
+            raise StoreError(f"{self.path} was opened by another process: make the tool in this one")
+        if not lock.acquire(timeout=PATIENCE):
+            raise StoreError(f"{self.path} is in use by other sessions for {PATIENCE:g} s: nothing was stored")
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def _named(self, done: str) -> Iterator[None]:
         try:
             yield
         except (sqlite3.Error, OSError) as error:
-            raise StoreError(
-                f"{self._path} cannot be {done}: {error}" + ("; nothing was stored" if done == "written" else "")
-            ) from error
+            nothing = "; nothing was stored" if done == "written" else ""
+            raise StoreError(f"{self.path} cannot be {done}: {error}{nothing}") from error
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        self._connections.append(connection)
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def _check_remains(self) -> None:
+        """SQLite would make an empty store where only the log of a lost one is left, and remove that."""
+        log = f"{self.path}-wal"
+        is_empty = not os.path.exists(self.path) or os.path.getsize(self.path) == 0
+        if is_empty and os.path.exists(log) and os.path.getsize(log):
+            raise StoreError(f"{self.path} is gone or empty, and {log} is of it: bring it back, or remove the log")
+
+    def _check_identity(self, database: sqlite3.Connection) -> None:
+        """Makes a store of an empty file, if no other process has meanwhile.
+
+        Raises:
+            StoreError: it is no store, or SQLite can keep no log beside it.
+        """
+        one = partial(_one, database)
+        if not one("SELECT count(*) FROM sqlite_master"):
+            until = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    mode = one("PRAGMA journal_mode = WAL")  # which does not wait by itself
+                    break
+                except sqlite3.OperationalError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.01)
+            if mode != "wal":
+                raise StoreError(f"{self.path} cannot have a log beside it ({mode}): name a file on a local disk")
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                if not one("SELECT count(*) FROM sqlite_master"):
+                    for table in _TABLES:
+                        database.execute(table)
+                    database.execute("INSERT INTO store VALUES (?)", (secrets.token_hex(16),))
+                    database.execute("COMMIT")
+            finally:
+                _leave(database)
+        if one("PRAGMA application_id") != _IDENTITY:
+            raise StoreError(f"{self.path} is a database, but no store: name another file")
+
+    def _where(self) -> tuple[int, int]:
+        found = os.stat(self.path)
+        return found.st_dev, found.st_ino
 
 
-def newest_of(database: sqlite3.Connection, branch: int) -> int:
+def _one(database: sqlite3.Connection, query: str) -> Any:
+    return database.execute(query).fetchone()[0]
+
+
+def _leave(database: sqlite3.Connection) -> None:
+    """Ends a transaction that is not committed, and that an error has not ended already."""
+    if database.in_transaction:
+        database.execute("ROLLBACK")
+
+
+def _id_of(database: sqlite3.Connection, branch: int | None) -> str | None:
+    row = database.execute("SELECT id FROM branches WHERE branch = ?", (branch,)).fetchone()
+    return row[0] if row else None
+
+
+def _newest_of(database: sqlite3.Connection, branch: int) -> int:
     """The number of a branch's newest put, 0 where it has none."""
     return database.execute("SELECT max(number) FROM pairs WHERE branch = ?", (branch,)).fetchone()[0] or 0
 
@@ -155,88 +227,116 @@ class FilePairs:
     """Keys and values; see `Pairs`.
 
     Args:
-        branch: where they are written; None is a new one.
+        branch: where they are; None is a new one, once something is put.
         number: the last of that branch that they have; None is whatever the main branch has.
+        goes_on: whether they go on on the main branch if that has nothing newer at the first put.
     """
 
-    def __init__(self, file: StoreFile, branch: int | None, number: int | None) -> None:
-        self._file, self._branch, self._number = file, branch, number
+    def __init__(self, file: StoreFile, branch: int | None, number: int | None, goes_on: bool) -> None:
+        self._file, self._at, self._goes_on = file, (branch, number), goes_on
 
     def get(self, key: str) -> str | None:
         with self._file.reading() as database:
-            return self._newest(database, key)[1]
+            return _newest(database, self._views(database), key)[1]
 
     def put(self, key: str, value: str | None) -> bool:
-        with self._file.writing() as database:
-            had = self._newest(database, key)[1] is not None
-            if value is None and not had:
-                return False
-            branch = self._own_branch(database)
-            written = (branch, key, value)
-            number = database.execute("INSERT INTO pairs (branch, key, value) VALUES (?, ?, ?)", written).lastrowid
-            if value is not None:
-                database.execute("INSERT INTO words (rowid, key, value) VALUES (?, ?, ?)", (number, key, value))
-        self._branch, self._number = branch, None if self._number is None else number
+        with self._file.turn():
+            with self._file.writing() as database:
+                had = _newest(database, self._views(database), key)[1] is not None
+                at = self._at
+                if had or value is not None:
+                    at = self._written(database, key, value)
+            self._at = at
         return had
 
     def keys(self, prefix: str, after: str, most: int) -> list[str]:
-        query = "SELECT DISTINCT key FROM pairs WHERE branch = ? AND key >= ? AND number <= ? ORDER BY key"
-        with self._file.reading() as database:
-            begin = max(prefix, after)
-            parts = [database.execute(query, (branch, begin, last)) for branch, last in self._views(database)]
-            sorted_keys = (key for key, _ in groupby(key for (key,) in merge(*parts)))
-            wanted = (key for key in takewhile(lambda key: key.startswith(prefix), sorted_keys) if key > after)
-            return list(islice((key for key in wanted if self._newest(database, key)[1] is not None), most))
+        with self._file.reading() as database, closing(database.cursor()) as cursor:
+            views, begin = self._views(database), max(prefix, after)
+            parts = [_keys_from(database, branch, last, begin) for branch, last in views]
+            try:
+                found = takewhile(lambda key: key.startswith(prefix), (key for key, _ in groupby(merge(*parts))))
+                there = (key for key in found if key > after and _newest(cursor, views, key)[1] is not None)
+                return list(islice(there, most))
+            finally:
+                for part in parts:
+                    part.close()
 
-    def search(self, phrases: list[tuple[str, ...]], most: int) -> list[tuple[str, str]]:
+    def search(self, words: list[str], most: int) -> list[tuple[str, str]]:
         query = """
-            SELECT number, branch, pairs.key, pairs.value FROM words JOIN pairs ON number = words.rowid
+            SELECT number, pairs.branch, pairs.key, pairs.value FROM words JOIN pairs ON number = words.rowid
             WHERE words MATCH ? ORDER BY words.rowid
         """
-        quoted = " ".join(f'"{" ".join(phrase)}"' for phrase in phrases)
-        with self._file.reading() as database:
-            views = dict(self._views(database))
-            found = (
-                (key, value)
-                for number, branch, key, value in database.execute(query, (quoted,))
-                if number <= views.get(branch, -1) and self._newest(database, key)[0] == number
-            )
-            return list(islice(found, most))
+        with self._file.reading() as database, closing(database.cursor()) as cursor:
+            views = self._views(database)
+            if not views:
+                return []
+            # A NUL would end the query, and stands between words as a space does.
+            quoted = " ".join('"' + word.replace("\0", " ").replace('"', '""') + '"' for word in words)
+            branches = " OR ".join(f'"{branch}"' for branch, _ in views)
+            last_of = dict(views)
+            with closing(database.execute(query, (f"branch : ({branches}) AND {{key value}} : ({quoted})",))) as rows:
+                found = (
+                    (key, value)
+                    for number, branch, key, value in rows
+                    if number <= last_of[branch] and _newest(cursor, views, key)[0] == number
+                )
+                return list(islice(found, most))
 
     def clone(self) -> "FilePairs":
         with self._file.reading() as database:
-            return FilePairs(self._file, self._branch, self._last(database))
+            return FilePairs(self._file, self._at[0], self._last(database), False)
 
     def state(self) -> Mapping[str, Any]:
         with self._file.reading() as database:
-            last = self._last(database)
-        return {"store": self._file.id, "branch": self._branch, "number": last, "is_main": self._number is None}
+            branch, last = self._at[0], self._last(database)
+            state = {"store": self._file.id, "branch": branch, "branch_id": _id_of(database, branch), "number": last}
+        return {**state, "goes_on": self._goes_on or self._at[1] is None}
 
     def _last(self, database: sqlite3.Connection) -> int:
-        return newest_of(database, MAIN) if self._number is None else self._number
-
-    def _newest(self, database: sqlite3.Connection, key: str) -> tuple[int, str | None]:
-        """The number and the value of what was put last under a key; the value is None where there is none."""
-        for branch, last in self._views(database):
-            row = database.execute(_NEWEST, (branch, key, last)).fetchone()
-            if row is not None:
-                return row
-        return 0, None
+        branch, number = self._at
+        return _newest_of(database, MAIN) if number is None else number
 
     def _views(self, database: sqlite3.Connection) -> list[tuple[int, int]]:
         """The branch and those that it goes out from, the newest first, each with its last number that counts."""
-        views, branch, last = [], self._branch, _LARGEST if self._number is None else self._number
+        views, (branch, last) = [], self._at
+        last = _LARGEST if last is None else last
         while branch is not None:
             views.append((branch, last))
-            found = database.execute("SELECT parent, number FROM branches WHERE branch = ?", (branch,)).fetchone()
-            branch, last = found or (None, 0)
+            if branch != MAIN and branch not in self._file.parents:
+                query = "SELECT parent, number FROM branches WHERE branch = ?"
+                self._file.parents[branch] = database.execute(query, (branch,)).fetchone()  # it never changes
+            branch, last = self._file.parents.get(branch, (None, 0))
         return views
 
-    def _own_branch(self, database: sqlite3.Connection) -> int:
-        """The branch to write on: this one, unless others have or will; else a new one that goes out from here."""
-        if self._number is None:
-            return MAIN
-        if self._branch and newest_of(database, self._branch) <= self._number:
-            return self._branch
-        made = "INSERT INTO branches (parent, number) VALUES (?, ?)"
-        return database.execute(made, (self._branch, self._number)).lastrowid or 0
+    def _written(self, database: sqlite3.Connection, key: str, value: str | None) -> tuple[int, int | None]:
+        """Puts on this branch, unless others have put there or will; else on a new one that goes out from here."""
+        branch, number = self._at
+        is_newest = branch is not None and (number is None or _newest_of(database, branch) <= number)
+        follows = branch == MAIN and is_newest and (number is None or self._goes_on)
+        if branch is None or not (follows or (branch != MAIN and is_newest)):
+            made = "INSERT INTO branches (parent, number, id) VALUES (?, ?, ?)"
+            branch = database.execute(made, (branch, number, secrets.token_hex(8))).lastrowid or 0
+        pair = (branch, key, value)
+        put = database.execute("INSERT INTO pairs (branch, key, value) VALUES (?, ?, ?)", pair).lastrowid
+        if value is not None:
+            database.execute("INSERT INTO words (rowid, branch, key, value) VALUES (?, ?, ?, ?)", (put, *pair))
+        return branch, None if follows else put
+
+
+def _newest(
+    database: sqlite3.Connection | sqlite3.Cursor, views: list[tuple[int, int]], key: str
+) -> tuple[int, str | None]:
+    """The number and the value of what was put last under a key; the value is None where there is none."""
+    for branch, last in views:
+        row = database.execute(_NEWEST, (branch, key, last)).fetchone()
+        if row is not None:
+            return row
+    return 0, None
+
+
+def _keys_from(database: sqlite3.Connection, branch: int, last: int, begin: str) -> Generator[str]:
+    """The keys of a branch from one on, sorted; some of them more than once, and some deleted since."""
+    query = "SELECT DISTINCT key FROM pairs WHERE branch = ? AND key >= ? AND number <= ? ORDER BY key"
+    with closing(database.execute(query, (branch, begin, last))) as rows:
+        for (key,) in rows:
+            yield key

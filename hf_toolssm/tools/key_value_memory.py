@@ -1,12 +1,13 @@
 """Keys and values in memory: a copy shares them in constant time, and what is written after it is nobody else's.
 
-What was there when a copy was made is a frozen layer, on which both go on with an empty one. A layer is merged into
-the one below it once it is half as large, so that a lookup passes a logarithmic number of them.
+What was there when a copy was made is a frozen layer, on which both go on with an empty one. Once there are many,
+each is merged into the one below it that is less than twice as large, so that a lookup passes few of them.
 """
 
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from heapq import nsmallest
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ import numpy as np
 
 from hf_toolssm.errors import StoreError
 from hf_toolssm.tools.words import words_of
+
+MOST_LAYERS = 16
+"""From which they are merged."""
 
 
 class _Put(NamedTuple):
@@ -36,9 +40,13 @@ class _Layer:
 
     def write(self, put: _Put) -> None:
         """Adds what was put, behind all others."""
-        before = self.puts.pop(put.key, None)
-        self._stale += before is not None and before.number <= self._indexed
+        self.remove(put.key)
         self.puts[put.key] = put
+
+    def remove(self, key: str) -> None:
+        """Takes away what was put under a key, if it was."""
+        before = self.puts.pop(key, None)
+        self._stale += before is not None and before.number <= self._indexed
 
     def find(self, phrases: list[tuple[str, ...]]) -> Iterator[_Put]:
         """What holds each phrase in key or value, in the order of writing."""
@@ -58,10 +66,8 @@ class _Layer:
             if put.number <= self._indexed:
                 break
             new.append(put)
-        new = [put for put in reversed(new) if put.value is not None]
-        words = words_of([text for put in new for text in (put.key, put.value or "")])
-        for at, put in enumerate(new):
-            texts = words[2 * at : 2 * at + 2]
+        for put in reversed(new):
+            texts = [] if put.value is None else [words_of(put.key), words_of(put.value)]
             for word in {word for text in texts for word in text}:
                 self._postings.setdefault(word, []).append((put, texts))
         self._indexed = next(reversed(self.puts.values())).number if self.puts else 0
@@ -95,7 +101,7 @@ class MemoryPairs:
     def put(self, key: str, value: str | None) -> bool:
         had = self.get(key) is not None
         if value is None and not any(key in layer.puts for layer in self._frozen):
-            self._layer.puts.pop(key, None)  # nothing below has to be hidden
+            self._layer.remove(key)  # nothing below has to be hidden
         elif had or value is not None:
             self._number += 1
             self._layer.write(_Put(self._number, key, value))
@@ -103,9 +109,10 @@ class MemoryPairs:
 
     def keys(self, prefix: str, after: str, most: int) -> list[str]:
         wanted = {key for layer in self._layers() for key in layer.puts if key.startswith(prefix) and key > after}
-        return list(islice((key for key in sorted(wanted) if self.get(key) is not None), most))
+        return nsmallest(most, (key for key in wanted if self.get(key) is not None))
 
-    def search(self, phrases: list[tuple[str, ...]], most: int) -> list[tuple[str, str]]:
+    def search(self, words: list[str], most: int) -> list[tuple[str, str]]:
+        phrases = [*map(words_of, words)]
         puts = (put for layer in reversed(self._layers()) for put in layer.find(phrases))
         found = ((put.key, put.value) for put in puts if put.value is not None and self._newest(put.key) is put)
         return list(islice(found, most))
@@ -113,13 +120,14 @@ class MemoryPairs:
     def clone(self) -> "MemoryPairs":
         if self._layer.puts:
             layers = [*self._frozen, self._layer]
-            while len(layers) > 1 and len(layers[-2].puts) <= 2 * len(layers[-1].puts):
+            is_deep = len(layers) > MOST_LAYERS
+            while is_deep and len(layers) > 1 and len(layers[-2].puts) <= 2 * len(layers[-1].puts):
                 above, below = layers.pop(), layers.pop()
                 merged = _Layer(dict(below.puts))
                 for put in above.puts.values():
                     merged.write(put)
                     if put.value is None and not layers:
-                        del merged.puts[put.key]
+                        merged.remove(put.key)
                 layers.append(merged)
             self._frozen, self._layer = tuple(layers), _Layer({})
         clone = MemoryPairs()

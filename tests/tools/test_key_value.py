@@ -1,16 +1,22 @@
 """The store: two backends that do what a dict does, exact forks and rollbacks, and files that lose nothing."""
 
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+import threading
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import import_recipe, run_script
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 
@@ -18,8 +24,9 @@ from hf_toolssm.errors import InvalidArgumentsError, StoreError, UnknownCallErro
 from hf_toolssm.tools import facts_of, make_tool
 from hf_toolssm.tools.key_value import KeyValue
 from hf_toolssm.tools.tool import argument_of
-from hf_toolssm.tools.words import words_of
+from hf_toolssm.tools.words import TOKENIZER, words_of
 
+LONG = "a" + "ж" * 20_000
 KEYS = [
     "a",
     "ab",
@@ -98,13 +105,13 @@ class Like:
         return "\n".join(json.dumps(key, ensure_ascii=False) for key in keys)
 
     def search(self, words):
-        phrases = [phrase for phrase in words_of(words.split()) if phrase]
+        phrases = [phrase for phrase in map(words_of, words.split()) if phrase]
 
         def holds(text, phrase):
             return any(text[at : at + len(phrase)] == phrase for at in range(len(text)))
 
         def matches(pair):
-            return all(any(holds(text, phrase) for text in words_of(pair)) for phrase in phrases)
+            return all(any(holds(text, phrase) for text in map(words_of, pair)) for phrase in phrases)
 
         return "\n".join(json.dumps(pair, ensure_ascii=False) for pair in self.pairs.items() if matches(pair))
 
@@ -161,18 +168,83 @@ class Stores(RuleBasedStateMachine):
         return [tool.restore(state) for tool, state in zip(self.tools, states)], Like({**pairs})
 
 
-def test_both_backends_do_what_a_dict_does_in_any_order_of_calls_forks_and_rollbacks(tmp_path):
+class Shared(RuleBasedStateMachine):
+    """Sessions on the main branch of one file, copies of them, and restored ones, in two tools on that file.
+
+    A session is [store, dict, version]: of what follows the main branch the dict is the common one; of any other it is
+    its own, and it goes on on the main branch if that has still this version at its first put.
+    """
+
+    sessions, saved = Bundle("sessions"), Bundle("saved")
+
+    @initialize()
+    def make(self):
+        self.tools, self.main, self.version = [KeyValue(self.path), KeyValue(self.path)], {}, 0
+
+    @rule(target=sessions, tool=st.sampled_from([0, 1]))
+    def begin(self, tool):
+        return [self.tools[tool].start(""), self.main, None]
+
+    @rule(session=sessions, key=st.sampled_from("abc"), value=st.sampled_from("123"))
+    def put(self, session, key, value):
+        store, pairs, version = session
+        if version == self.version:
+            pairs = session[1] = self.main
+        session[2] = None
+        assert of(store, "put", key=key, value=value) == ("replaced" if key in pairs else "stored")
+        pairs[key] = value
+        self.version += pairs is self.main
+
+    @rule(session=sessions)
+    def look(self, session):
+        assert of(session[0], "list", prefix="") == "\n".join(json.dumps(key) for key in sorted(session[1]))
+        assert all(of(session[0], "get", key=key) == f"found: {value}" for key, value in session[1].items())
+
+    @rule(target=sessions, session=sessions)
+    def fork(self, session):
+        return [session[0].clone(), {**session[1]}, None]
+
+    @rule(target=saved, session=sessions)
+    def save(self, session):
+        store, pairs, version = session
+        return store.state(), {**pairs}, self.version if pairs is self.main else version
+
+    @rule(target=sessions, saved=saved, tool=st.sampled_from([0, 1]))
+    def roll_back(self, saved, tool):
+        state, pairs, version = saved
+        return [self.tools[tool].restore(state), {**pairs}, version]
+
+
+@pytest.mark.parametrize(("machine", "examples"), [(Stores, 50), (Shared, 50)])
+def test_stores_do_what_dicts_do_in_any_order_of_calls_forks_and_rollbacks(machine, examples, tmp_path):
     count = iter(range(10**9))
 
-    class InFolder(Stores):
+    class InFolder(machine):
         @property
         def path(self):
-            return tmp_path / f"{next(count)}.sqlite"
+            return tmp_path / f"{next(count)}.sqlite" if machine is Stores else self._path
+
+        def __init__(self):
+            super().__init__()
+            self._path = tmp_path / f"{next(count)}.sqlite"
 
     InFolder.TestCase.settings = settings(
-        max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[*HealthCheck]
+        max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=[*HealthCheck]
     )
     InFolder.TestCase("runTest").runTest()
+
+
+@given(st.text(max_size=30), st.text(max_size=5))
+@settings(max_examples=300, deadline=None)
+def test_words_are_those_of_sqlite(text, more):
+    text += f" {more} e\u0301t\u0301 \u0301x"
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute(f"CREATE VIRTUAL TABLE texts USING fts5 (text, tokenize = '{TOKENIZER}')")
+        database.execute("CREATE VIRTUAL TABLE words USING fts5vocab (texts, instance)")
+        database.execute("INSERT INTO texts VALUES (?)", (text,))
+        assert [(word,) for word in words_of(text)] == database.execute(
+            "SELECT term FROM words ORDER BY offset"
+        ).fetchall()
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -249,11 +321,10 @@ def test_all_that_begin_with_a_file_share_it_and_a_fork_does_not(tmp_path):
     assert of(second, "get", key="a") == "found: 1"
     assert of(fork, "get", key="b") == "absent"
     saved = second.state()
-    again = KeyValue(path).restore(saved)
+    again, old = KeyValue(path).restore(saved), KeyValue(path).restore(saved)
     of(again, "put", key="c", value="3")
     assert of(first, "get", key="c") == "found: 3"
-    old = KeyValue(path).restore(saved)  # the file has gone on since
-    assert of(old, "get", key="c") == "absent"
+    assert of(old, "get", key="c") == "absent"  # though the file has gone on since
     of(old, "put", key="c", value="other")
     assert of(first, "get", key="c") == "found: 3"
     of(KeyValue(path).restore(fork.state()), "put", key="a", value="fork of a fork")
@@ -289,6 +360,8 @@ def test_memory_forgets_what_was_deleted_and_replaced():
     for step in range(2000):
         of(store, "put", key=f"k{step}", value="x y z")
         of(store, "put", key="same", value=f"word{step} x")
+        if step % 3 == 0:
+            assert of(store, "search", words="y z") == json.dumps([f"k{step}", "x y z"])
         of(store, "delete", key=f"k{step}")
         if step % 50 == 0:
             assert of(store, "search", words="x") == json.dumps(["same", f"word{step} x"])
@@ -322,22 +395,24 @@ def numbers_in(path, name):
 
 
 def test_what_was_acknowledged_before_a_kill_is_there_and_nothing_else(tmp_path):
-    run_script("recipes/store_kills.py", "--folder", tmp_path, "--puts", 600, "--kills", 3)
-    path, file = tmp_path / "store.sqlite", sqlite3.connect(tmp_path / "store.sqlite")
-    assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    assert file.execute("SELECT count(*) FROM words WHERE words MATCH 'value'").fetchone() == (600,)
-    check = import_recipe("store_kills").check
-    assert check(path, 200, 600) == 600
-    for begin, said, damage in (
-        (0, 601, "SELECT 1"),
-        (0, 598, "SELECT 1"),
-        (0, 600, "UPDATE pairs SET value = 'other' WHERE number = 300"),
-        (0, 600, "UPDATE pairs SET value = NULL WHERE number = 300"),
-    ):
-        file.execute(damage)
+    run_script("recipes/store_kills.py", "--folder", tmp_path, "--puts", 400, "--kills", 3)
+    path, recipe = tmp_path / "store.sqlite", import_recipe("store_kills")
+    assert recipe.check(path, 200, 400) == 400
+    for said in (398, 401):
+        with pytest.raises(SystemExit, match="acknowledged"):
+            recipe.check(path, 0, said)
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("UPDATE pairs SET value = 'other' WHERE number = 300")
         file.commit()
-        with pytest.raises(SystemExit, match="acknowledged|another value"):
-            check(path, begin, said)
+        with pytest.raises(SystemExit, match="another value"):
+            recipe.check(path, 0, 400)
+        with pytest.raises(sqlite3.DatabaseError, match="malformed"):
+            recipe.check_file(path, 400)
+        file.execute("UPDATE pairs SET value = 'value 299' WHERE number = 300")
+        file.commit()
+        recipe.check_file(path, 400)
+        with pytest.raises(SystemExit, match="400 pairs"):
+            recipe.check_file(path, 401)
 
 
 def test_two_processes_write_one_file(tmp_path):
@@ -349,28 +424,104 @@ def test_two_processes_write_one_file(tmp_path):
     assert numbers_in(path, "one") == numbers_in(path, "two") == [*range(200)]
 
 
-def test_a_full_disk_a_lock_and_a_file_that_may_not_be_written_are_named_and_nothing_is_lost(tmp_path):
+def test_lists_and_searches_that_stop_early_disturb_no_put(tmp_path):
+    """A query that is not read to its end would keep what it saw, and let nobody put."""
+    path = tmp_path / "a.sqlite"
+    tool, other = KeyValue(path, most=2), KeyValue(path).start("")
+    store, lister = tool.start(""), tool.start("").clone()
+    for number in range(20):
+        of(store, "put", key=f"k{number}", value="one word")
+    lister, stop, failed = tool.start("").clone(), threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            try:
+                assert of(lister, "list", prefix="k").endswith("more")
+                assert of(lister, "search", words="word").endswith("more")
+            except Exception as error:
+                failed.append(error)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(100):
+        assert of(store, "put", key="mine", value=str(number)) in ("stored", "replaced")
+        assert of(other, "put", key="theirs", value=str(number)) in ("stored", "replaced")
+        assert of(store, "get", key="theirs") == f"found: {number}"
+    stop.set()
+    reader.join()
+    assert not failed
+
+
+def test_a_lock_is_named_and_nothing_is_lost(tmp_path):
     path = tmp_path / "a.sqlite"
     tool = KeyValue(path)
     store = tool.start("")
     of(store, "put", key="a", value="1")
-    other = sqlite3.connect(path, isolation_level=None)
-    tool._file._database.execute("PRAGMA busy_timeout = 50")
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreError, match=r"locked; nothing was stored"):
-        of(store, "put", key="a", value="2")
-    assert of(store, "get", key="a") == "found: 1"  # reading waits for nobody
-    other.execute("ROLLBACK")
-    pages = tool._file._database.execute("PRAGMA page_count").fetchone()[0]
-    tool._file._database.execute(f"PRAGMA max_page_count = {pages + 2}")  # SQLite says the same as of a full disk
-    with pytest.raises(StoreError, match=r"full; nothing was stored"):
-        of(store, "put", key="b", value="x" * 100_000)
+    tool._file._writer.execute("PRAGMA busy_timeout = 50")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked; nothing was stored"):
+            of(store, "put", key="a", value="2")
+        assert of(store, "get", key="a") == "found: 1"  # reading waits for nobody
     assert of(store, "put", key="a", value="3") == "replaced"
-    tool._file._database.execute("PRAGMA query_only = 1")
-    with pytest.raises(StoreError, match=r"readonly database; nothing was stored"):
-        of(store, "put", key="a", value="4")
-    assert of(KeyValue(path).start(""), "list", prefix="") == '"a"'
-    assert of(KeyValue(path).start(""), "get", key="a") == "found: 3"
+
+
+HARD_TIMES = """
+import os, resource, signal, sys
+from hf_toolssm.errors import StoreError
+from hf_toolssm.tools.key_value import KeyValue
+path, how = sys.argv[1:]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+if how == "read-only" and os.geteuid() == 0:
+    os.setgid(65534); os.setuid(65534)
+try:
+    store = KeyValue(path).start("")
+    print(store.call("get", {"key": "a"}))
+    if how == "full":
+        size = os.path.getsize(path + "-wal") + 20_000
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    try:
+        print(store.call("put", {"key": "b", "value": "x" * 100_000}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+except StoreError as error:
+    print("StoreError", str(error).rpartition("cannot be ")[2])
+print(store.call("get", {"key": "a"}), store.call("get", {"key": "b"}))
+if how == "full":
+    print(store.call("put", {"key": "c", "value": "3"}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("full", ["found: 1", "StoreError written: disk I/O error; nothing was stored", "found: 1 absent", "stored"]),
+        (
+            "read-only",
+            [
+                "found: 1",
+                "StoreError written: attempt to write a readonly database; nothing was stored",
+                "found: 1 absent",
+            ],
+        ),
+    ],
+)
+def test_a_file_that_cannot_grow_or_be_written_is_named_and_nothing_is_lost(how, said):
+    with tempfile.TemporaryDirectory() as folder:  # where another user may go, as not into pytest's own
+        path = Path(folder, "a.sqlite")
+        tool = KeyValue(path)
+        of(tool.start(""), "put", key="a", value="1")
+        if how == "read-only":
+            os.chmod(folder, 0o777)
+            tool.close()
+            path.chmod(0o444)
+        process = subprocess.run(
+            [sys.executable, "-c", HARD_TIMES, str(path), how], capture_output=True, text=True, encoding="utf-8"
+        )
+        assert process.stdout.splitlines() == said, process.stderr
+        path.chmod(0o644)
+        keys = of(KeyValue(path).start(""), "list", prefix="")
+        assert keys == ('"a"\n"c"' if how == "full" else '"a"')
 
 
 def test_what_is_no_store_is_named_and_not_touched(tmp_path):
@@ -391,7 +542,7 @@ def test_a_damaged_file_and_one_that_was_removed_are_named(tmp_path):
     store = tool.start("")
     for number in range(300):
         of(store, "put", key=f"{number}", value="x" * 200)
-    tool._file._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    tool._file._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     path.rename(tmp_path / "moved.sqlite")
     with pytest.raises(StoreError, match="nothing was stored"):
         of(store, "put", key="a", value="1")
@@ -406,3 +557,88 @@ def test_a_damaged_file_and_one_that_was_removed_are_named(tmp_path):
     with pytest.raises(StoreError, match="damaged.sqlite cannot be"):
         of(KeyValue(copy).start(""), "list", prefix="")
     assert os.path.getsize(copy) == len(content)
+
+
+def test_a_state_is_none_of_an_older_copy_of_the_file(tmp_path):
+    path, copy = tmp_path / "a.sqlite", tmp_path / "b.sqlite"
+    tool = KeyValue(path)
+    store = tool.start("")
+    of(store, "put", key="a", value="1")
+    tool._file._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.copy(path, copy)
+    fork = store.clone()
+    of(fork, "put", key="a", value="2")
+    backup = KeyValue(copy)
+    with pytest.raises(StoreError, match="is not of"):
+        backup.restore(fork.state())
+    other = backup.start("").clone()
+    of(other, "put", key="others", value="3")  # on a branch of the same number
+    with pytest.raises(StoreError, match="is not of"):
+        backup.restore(fork.state())
+
+
+def test_what_is_left_of_a_lost_file_is_not_removed(tmp_path):
+    path = tmp_path / "a.sqlite"
+    tool = KeyValue(path)
+    of(tool.start(""), "put", key="a", value="1")
+    log = Path(f"{path}-wal")
+    before = log.read_bytes()
+    path.rename(tmp_path / "moved.sqlite")
+    for content in (None, b""):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(StoreError, match="gone or empty"):
+            KeyValue(path)
+        assert log.read_bytes() == before
+
+
+def test_a_store_without_its_id_is_named(tmp_path):
+    path = tmp_path / "a.sqlite"
+    KeyValue(path).close()
+    with closing(sqlite3.connect(path)) as file:
+        file.execute("DELETE FROM store")
+        file.commit()
+    with pytest.raises(StoreError, match="lost its id"):
+        KeyValue(path)
+
+
+def _forked(store, answers):
+    try:
+        of(store, "put", key="a", value="2")
+    except StoreError as error:
+        answers.put(str(error))
+
+
+def test_a_process_that_was_forked_makes_the_tool_anew(tmp_path):
+    store, context = KeyValue(tmp_path / "a.sqlite").start(""), multiprocessing.get_context("fork")
+    answers = context.Queue()
+    process = context.Process(target=_forked, args=(store, answers))
+    process.start()
+    assert "another process" in answers.get(timeout=60)
+    process.join()
+
+
+def test_many_begin_one_file_at_once(tmp_path):
+    path, barrier, failed = tmp_path / "a.sqlite", threading.Barrier(6), []
+
+    def begin(number):
+        barrier.wait()
+        try:
+            of(KeyValue(path).start(""), "put", key=f"{number}", value="")
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=begin, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert of(KeyValue(path).start(""), "list", prefix="").count("\n") == 5
+
+
+def test_a_key_with_ends_of_lines_is_one_line():
+    store = KeyValue().start("")
+    of(store, "put", key="a\u2028b\x85c\nd\re", value="")
+    (line,) = of(store, "list", prefix="").splitlines()
+    assert json.loads(line) == "a\u2028b\x85c\nd\re"
