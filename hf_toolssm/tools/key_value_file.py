@@ -263,7 +263,7 @@ class FilePairs:
 
     def search(self, words: list[str], most: int) -> list[tuple[str, str]]:
         query = """
-            SELECT number, pairs.branch, pairs.key, pairs.value FROM words JOIN pairs ON number = words.rowid
+            SELECT number, pairs.key, pairs.value FROM words JOIN pairs ON number = words.rowid
             WHERE words MATCH ? ORDER BY words.rowid
         """
         with self._file.reading() as database, closing(database.cursor()) as cursor:
@@ -273,13 +273,8 @@ class FilePairs:
             # A NUL would end the query, and stands between words as a space does.
             quoted = " ".join('"' + word.replace("\0", " ").replace('"', '""') + '"' for word in words)
             branches = " OR ".join(f'"{branch}"' for branch, _ in views)
-            last_of = dict(views)
             with closing(database.execute(query, (f"branch : ({branches}) AND {{key value}} : ({quoted})",))) as rows:
-                found = (
-                    (key, value)
-                    for number, branch, key, value in rows
-                    if number <= last_of[branch] and _newest(cursor, views, key)[0] == number
-                )
+                found = ((key, value) for number, key, value in rows if _newest(cursor, views, key)[0] == number)
                 return list(islice(found, most))
 
     def clone(self) -> "FilePairs":
