@@ -53,31 +53,33 @@ def main() -> None:
     if path.exists():
         sys.exit(f"{path} is there already: name another folder, or remove it")
     rng, begin, seconds = random.Random(options.seed), 0, 0.0
-    moments = sorted(rng.sample(range(1, options.puts), options.kills))
+    moments = sorted(rng.sample(range(1, options.puts * 9 // 10), options.kills))
     with tqdm(total=options.puts, desc="putting", unit="put") as progress:
         for moment in [*moments, options.puts]:
             started = time.monotonic()
-            said = _written(path, begin, max(moment, begin + 1), options.puts, progress)
+            is_last = moment == options.puts
+            said = _written(path, begin, max(moment, begin + 1), is_last, progress)
             seconds += time.monotonic() - started
             begin = check(path, begin, said)
-            tqdm.write(f"{'killed' if moment < options.puts else 'ended'} behind put {said:,}: {begin:,} are there")
-    check(path, 0, options.puts)
-    check_file(path, options.puts)
-    print(f"{options.puts:,} puts in {seconds:.0f} s, {options.puts / seconds:,.0f} a second, {len(moments)} kills")
+            tqdm.write(f"{'ended' if is_last else 'killed'} behind put {said:,}: {begin:,} are there")
+    check(path, 0, begin)
+    check_file(path, begin)
+    print(f"{begin:,} puts in {seconds:.0f} s, {begin / seconds:,.0f} a second, {len(moments)} kills")
 
 
-def _written(path: Path, begin: int, moment: int, end: int, progress: tqdm) -> int:
-    """Lets a writer write from `begin` on, and kills it behind `moment`; returns how many puts it has said."""
-    words = [sys.executable, "-c", _WRITER, str(path), str(begin), str(end)]
+def _written(path: Path, begin: int, moment: int, is_last: bool, progress: tqdm) -> int:
+    """Lets a writer write from `begin` on, and kills it behind `moment`, or lets it end there; returns how many puts
+    it has said."""
+    words = [sys.executable, "-c", _WRITER, str(path), str(begin), str(moment if is_last else sys.maxsize)]
     said = begin
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
         assert process.stdout
         for line in process.stdout:
             said = int(line) + 1
             progress.update()
-            if said == moment < end:
+            if said == moment and not is_last:
                 process.kill()  # it has written on meanwhile, and what it said of that is still to be read
-    if process.returncode != (-signal.SIGKILL if moment < end else 0):
+    if process.returncode != (0 if is_last else -signal.SIGKILL):
         sys.exit(f"the writer ended with {process.returncode} behind put {said:,}")
     return said
 

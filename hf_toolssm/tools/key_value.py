@@ -35,6 +35,8 @@ from hf_toolssm.tools.words import words_of
 MORE = "more"
 """Behind a list that does not show everything."""
 
+_MOST = 10**9
+
 _ESCAPED = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """What ends a line and JSON has as it is."""
 
@@ -92,8 +94,8 @@ class KeyValue:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, prefix: str = "", most: int = 100, fresh: bool = False
     ) -> None:
-        if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-            raise UnknownToolError(f"key_value: most is a whole number of at least 1, and not {most!r}")
+        if not isinstance(most, int) or isinstance(most, bool) or not 1 <= most <= _MOST:
+            raise UnknownToolError(f"key_value: most is a whole number from 1 to {_MOST:,}, and not {most!r}")
         if not isinstance(prefix, str) or not isinstance(fresh, bool):
             raise UnknownToolError(f"key_value: prefix is a text and fresh true or false: {prefix!r}, {fresh!r}")
         self.prefix, self.most, self.fresh = prefix, most, fresh

@@ -38,8 +38,9 @@ MAIN = 0
 _IDENTITY = 0x48465456  # in the file's head, by which it is told from other databases
 _TABLES = (
     "CREATE TABLE store (id TEXT NOT NULL)",
-    "CREATE TABLE branches (branch INTEGER PRIMARY KEY, parent INTEGER, number INTEGER NOT NULL, id TEXT NOT NULL)",
-    "CREATE TABLE pairs (number INTEGER PRIMARY KEY, branch INTEGER NOT NULL, key TEXT NOT NULL, value TEXT)",
+    "CREATE TABLE branches (branch INTEGER PRIMARY KEY, parent INTEGER, number INTEGER NOT NULL)",
+    "CREATE TABLE pairs ("
+    "number INTEGER PRIMARY KEY, branch INTEGER NOT NULL, key TEXT NOT NULL, value TEXT, mark INTEGER NOT NULL)",
     "CREATE INDEX by_key ON pairs (branch, key)",
     "CREATE INDEX by_branch ON pairs (branch)",
     "CREATE VIRTUAL TABLE words USING fts5 ("
@@ -62,7 +63,7 @@ class StoreFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path, self._process = os.path.abspath(path), os.getpid()
+        self.path, self._process = os.path.realpath(path), os.getpid()
         self._reading, self._writing = threading.Lock(), threading.Lock()
         self.parents: dict[int, tuple[int | None, int]] = {}
         self._connections: list[sqlite3.Connection] = []
@@ -100,11 +101,10 @@ class StoreFile:
         """
         branch, number = state.get("branch"), state.get("number", 0)
         with self.reading() as database:
-            newest = database.execute("SELECT max(number) FROM pairs").fetchone()[0] or 0
-            is_there = branch in (None, MAIN) or _id_of(database, branch) == state["branch_id"]
-        if state.get("store") != self.id or number > newest or not is_there:
+            mark = _mark_of(database, branch, number)
+        if state.get("store") != self.id or mark is None or mark != state.get("mark"):
             raise StoreError(f"the saved store is not of {self.path}: give the tool the file that it was of")
-        return FilePairs(self, branch, number, state["goes_on"])
+        return FilePairs(self, branch, number, state.get("goes_on") is True)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -163,8 +163,8 @@ class StoreFile:
     def _check_remains(self) -> None:
         """SQLite would make an empty store where only the log of a lost one is left, and remove that."""
         log = f"{self.path}-wal"
-        is_empty = not os.path.exists(self.path) or os.path.getsize(self.path) == 0
-        if is_empty and os.path.exists(log) and os.path.getsize(log):
+        has_log = os.path.exists(log) and os.path.getsize(log)  # asked first: a file that is being made is never empty
+        if has_log and not (os.path.exists(self.path) and os.path.getsize(self.path)):
             raise StoreError(f"{self.path} is gone or empty, and {log} is of it: bring it back, or remove the log")
 
     def _check_identity(self, database: sqlite3.Connection) -> None:
@@ -174,18 +174,11 @@ class StoreFile:
             StoreError: it is no store, or SQLite can keep no log beside it.
         """
         one = partial(_one, database)
+        if one("SELECT count(*) FROM sqlite_master") and one("PRAGMA application_id") != _IDENTITY:
+            raise StoreError(f"{self.path} is a database, but no store: name another file")
+        if one("PRAGMA journal_mode") != "wal" and (mode := self._with_log(database)) != "wal":
+            raise StoreError(f"{self.path} cannot have a log beside it ({mode}): name a file on a local disk")
         if not one("SELECT count(*) FROM sqlite_master"):
-            until = time.monotonic() + PATIENCE
-            while True:
-                try:
-                    mode = one("PRAGMA journal_mode = WAL")  # which does not wait by itself
-                    break
-                except sqlite3.OperationalError:
-                    if time.monotonic() > until:
-                        raise
-                    time.sleep(0.01)
-            if mode != "wal":
-                raise StoreError(f"{self.path} cannot have a log beside it ({mode}): name a file on a local disk")
             try:
                 database.execute("BEGIN IMMEDIATE")
                 if not one("SELECT count(*) FROM sqlite_master"):
@@ -195,8 +188,20 @@ class StoreFile:
                     database.execute("COMMIT")
             finally:
                 _leave(database)
-        if one("PRAGMA application_id") != _IDENTITY:
-            raise StoreError(f"{self.path} is a database, but no store: name another file")
+
+    def _with_log(self, database: sqlite3.Connection) -> str:
+        """Lets puts go to a log, beside which others can read; returns the way that the file has now."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return _one(database, "PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:  # it does not wait for others by itself
+                if (
+                    error.sqlite_errorcode not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+                    or time.monotonic() > until
+                ):
+                    raise
+                time.sleep(0.01)
 
     def _where(self) -> tuple[int, int]:
         found = os.stat(self.path)
@@ -213,8 +218,11 @@ def _leave(database: sqlite3.Connection) -> None:
         database.execute("ROLLBACK")
 
 
-def _id_of(database: sqlite3.Connection, branch: int | None) -> str | None:
-    row = database.execute("SELECT id FROM branches WHERE branch = ?", (branch,)).fetchone()
+def _mark_of(database: sqlite3.Connection, branch: Any, number: Any) -> int | None:
+    """What tells a put from that number's in a copy of the file; 0 for nothing put, None if it is not there."""
+    if number == 0 and branch in (None, MAIN):
+        return 0
+    row = database.execute("SELECT mark FROM pairs WHERE number = ? AND branch = ?", (number, branch)).fetchone()
     return row[0] if row else None
 
 
@@ -278,18 +286,17 @@ class FilePairs:
                 return list(islice(found, most))
 
     def clone(self) -> "FilePairs":
+        branch, number = self._at
         with self._file.reading() as database:
-            return FilePairs(self._file, self._at[0], self._last(database), False)
+            return FilePairs(self._file, branch, _last_of(database, number), False)
 
     def state(self) -> Mapping[str, Any]:
-        with self._file.reading() as database:
-            branch, last = self._at[0], self._last(database)
-            state = {"store": self._file.id, "branch": branch, "branch_id": _id_of(database, branch), "number": last}
-        return {**state, "goes_on": self._goes_on or self._at[1] is None}
-
-    def _last(self, database: sqlite3.Connection) -> int:
         branch, number = self._at
-        return _newest_of(database, MAIN) if number is None else number
+        with self._file.reading() as database:
+            last = _last_of(database, number)
+            mark = _mark_of(database, branch, last)
+        goes_on = self._goes_on or number is None
+        return {"store": self._file.id, "branch": branch, "number": last, "mark": mark, "goes_on": goes_on}
 
     def _views(self, database: sqlite3.Connection) -> list[tuple[int, int]]:
         """The branch and those that it goes out from, the newest first, each with its last number that counts."""
@@ -309,13 +316,18 @@ class FilePairs:
         is_newest = branch is not None and (number is None or _newest_of(database, branch) <= number)
         follows = branch == MAIN and is_newest and (number is None or self._goes_on)
         if branch is None or not (follows or (branch != MAIN and is_newest)):
-            made = "INSERT INTO branches (parent, number, id) VALUES (?, ?, ?)"
-            branch = database.execute(made, (branch, number, secrets.token_hex(8))).lastrowid or 0
+            made = "INSERT INTO branches (parent, number) VALUES (?, ?)"
+            branch = database.execute(made, (branch, number)).lastrowid or 0
         pair = (branch, key, value)
-        put = database.execute("INSERT INTO pairs (branch, key, value) VALUES (?, ?, ?)", pair).lastrowid
+        made = "INSERT INTO pairs (branch, key, value, mark) VALUES (?, ?, ?, ?)"
+        put = database.execute(made, (*pair, secrets.randbits(62))).lastrowid
         if value is not None:
             database.execute("INSERT INTO words (rowid, branch, key, value) VALUES (?, ?, ?, ?)", (put, *pair))
         return branch, None if follows else put
+
+
+def _last_of(database: sqlite3.Connection, number: int | None) -> int:
+    return _newest_of(database, MAIN) if number is None else number
 
 
 def _newest(

@@ -5,6 +5,7 @@ each is merged into the one below it that is less than twice as large, so that a
 """
 
 import json
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from heapq import nsmallest
@@ -31,12 +32,13 @@ class _Put(NamedTuple):
 class _Layer:
     """The newest of each key that was written in it, in the order of their writing."""
 
-    __slots__ = ("_indexed", "_postings", "_stale", "puts")
+    __slots__ = ("_indexed", "_lock", "_postings", "_stale", "puts")
 
     def __init__(self, puts: dict[str, _Put]) -> None:
         self.puts = puts
-        self._postings: dict[str, list[tuple[_Put, list[tuple[str, ...]]]]] = {}
+        self._postings: dict[bytes, list[tuple[_Put, list[tuple[bytes, ...]]]]] = {}
         self._indexed = self._stale = 0
+        self._lock = threading.Lock()
 
     def write(self, put: _Put) -> None:
         """Adds what was put, behind all others."""
@@ -48,9 +50,10 @@ class _Layer:
         before = self.puts.pop(key, None)
         self._stale += before is not None and before.number <= self._indexed
 
-    def find(self, phrases: list[tuple[str, ...]]) -> Iterator[_Put]:
+    def find(self, phrases: list[tuple[bytes, ...]]) -> Iterator[_Put]:
         """What holds each phrase in key or value, in the order of writing."""
-        self._index()
+        with self._lock:  # rows of several threads may share a layer
+            self._index()
         known = [self._postings.get(word, []) for phrase in phrases for word in phrase]
         for put, texts in min(known, key=len):
             if self.puts.get(put.key) is put and all(any(_holds(text, p) for text in texts) for p in phrases):
@@ -147,5 +150,5 @@ class MemoryPairs:
         return next((put for layer in self._layers() if (put := layer.puts.get(key)) is not None), None)
 
 
-def _holds(text: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
+def _holds(text: tuple[bytes, ...], phrase: tuple[bytes, ...]) -> bool:
     return any(text[at : at + len(phrase)] == phrase for at in range(len(text) - len(phrase) + 1))

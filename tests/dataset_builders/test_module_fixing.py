@@ -249,7 +249,7 @@ def test_what_a_model_repairs_is_counted_by_the_kind_of_bug_beside_its_teacher(t
     assert len({problem.split()[1] for problem in asked}) == 8
     saved = model / "repaired_by_kind.json"
     found = json.loads(saved.read_text(encoding="utf-8"))["repaired"]
-    assert sorted(found) == sorted(KINDS)
+    assert sorted(found) == sorted(TASK.adversarial)
     assert [counted["model"] for counted in found.values()] == [0] * len(KINDS)
     teacher = sum(counted["teacher"] for counted in found.values())
     assert 4 <= teacher <= 8
