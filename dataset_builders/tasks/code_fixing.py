@@ -7,14 +7,14 @@ Worked example, `2 functions, bugs variable; seed 7`, of which the last frame is
 copied into the next command, the file and its line, stands nearest to it.
 
     bash    python3 main.py 2>&1 >/dev/null | grep -v '\\^' | tail -n 3 | sed -n '1h;1!p;${g;p}'         (the run)
-              v2 = v10 + v2
-          NameError: name 'v10' is not defined. Did you mean: 'v0'?
-            File "/work/foo.py", line 2, in foo
+              v6 = v10 + v4
+          NameError: name 'v10' is not defined
+            File "/work/foo.py", line 23, in foo
     bash    sed -i '/v10):/!s/):/, v10):/' foo.py; (the run)
-              v5 = foo(v2)
+              v9 = foo(v4)
           TypeError: foo() missing 1 required positional argument: 'v10'
-            File "/work/f17.py", line 4, in f17
-    bash    sed -i '/v10):/!s/):/, v10):/;4s/)/, v10)/' f17.py; (the run)
+            File "/work/f1.py", line 28, in f1
+    bash    sed -i '/v10):/!s/):/, v10):/;28s/)/, v10)/' f1.py; (the run)
     ...
           (nothing: main.py has not failed)
     answer  fixed
