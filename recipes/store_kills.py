@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +38,10 @@ for number in range(begin, end):
 @dataclass
 class KillArguments:
     folder: Path = field(metadata={"help": "Gets the file; there must be none yet."})
-    puts: int = field(default=1_000_000, metadata={"help": "How many, all writers together; more than kills."})
-    kills: int = field(default=10, metadata={"help": "Moments, drawn evenly, at which a writer is killed."})
+    puts: int = field(default=1_000_000, metadata={"help": "How many, all writers together."})
+    kills: int = field(
+        default=10, metadata={"help": "Writers that are killed, at random moments; less than half of the puts."}
+    )
     seed: int = field(default=0, metadata={"help": "Of those moments."})
 
 
@@ -90,7 +93,8 @@ def check(path: Path, begin: int, said: int) -> int:
     Raises:
         SystemExit: one is missing that was said, or has another value, or one too many is there.
     """
-    store = KeyValue(path, most=said - begin + 2).start("")
+    tool = KeyValue(path, most=said - begin + 2)
+    store = tool.start("")
     after = f"{begin - 1:09d}" if begin else ""
     keys = store.call("list", {"prefix": "", "after": after}).splitlines()
     found = begin + len(keys)
@@ -99,6 +103,7 @@ def check(path: Path, begin: int, said: int) -> int:
     for number in range(begin, found):
         if store.call("get", {"key": f"{number:09d}"}) != f"found: value {number}":
             sys.exit(f"{path}: put {number:,} has another value")
+    tool.close()
     return found
 
 
@@ -108,7 +113,7 @@ def check_file(path: Path, puts: int) -> None:
     Raises:
         SystemExit: there is some.
     """
-    with sqlite3.connect(path) as file:
+    with closing(sqlite3.connect(path)) as file:
         (sound,) = file.execute("PRAGMA integrity_check").fetchone()
         file.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")  # raises where they differ
         (pairs,) = file.execute("SELECT count(*) FROM pairs").fetchone()

@@ -98,6 +98,8 @@ class KeyValue:
             raise UnknownToolError(f"key_value: most is a whole number from 1 to {_MOST:,}, and not {most!r}")
         if not isinstance(prefix, str) or not isinstance(fresh, bool):
             raise UnknownToolError(f"key_value: prefix is a text and fresh true or false: {prefix!r}, {fresh!r}")
+        if path is not None and not (isinstance(path, str | os.PathLike) and str(path) and "\0" not in str(path)):
+            raise UnknownToolError(f"key_value: path names a file, or is None for memory, and is not {path!r}")
         self.prefix, self.most, self.fresh = prefix, most, fresh
         self.has_side_effects = path is not None
         self.time_limit = None if path is None else 60.0

@@ -74,14 +74,12 @@ class StoreFile:
                 self._check_identity(self._writer)
                 self._reader = self._connected()
                 self._place = self._where()
-                with closing(self._reader.execute("SELECT id FROM store")) as rows:
-                    found = rows.fetchone()
+                found = self._reader.execute("SELECT id FROM store").fetchone()
+            if found is None:
+                raise StoreError(f"{self.path} cannot be opened: it has lost its id")
         except StoreError:
             self.close()
             raise
-        if found is None:
-            self.close()
-            raise StoreError(f"{self.path} cannot be opened: it has lost its id")
         self.id = found[0]
 
     def close(self) -> None:
@@ -313,9 +311,9 @@ class FilePairs:
     def _written(self, database: sqlite3.Connection, key: str, value: str | None) -> tuple[int, int | None]:
         """Puts on this branch, unless others have put there or will; else on a new one that goes out from here."""
         branch, number = self._at
+        may_follow = branch != MAIN or number is None or self._goes_on
         is_newest = branch is not None and (number is None or _newest_of(database, branch) <= number)
-        follows = branch == MAIN and is_newest and (number is None or self._goes_on)
-        if branch is None or not (follows or (branch != MAIN and is_newest)):
+        if branch is None or not (may_follow and is_newest):
             made = "INSERT INTO branches (parent, number) VALUES (?, ?)"
             branch = database.execute(made, (branch, number)).lastrowid or 0
         pair = (branch, key, value)
@@ -323,7 +321,7 @@ class FilePairs:
         put = database.execute(made, (*pair, secrets.randbits(62))).lastrowid
         if value is not None:
             database.execute("INSERT INTO words (rowid, branch, key, value) VALUES (?, ?, ?, ?)", (put, *pair))
-        return branch, None if follows else put
+        return branch, None if branch == MAIN else put
 
 
 def _last_of(database: sqlite3.Connection, number: int | None) -> int:

@@ -7,7 +7,7 @@ each is merged into the one below it that is less than twice as large, so that a
 import json
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
 from typing import Any, NamedTuple
@@ -117,8 +117,7 @@ class MemoryPairs:
     def search(self, words: list[str], most: int) -> list[tuple[str, str]]:
         phrases = [*map(words_of, words)]
         puts = (put for layer in reversed(self._layers()) for put in layer.find(phrases))
-        found = ((put.key, put.value) for put in puts if put.value is not None and self._newest(put.key) is put)
-        return list(islice(found, most))
+        return list(islice(self._present(puts), most))
 
     def clone(self) -> "MemoryPairs":
         if self._layer.puts:
@@ -138,9 +137,12 @@ class MemoryPairs:
         return clone
 
     def state(self) -> Mapping[str, Any]:
-        puts = (put for layer in reversed(self._layers()) for put in layer.puts.values())
-        pairs = [(put.key, put.value) for put in puts if put.value is not None and self._newest(put.key) is put]
+        pairs = [*self._present(put for layer in reversed(self._layers()) for put in layer.puts.values())]
         return {"pairs": np.frombuffer(zlib.compress(json.dumps(pairs).encode(), 1), np.uint8)}
+
+    def _present(self, puts: Iterable[_Put]) -> Iterator[tuple[str, str]]:
+        """The pairs among what was put once that are there now."""
+        return ((put.key, put.value) for put in puts if put.value is not None and self._newest(put.key) is put)
 
     def _layers(self) -> list[_Layer]:
         """The newest first."""

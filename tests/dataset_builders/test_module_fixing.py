@@ -230,19 +230,9 @@ def test_two_hundred_modules_are_tested_each_with_one_kind_of_bug():
 @pytest.mark.slow
 def test_what_a_model_repairs_is_counted_by_the_kind_of_bug_beside_its_teacher(tmp_path):
     model = tmp_path / "model"
-    words = [
-        "--task",
-        "code_fixing",
-        "--train_max_length",
-        1,
-        "--num_examples",
-        4,
-        "--max_steps",
-        1,
-        "--use_cpu",
-        "true",
-    ]
-    run_script("recipes/sft.py", *words, "--hidden_size", 16, "--eval_lengths", 1, "--output_dir", model)
+    options = {"task": "code_fixing", "train_max_length": 1, "num_examples": 4, "max_steps": 1, "use_cpu": "true"}
+    options |= {"hidden_size": 16, "eval_lengths": 1, "output_dir": model}
+    run_script("recipes/sft.py", *(word for name, value in options.items() for word in (f"--{name}", value)))
     command = ["recipes/repaired_by_kind.py", "--model", model, "--num_problems", 2, "--batch_size", 8]
     printed = run_script(*command)
     asked = [TASK.sample_adversarial(f"bug_{kind}", random.Random(0), 1, at) for kind in KINDS for at in range(2)]

@@ -227,13 +227,9 @@ def test_stores_do_what_dicts_do_in_any_order_of_calls_forks_and_rollbacks(machi
     count = iter(range(10**9))
 
     class InFolder(machine):
-        @property
-        def path(self):
-            return tmp_path / f"{next(count)}.sqlite" if machine is Stores else self._path
-
         def __init__(self):
             super().__init__()
-            self._path = tmp_path / f"{next(count)}.sqlite"
+            self.path = tmp_path / f"{next(count)}.sqlite"
 
     InFolder.TestCase.settings = settings(
         max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=[*HealthCheck]
@@ -315,6 +311,9 @@ def test_a_config_names_no_file():
     for options in ({"most": 0}, {"most": 2**63}, {"most": True}, {"prefix": 3}, {"fresh": "no"}):
         with pytest.raises(UnknownToolError, match="key_value"):
             make_tool({"name": "key_value", **options})
+    for path in (5, "", "a\0b", b"a", True):
+        with pytest.raises(UnknownToolError, match="key_value: path"):
+            KeyValue(path)
 
 
 def test_all_that_begin_with_a_file_share_it_and_a_fork_does_not(tmp_path):
