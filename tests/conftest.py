@@ -56,8 +56,11 @@ sys.meta_path.insert(0, Missing())
 
 ROOT = Path(__file__).parents[1]
 
-CELL_TASKS = tuple(name for name in available_tasks() if load_task(name).most_tokens is None)
-"""Tasks of cells whose answer is compared; those that a check decides on have tests of their own."""
+COMPARED_TASKS = tuple(name for name in available_tasks() if load_task(name).most_tokens is None)
+"""Tasks whose answer is compared; those that a check decides on have tests of their own."""
+
+CELL_TASKS = tuple(name for name in COMPARED_TASKS if load_task(name).cells(load_task(name).variants[0]))
+"""Those of them that are made of cells."""
 
 
 def _no_sandbox() -> str:

@@ -61,6 +61,8 @@ def evaluate_checked(
         mode="free-running",
         num_problems=len(problems),
         distinct_problems=len(set(problems)),
+        num_answers=len(problems),
+        right_answers=passed,
         answer_accuracy=passed / len(problems),
         trajectory_accuracy=None,
         first_error=None,

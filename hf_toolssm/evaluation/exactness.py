@@ -33,9 +33,15 @@ class FirstError:
 
 @dataclass(frozen=True)
 class RowOutcome:
-    """One problem's result; `problem` is its cells."""
+    """One problem's result; `problem` is its cells.
+
+    Attributes:
+        answers: of every turn that asks for an answer, whether that is exact.
+        answer_exact: whether all are, and the other turns ended without one.
+    """
 
     problem: Sequence[str]
+    answers: Sequence[bool]
     answer_exact: bool
     trajectory_exact: bool
     first_error: FirstError | None
@@ -52,7 +58,10 @@ class LengthResult:
         mode: "free-running" (tools executed) or "teacher-forced".
         num_problems: the denominator of both accuracies.
         distinct_problems: how many of them differ; short problems repeat.
-        answer_accuracy: share of problems whose answer is exact and complete, or which the task's check passes.
+        num_answers: how many answers there are: one of each turn that asks for one, or of each problem that a check
+            decides.
+        right_answers: how many of them are exact and complete, or pass.
+        answer_accuracy: share of problems all of whose answers are exact and complete, or which pass.
         trajectory_accuracy: share of problems whose every token is exact, the end included; None where a check decides
             and no trajectory was compared.
         first_error: of the failed problem that failed earliest; None if none failed.
@@ -65,6 +74,8 @@ class LengthResult:
     mode: str
     num_problems: int
     distinct_problems: int
+    num_answers: int
+    right_answers: int
     answer_accuracy: float
     trajectory_accuracy: float | None
     first_error: FirstError | None
@@ -151,6 +162,8 @@ def summarize(problem_set: str, length: int, mode: str, rows: Sequence[RowOutcom
         mode=mode,
         num_problems=len(rows),
         distinct_problems=len({tuple(row.problem) for row in rows}),
+        num_answers=sum(len(row.answers) for row in rows),
+        right_answers=sum(sum(row.answers) for row in rows),
         answer_accuracy=sum(row.answer_exact for row in rows) / len(rows),
         trajectory_accuracy=sum(row.trajectory_exact for row in rows) / len(rows),
         first_error=min(errors, key=lambda e: e.position, default=None),

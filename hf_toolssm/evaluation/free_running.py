@@ -22,7 +22,7 @@ from hf_toolssm.generation.session import Session
 from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.ops.plain_modules import input_device
 from hf_toolssm.protocol.render import Renderer
-from hf_toolssm.protocol.trajectory import ANSWER, StepKind, Trajectory, Writer
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory, Writer, asks_for_answer
 
 
 def evaluate_free_running(
@@ -74,13 +74,15 @@ def evaluate_free_running(
                 )
             width = inputs["input_ids"].shape[1]
             found = [result.sequences[row, width : result.lengths[row]].tolist() for row in range(len(part))]
-            exact = [row[0].is_right(at_work) for row, at_work in zip(turns, result.session.rows)]
-            for number in range(1, max(map(len, turns))):
-                _take_turn(result.session, number, turns, found, exact)
-            for reference, row, tokens, right in zip(part, turns, found, exact):
+            right = [[row[0].is_right(at_work)] for row, at_work in zip(turns, result.session.rows)]
+            later = range(1, max(map(len, turns)))
+            for number in tqdm(later, desc=f"{problem_set}, free-running", unit="turn", disable=not later or None):
+                _take_turn(result.session, number, turns, found, right)
+            for reference, row, tokens, exact in zip(part, turns, found, right):
                 expected = [token for turn in row for token in turn.written]
                 error = first_error(len(outcomes), expected, tokens, tokenizer.convert_ids_to_tokens)
-                outcomes.append(RowOutcome(reference.problem, right, error is None, error, len(tokens)))
+                answers = [each for each, turn in zip(exact, row) if turn.answer is not None]
+                outcomes.append(RowOutcome(reference.problem, answers, all(exact), error is None, error, len(tokens)))
     return summarize(problem_set, length, "free-running", outcomes, time.perf_counter() - start)
 
 
@@ -104,13 +106,12 @@ def _turns(renderer: Renderer, reference: Trajectory) -> list[_Turn]:
         rendered = [list(renderer.step(step)) for step in steps]
         written = [token for tokens in rendered[1:] for token in tokens] + [renderer.end]
         outputs = [token for step, tokens in zip(steps, rendered) if step.kind is StepKind.OUTPUT for token in tokens]
-        answers = any(step.kind is StepKind.THOUGHT and (step.content or "")[-1:] == (ANSWER,) for step in steps)
-        turns.append(_Turn(rendered[0], written, outputs if answers else None))
+        turns.append(_Turn(rendered[0], written, outputs if asks_for_answer(steps) else None))
     return turns
 
 
 def _take_turn(
-    session: Session, number: int, turns: Sequence[Sequence[_Turn]], found: list[list[int]], exact: list[bool]
+    session: Session, number: int, turns: Sequence[Sequence[_Turn]], found: list[list[int]], right: list[list[bool]]
 ) -> None:
     """Says the next input of every row that has one, and notes what the row writes then."""
     now = {row: each[number] for row, each in enumerate(turns) if number < len(each)}
@@ -119,4 +120,4 @@ def _take_turn(
     session.run(most_tokens(max(len(turn.input) + len(turn.written) for turn in now.values())), sink=heard)
     for row, turn in now.items():
         found[row] += [token for token, by in zip(heard.ids[row], heard.writers[row]) if by != Writer.USER]
-        exact[row] = exact[row] and turn.is_right(session.rows[row])
+        right[row].append(turn.is_right(session.rows[row]))

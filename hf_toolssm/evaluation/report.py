@@ -80,7 +80,8 @@ def table(results: Sequence[LengthResult]) -> str:
     for r in results:
         speed = f"{r.tokens / max(r.seconds, 1e-9):,.0f}"
         compared = "" if r.trajectory_accuracy is None else f"{r.trajectory_accuracy:.3f}"
-        accuracy = (f"{r.answer_accuracy:.3f}", compared)
+        answers = f" ({r.right_answers:,}/{r.num_answers:,})" if r.num_answers != r.num_problems else ""
+        accuracy = (f"{r.answer_accuracy:.3f}{answers}", compared)
         rows.append((r.problem_set, str(r.length), str(r.num_problems), *accuracy, speed, r.mode, _error_text(r)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)

@@ -105,5 +105,6 @@ def evaluate_string_matching(
         expected = _behind_problem(reference)
         found, answer = learner.solve(reference.problem, tool, most_tokens(len(expected)))
         error = first_error(number, expected, found)
-        outcomes.append(RowOutcome(reference.problem, answer == reference.answer, error is None, error, len(found)))
+        exact = answer == reference.answer
+        outcomes.append(RowOutcome(reference.problem, [exact], exact, error is None, error, len(found)))
     return summarize(problem_set, length, "free-running", outcomes, time.perf_counter() - start)

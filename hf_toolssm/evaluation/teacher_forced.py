@@ -6,7 +6,7 @@ every output is predicted behind the reference's own thoughts, even if the model
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.evaluation.exactness import LengthResult, RowOutcome, first_error, in_evaluation_mode, summarize
 from hf_toolssm.ops.plain_modules import input_device
 from hf_toolssm.protocol.render import IGNORED, Renderer
-from hf_toolssm.protocol.trajectory import StepKind, Trajectory
+from hf_toolssm.protocol.trajectory import StepKind, Trajectory, asks_for_answer
 
 LOGITS_PER_PIECE = 2**27
 
@@ -74,22 +74,24 @@ def _stream(model, tokenizer, renderer: Renderer, reference: Trajectory, index: 
     expected = labels[1:]
     wrong = ((found != expected) & (expected != IGNORED)).nonzero()[:, 0]
     problem_tokens = len(renderer.step(reference.steps[0]))
-    answer_exact = _answer_places(renderer, reference).isdisjoint((wrong + 1).tolist())
+    wrong_places = set((wrong + 1).tolist())
+    turns = [(asks, places.isdisjoint(wrong_places)) for asks, places in _answer_places(renderer, reference)]
+    answers, answer_exact = [right for asks, right in turns if asks], all(right for _, right in turns)
     followed = torch.where(expected == IGNORED, ids[0, 1:], found)[problem_tokens - 1 :].tolist()
     written = rendered["input_ids"][problem_tokens:]
     error = first_error(index, written, followed, tokenizer.convert_ids_to_tokens)
-    return RowOutcome(reference.problem, answer_exact, error is None, error, len(labels) - problem_tokens)
+    return RowOutcome(reference.problem, answers, answer_exact, error is None, error, len(labels) - problem_tokens)
 
 
-def _answer_places(renderer: Renderer, reference: Trajectory) -> set[int]:
-    """Where the tokens of outputs stand, and the end behind each turn: what an answer is made of."""
-    places, at = set(), 0
-    for number, step in enumerate(reference.steps):
-        if number and step.kind is StepKind.INPUT:
-            places.add(at)
-            at += 1
-        size = len(renderer.step(step))
-        if step.kind is StepKind.OUTPUT:
-            places.update(range(at, at + size))
-        at += size
-    return places | {at}
+def _answer_places(renderer: Renderer, reference: Trajectory) -> Iterator[tuple[bool, set[int]]]:
+    """Of each turn, whether it asks for an answer, and where the tokens of its outputs and of its end stand."""
+    at = 0
+    for turn in reference.turns():
+        places: set[int] = set()
+        for step in turn:
+            size = len(renderer.step(step))
+            if step.kind is StepKind.OUTPUT:
+                places.update(range(at, at + size))
+            at += size
+        yield asks_for_answer(turn), places | {at}
+        at += 1

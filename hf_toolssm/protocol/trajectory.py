@@ -244,6 +244,11 @@ def _holds_text(step: Step) -> bool:
     return isinstance(content, tuple) and "" not in content and {*map(type, content)} == {str}
 
 
+def asks_for_answer(turn: Iterable[Step]) -> bool:
+    """Whether the model begins an answer in a turn."""
+    return any(each.kind is StepKind.THOUGHT and (each.content or ())[-1:] == (ANSWER,) for each in turn)
+
+
 def _check_turn(turn: Sequence[Step]) -> bool:
     """Whether a turn has an answer marker; one that has not has no output either."""
     kinds = [s.kind for s in turn]

@@ -4,7 +4,7 @@ import random
 import sys
 
 import pytest
-from conftest import CELL_TASKS, written
+from conftest import CELL_TASKS, COMPARED_TASKS, written
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +35,7 @@ FAR = {"hanoi_iterative": 9, "hanoi_recursive": 9}
 """Lengths far above training of tasks whose trajectories grow faster than their problems; 60 of all others."""
 
 VARIANTS = [(name, variant) for name in CELL_TASKS for variant in load_task(name).variants]
+COMPARED = [(name, variant) for name in COMPARED_TASKS for variant in load_task(name).variants]
 TRAINED = [(name, load_task(name).variants[0]) for name in CELL_TASKS]
 
 
@@ -44,6 +45,7 @@ def reachable(name, *lengths):
 
 
 both = pytest.mark.parametrize(("name", "variant"), VARIANTS)
+compared = pytest.mark.parametrize(("name", "variant"), COMPARED)
 trained = pytest.mark.parametrize(("name", "variant"), TRAINED)
 
 
@@ -65,7 +67,7 @@ def problems_of(name, variant):
     }
 
 
-@both
+@compared
 def test_problems_are_the_same_every_time(name, variant):
     assert problems_of(name, variant) == problems_of(name, variant)
 
@@ -83,7 +85,7 @@ def test_another_seed_shares_next_to_nothing(name, variant):
     assert len(drawn(0) & drawn(1)) <= 2
 
 
-@trained
+@compared
 def test_splits_are_disjoint(name, variant):
     by_split = {}
     for (_, split, _), problem in problems_of(name, variant).items():
@@ -95,14 +97,14 @@ def test_splits_are_disjoint(name, variant):
         assert all(split_of(load_task(name), problem) == split for problem in problems)
 
 
-@both
+@compared
 def test_the_recorded_answer_is_right_by_another_way_of_solving(name, variant):
     task = load_task(name)
     for problem in problems_of(name, variant).values():
         assert task.solve(problem, variant).answer == task.answer(problem, variant), problem
 
 
-@both
+@compared
 def test_the_reference_scores_one_and_a_wrong_answer_less(name, variant):
     sets = evaluation_sets(load_task(name), variant, [3], [], 6)
     answers = [t.answer for t in ReferenceTrajectories(sets[0], "test")]

@@ -62,14 +62,15 @@ def test_a_summary_shows_the_earliest_error():
         return FirstError(problem, position, "1", "2", ())
 
     rows = [
-        RowOutcome("1", True, True, None, 5),
-        RowOutcome("2", True, False, error(1, 9), 5),
-        RowOutcome("2", False, False, error(2, 4), 5),
+        RowOutcome("1", [True], True, True, None, 5),
+        RowOutcome("2", [True], True, False, error(1, 9), 5),
+        RowOutcome("2", [True, False], False, False, error(2, 4), 5),
     ]
     result = summarize("length_5", 5, "free-running", rows, 1.0)
     assert result.first_error.problem == 2
     assert (result.answer_accuracy, result.trajectory_accuracy) == (pytest.approx(2 / 3), pytest.approx(1 / 3))
     assert (result.num_problems, result.distinct_problems, result.tokens) == (3, 2, 15)
+    assert (result.num_answers, result.right_answers) == (4, 3)
 
 
 @pytest.mark.parametrize("evaluate", [evaluate_free_running, evaluate_teacher_forced])
@@ -135,7 +136,9 @@ def test_nothing_to_measure_is_an_error(model, tokenizer, evaluate):
 
 def result(length, accuracy, name="length"):
     error = None if accuracy == 1 else FirstError(0, 17, "1", "2", ("7", "8"))
-    return LengthResult(f"{name}_{length}", length, "free-running", 8, 8, accuracy, accuracy, error, 1_000, 0.5)
+    return LengthResult(
+        f"{name}_{length}", length, "free-running", 8, 8, 8, round(8 * accuracy), accuracy, accuracy, error, 1_000, 0.5
+    )
 
 
 def test_the_report_has_the_figures_the_picture_and_the_machine(tmp_path):

@@ -147,6 +147,7 @@ def test_three_turns_are_trained_generated_saved_in_an_argument_resumed_and_pars
     other = Trajectory((*trajectory.steps[:-1], step(StepKind.OUTPUT, "8")))
     measured = evaluate_free_running(model, tokenizer, "turns", 3, [trajectory, other], tools=[Ledger()])
     assert (measured.answer_accuracy, measured.trajectory_accuracy) == (0.5, 0.5)
+    assert (measured.num_answers, measured.right_answers) == (4, 3)  # two of three turns ask for one
     assert measured.first_error.problem == 1
 
 

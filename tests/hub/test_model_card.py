@@ -39,7 +39,7 @@ ABOUT = {
 
 def finished_folder(folder, model, about=ABOUT, trajectories=0.875):
     model.save_pretrained(folder)
-    row = LengthResult("length_77", 77, "free-running", 16, 16, 0.9375, trajectories, None, 1_000, 0.5)
+    row = LengthResult("length_77", 77, "free-running", 16, 16, 16, 15, 0.9375, trajectories, None, 1_000, 0.5)
     write_report(folder, [row], [], about)
 
 

@@ -44,7 +44,7 @@ def finished(model, tokenizer, tmp_path):
     folder = tmp_path / "finished"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    row = LengthResult("length_77", 77, "free-running", 16, 16, 0.9375, 0.875, None, 1_000, 0.5)
+    row = LengthResult("length_77", 77, "free-running", 16, 16, 16, 15, 0.9375, 0.875, None, 1_000, 0.5)
     write_report(folder, [row], [], ABOUT)
     for name in ("training_args.bin", "notes.md", "tools.py", "credentials.json"):
         (folder / name).write_text("not for others", encoding="utf-8")

@@ -35,8 +35,8 @@ def test_what_was_measured_of_the_same_weights_problems_and_machine_is_not_measu
 
     error = FirstError(1, 2, "a", "b", ("c", "d"))
     results = [
-        LengthResult("length_2", 2, "free-running", 4, 4, 0.5, None, None, 10, 1.0),
-        LengthResult("length_2", 2, "teacher-forced", 8, 8, 0.5, 0.5, error, 10, 1.0),
+        LengthResult("length_2", 2, "free-running", 4, 4, 4, 2, 0.5, None, None, 10, 1.0),
+        LengthResult("length_2", 2, "teacher-forced", 8, 8, 8, 4, 0.5, 0.5, error, 10, 1.0),
     ]
     facts = {"task": "code_fixing", "task_version": "1", "weights_sha256": "0", "problem_seed": 0}
     write_report(tmp_path, results[:1], [], {**facts, "teacher_forced": [results[1].to_dict()]})

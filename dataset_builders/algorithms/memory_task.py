@@ -1,0 +1,156 @@
+"""What tasks share whose problems are sessions: a user says what to remember, and asks for it later.
+
+Every turn is one sentence. Its quoted texts say what it is: two of them are a key and its value, one before a question
+mark is asked for, and one before a full stop is to be forgotten. The wording says nothing more, and those of the
+tests, like their keys and values, never occur in training (`memory_texts.py`).
+
+Variants:
+    store: writes each pair into a key-value store, and asks it before every answer. What decides a token is the turn.
+    state: calls nothing, so all there is has to stay in the model's state.
+"""
+
+import random
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dataset_builders.algorithms.memory_texts import (
+    DELETE_BEGINS,
+    GET_BEGINS,
+    PUT_BEGINS,
+    PUT_LINKS,
+    quoted,
+    wording,
+)
+from dataset_builders.task import Task, example_rng
+from hf_toolssm.errors import InvalidProblemError
+from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.trajectory import Trajectory
+
+NONE = "none"
+"""The answer where a key has no value."""
+
+MOST_QUERIES = 1_000
+_PROBLEM = re.compile(r"([1-9]\d*) pairs, ([1-9]\d*) queries(?:, ([a-z_]+))?; seed (\d+)")
+TESTED = "tested"
+"""In a problem, that its texts are those that training never shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a user wants: to put a value, to get one (`value` is None), or to delete it."""
+
+    key: str
+    value: str | None = None
+    deletes: bool = False
+
+    def text(self, rng: random.Random, of_tests: bool) -> str:
+        """What the user says."""
+        key = quoted(self.key)
+        if self.value is not None:
+            begin, link = (wording(rng, of_tests, choices) for choices in (PUT_BEGINS, PUT_LINKS))
+            return f"{begin} {key} {link} {quoted(self.value)}."
+        begin = wording(rng, of_tests, DELETE_BEGINS if self.deletes else GET_BEGINS)
+        return f"{begin} {key}{'.' if self.deletes else '?'}"
+
+
+class MemoryTask(Task):
+    """See the module's text."""
+
+    variants: Sequence[str] = ("store", "state")
+    unit = "pairs"
+    rows_per_shard = 500
+
+    def tools(self, variant: str) -> list[dict[str, Any]]:
+        return [{"name": "key_value"}] if variant == "store" else []
+
+    def cells(self, variant: str) -> Sequence[str]:
+        return ()
+
+    def sample_training(self, rng: random.Random, max_length: int) -> str:
+        length = rng.randint(1, max_length)
+        return self._problem(rng, length, rng.randint(1, length))
+
+    def sample_test(self, rng: random.Random, length: int) -> str:
+        return self._problem(rng, length, min(length, MOST_QUERIES), TESTED)
+
+    def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
+        if name not in self.adversarial:
+            raise self.unknown_set(name)
+        return self._problem(rng, length, min(length, MOST_QUERIES), name)
+
+    def _problem(self, rng: random.Random, length: int, queries: int, kind: str | None = None) -> str:
+        return f"{length} pairs, {queries} queries{', ' * bool(kind)}{kind or ''}; seed {rng.getrandbits(32)}"
+
+    def held_out(self, problem: str) -> bool:
+        return self._read(problem)[2] is not None
+
+    def length(self, problem: str) -> int:
+        return self._read(problem)[0]
+
+    def _read(self, problem: str) -> tuple[int, int, str | None]:
+        found = _PROBLEM.fullmatch(problem)
+        if found is None or found[3] not in (None, TESTED, *self.adversarial):
+            raise InvalidProblemError(
+                f"a problem reads '16 pairs, 8 queries; seed 7', with ', {TESTED}' or the name of an adversarial set "
+                f"before the seed where its texts are those of tests: {problem!r}"
+            )
+        return int(found[1]), int(found[2]), found[3]
+
+    @abstractmethod
+    def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:
+        """A session's turns; the first one puts a pair, and one at least is a query."""
+
+    def session(self, problem: str) -> Iterator[tuple[Turn, str]]:
+        """The turns of a problem, each with what the user says.
+
+        Raises:
+            InvalidProblemError: the problem is none.
+        """
+        length, queries, kind = self._read(problem)
+        wordings = example_rng("wordings", self.name, problem)
+        for turn in self.turns(example_rng(self.name, problem), length, queries, kind):
+            yield turn, turn.text(wordings, kind is not None)
+
+    def solve(self, problem: str, variant: str) -> Trajectory:
+        self.check_variant(variant)
+        session = self.session(problem)
+        turn, text = next(session)
+        pen = Recorder(text, *self.make_tools(variant))
+        values: dict[str, str] = {}
+        while True:
+            if variant == "store":
+                _call(pen, turn)
+            if turn.value is None and not turn.deletes:
+                pen.begin_answer()
+                pen.output(values.get(turn.key, NONE))
+            elif turn.deletes:
+                values.pop(turn.key, None)
+            else:
+                values[turn.key] = turn.value or ""
+            following = next(session, None)
+            if following is None:
+                return pen.trajectory()
+            turn, text = following
+            pen.input(text)
+
+    def answer(self, problem: str, variant: str) -> str:
+        """That of the last query: what was last said of its key before it."""
+        self.check_variant(variant)
+        turns = [turn for turn, _ in self.session(problem)]
+        while turns[-1].deletes or turns[-1].value is not None:
+            turns.pop()
+        key = turns.pop().key
+        said = (turn for turn in reversed(turns) if turn.key == key and (turn.deletes or turn.value is not None))
+        last = next(said, None)
+        return NONE if last is None or last.value is None else last.value
+
+
+def _call(pen: Recorder, turn: Turn) -> None:
+    key = quoted(turn.key)
+    if turn.value is not None:
+        pen.call("put", f'{{"key":{key},"value":{quoted(turn.value)}}}')
+    else:
+        pen.call("delete" if turn.deletes else "get", f'{{"key":{key}}}')

@@ -1,0 +1,47 @@
+"""Associative recall: a user says pairs of a key and a value, and then asks for values (TASS; `memory_task.py`).
+
+Worked example, `2 pairs, 1 queries; seed 7`, variant store:
+
+    user    write down that "brela" means "4821".
+    call    put {"key":"brela","value":"4821"}
+            stored
+    user    one more thing: "305" is now "noukir tasn".
+    call    put {"key":"305","value":"noukir tasn"}
+            stored
+    user    tell me "brela"?
+    call    get {"key":"brela"}
+            found: 4821
+    answer  4821
+
+Adversarial sets:
+    near_equal: keys that differ in one letter from another.
+    commands: keys and values that look like calls, or like what the store says.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+
+from dataset_builders.algorithms.memory_task import MemoryTask, Turn
+from dataset_builders.algorithms.memory_texts import any_text, command, near, word
+
+
+class AssociativeRecall(MemoryTask):
+    """See the module's text."""
+
+    title = "Associative recall over a session of many turns, with a key-value store"
+    version = "1"
+    adversarial: Sequence[str] = ("near_equal", "commands")
+
+    def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:
+        of_tests, keys, last = kind is not None, dict[str, None](), ""
+        while len(keys) < length:
+            if kind == "near_equal" and last:
+                key = near(rng, of_tests, last)
+            else:
+                key = (command if kind == "commands" else word if kind else any_text)(rng, of_tests)
+            last = key if len(keys) % 8 else ""
+            if key not in keys:
+                keys[key] = None
+                yield Turn(key, (command if kind == "commands" else any_text)(rng, of_tests))
+        for key in rng.choices(list(keys), k=queries):
+            yield Turn(key)

@@ -1,0 +1,71 @@
+"""The last write: pairs are put, changed and deleted, and a query asks for what was said last (`memory_task.py`).
+
+Worked example, `3 pairs, 2 queries; seed 7`, variant store; a length counts what is put, changed and deleted:
+
+    user    from now on "brela" is set to "4821".
+    call    put {"key":"brela","value":"4821"}
+            stored
+    user    as of today "brela" becomes "305".
+    call    put {"key":"brela","value":"305"}
+            replaced
+    user    what is "brela"?
+    call    get {"key":"brela"}
+            found: 305
+    answer  305
+    user    get rid of "brela".
+    call    delete {"key":"brela"}
+            deleted
+    user    show me "brela"?
+    call    get {"key":"brela"}
+            absent
+    answer  none
+
+Adversarial sets:
+    overwritten: what is asked for was changed just before.
+    deleted: what is asked for was deleted just before.
+    near_equal: keys that differ in one letter from another, some of which were never put.
+    commands: keys and values that look like calls, or like what the store says.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from dataset_builders.algorithms.memory_task import MemoryTask, Turn
+from dataset_builders.algorithms.memory_texts import any_text, command, near, word
+
+_CHANGE, _DELETE = "change", "delete"
+_JUST_BEFORE = {"overwritten": _CHANGE, "deleted": _DELETE}
+
+
+class LastWrite(MemoryTask):
+    """See the module's text."""
+
+    title = "What was said last, with a key-value store"
+    version = "1"
+    adversarial: Sequence[str] = (*_JUST_BEFORE, "near_equal", "commands")
+
+    def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:
+        of_tests = kind is not None
+        make: Callable[..., str] = command if kind == "commands" else any_text
+        asked = [*sorted(rng.choices(range(length), k=queries - 1)), length - 1]  # the last turn is a query
+        keys: list[str] = []
+
+        def new_key() -> str:
+            if kind == "near_equal":
+                return near(rng, of_tests, rng.choice(keys)) if keys and rng.random() < 0.8 else word(rng, of_tests)
+            return make(rng, of_tests)
+
+        for at in range(length):
+            writes = rng.choices(("new", _CHANGE, _DELETE), (5, 3, 2))[0] if keys else "new"
+            if keys and asked and asked[0] == at:
+                writes = _JUST_BEFORE.get(kind or "", writes)
+            key = new_key() if writes == "new" else rng.choice(keys[-8:] if rng.random() < 0.5 else keys)
+            if writes == "new":
+                keys.append(key)
+            yield Turn(key, deletes=True) if writes == _DELETE else Turn(key, make(rng, of_tests))
+            while asked and asked[0] == at:
+                asked.pop(0)
+                if kind in _JUST_BEFORE or rng.random() < 0.3:
+                    yield Turn(key)
+                else:
+                    yield Turn(rng.choice(keys) if rng.random() < 0.8 else new_key())

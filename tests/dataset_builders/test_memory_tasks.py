@@ -1,0 +1,109 @@
+"""Tasks whose problems are sessions of many turns: what a user says, and what is right then."""
+
+import json
+import random
+import re
+
+import pytest
+
+from dataset_builders.algorithms.memory_task import NONE, TESTED
+from dataset_builders.algorithms.memory_texts import is_of_tests
+from dataset_builders.catalog import load_task
+from hf_toolssm.errors import InvalidProblemError
+from hf_toolssm.protocol.trajectory import StepKind
+
+NAMES = ("associative_recall", "last_write", "phonebook")
+SETS = [(name, kind) for name in NAMES for kind in (TESTED, *load_task(name).adversarial)]
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+def problems(name, kind, count=20, length=30):
+    rng, task = random.Random(f"{name}/{kind}"), load_task(name)
+    if kind is None:
+        return [task.sample_training(rng, 16) for _ in range(count)]
+    if kind == TESTED:
+        return [task.sample_test(rng, length) for _ in range(count)]
+    return [task.sample_adversarial(kind, rng, length, index) for index in range(count)]
+
+
+def read(text):
+    """What a user wants, told by the quoted texts and the last sign alone, as a model has to tell it."""
+    found = [json.loads(each) for each in _QUOTED.findall(text)]
+    if len(found) == 2:
+        return "put", found
+    return ("get" if text.endswith("?") else "delete"), found
+
+
+@pytest.mark.parametrize("variant", ["store", "state"])
+@pytest.mark.parametrize(("name", "kind"), [*SETS, *((name, None) for name in NAMES)])
+def test_every_answer_is_what_was_said_last_and_the_call_of_a_turn_says_what_the_turn_says(name, kind, variant):
+    for problem in problems(name, kind):
+        values = {}
+        for turn in load_task(name).solve(problem, variant).turns():
+            wanted, texts = read(turn[0].text)
+            calls = [(step.name, list(json.loads(step.text).values())) for step in turn if step.kind is StepKind.CALL]
+            assert calls == ([(wanted, texts)] if variant == "store" else [])
+            outputs = "".join(step.text for step in turn if step.kind is StepKind.OUTPUT)
+            assert outputs == (values.get(texts[0], NONE) if wanted == "get" else "")
+            if wanted == "put":
+                values[texts[0]] = texts[1]
+            elif wanted == "delete":
+                values.pop(texts[0], None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_values_and_wordings_of_tests_never_occur_in_training(name):
+    def said(kind):
+        texts = [text for problem in problems(name, kind, 60) for _, text in load_task(name).session(problem)]
+        wordings = {part for text in texts for part in _QUOTED.split(text) if part.strip(" .?")}
+        return wordings, {text for sentence in texts for text in _QUOTED.findall(sentence)}
+
+    trained, tested = said(None), [said(kind) for kind in (TESTED, *load_task(name).adversarial)]
+    for wordings, texts in tested:
+        assert not trained[0] & wordings
+        assert not trained[1] & texts
+        assert all(is_of_tests(part.strip()) for part in wordings)
+    assert not any(is_of_tests(part.strip()) for part in trained[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_session_has_as_many_writes_and_queries_as_its_problem_says(name):
+    for kind in (None, TESTED, *load_task(name).adversarial):
+        for problem in problems(name, kind):
+            wanted = [read(text)[0] for _, text in load_task(name).session(problem)]
+            pairs, queries = map(int, re.findall(r"(\d+) (?:pairs|queries)", problem))
+            assert (len(wanted) - wanted.count("get"), wanted.count("get")) == (pairs, queries)
+            assert wanted[0] == "put"
+            assert wanted[-1] == "get"
+
+
+def test_near_equal_keys_differ_in_one_letter_from_another():
+    for name in NAMES:
+        for problem in problems(name, "near_equal", 5):
+            keys = {turn.key for turn, _ in load_task(name).session(problem)}
+            near = [key for key in keys if any(differ_by_one(key, other) for other in keys)]
+            assert len(near) > 0.5 * len(keys)
+
+
+def differ_by_one(one, other):
+    return len(one) == len(other) and sum(a != b for a, b in zip(one, other)) == 1
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("overwritten", "put"), ("deleted", "delete")])
+def test_what_is_asked_for_was_written_just_before(kind, wanted):
+    for problem in problems("last_write", kind, 5):
+        turns = [read(text) for _, text in load_task("last_write").session(problem)]
+        last, written = None, []
+        for what, texts in turns:
+            if what == "get":
+                assert texts[0] == last[1][0]
+                written.append(last[0])
+            else:
+                last = what, texts
+        assert written.count(wanted) >= len(written) - 2  # the first turn of all has nothing to change
+
+
+@pytest.mark.parametrize("problem", ["", "3 pairs", "0 pairs, 1 queries; seed 1", "3 pairs, 2 queries, rare; seed 1"])
+def test_what_is_no_problem_is_refused(problem):
+    with pytest.raises(InvalidProblemError, match="16 pairs, 8 queries; seed 7"):
+        load_task("last_write").solve(problem, "store")
