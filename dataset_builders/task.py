@@ -3,7 +3,7 @@
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,13 @@ class Task(ABC):
     @abstractmethod
     def answer(self, problem: str, variant: str) -> str:
         """The right answer as the variant writes it, found in another way than by its algorithm."""
+
+    def dialogue(self, problem: str, variant: str) -> Iterator[tuple[str, str | None]]:
+        """What is said to the model, turn by turn, and the right answer; None where none is given.
+
+        By default the problem itself, and `answer`.
+        """
+        yield problem, self.answer(problem, variant)
 
     def passes(self, problem: str, *at_work: Any) -> bool:
         """Whether what the tools hold in the end solves a problem. Only of tasks with `most_tokens`."""

@@ -3,12 +3,17 @@
     python recipes/long_problem.py --model outputs/addition --length 1000000 --output outputs/long-addition
 
 saves the session every minute into `--output` and, at the end, writes `certificate.json` there, which
-`recipes/certificate.py` checks. Interrupted, even by `kill -9`, the same command goes on from the last save.
+`recipes/certificate.py` checks. Interrupted, even by `kill -9`, the same command goes on from the last save. A problem
+of many turns is said turn by turn, and every answer is compared.
 """
 
 import json
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,7 @@ from hf_toolssm.evaluation.report import hardware, peak_memory_mib, training_fac
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import load_model
 from hf_toolssm.protocol.render import Renderer
+from hf_toolssm.protocol.trajectory import StepKind, step
 
 SLICE = 1.0
 """Seconds, about, between two looks at the clock."""
@@ -51,39 +57,56 @@ def main() -> None:
     task, options.variant = measured_task(training_facts(options.model), options.model, options.task, options.variant)
     problem = state_problem(task, asdict(options))
     options.length = task.length(problem)
-    expected = task.answer(problem, options.variant)  # before the run: a problem without an answer is said at once
+    if task.most_tokens is not None:
+        parser.error(f"whether a problem of {task.name} is solved a check decides: use recipes/evaluate.py")
+    turns = list(task.dialogue(problem, options.variant))  # before the run: without an answer it is said at once
     model = load_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
+    renderer, in_cells = Renderer(tokenizer), bool(task.cells(options.variant))
+    prompts = (list(renderer.step(step(StepKind.INPUT, tuple(text) if in_cells else text))) for text, _ in turns)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    session, history = open_session(stated(options, task), output, model, tokenizer, problem)
+    facts = stated(options, task)
+    session, history, taken = open_session(facts, output, model, tokenizer, prompts)
 
     saved, stride = time.perf_counter(), 100
     name = f"{task.name} {options.length:,}"
     with tqdm(initial=session.tokens, desc=name, unit="token", unit_scale=True) as bar:
-        while not session.finished and session.tokens < options.max_new_tokens:
+        while session.tokens < options.max_new_tokens:
+            if session.finished:
+                taken.take(session, turns[taken.turns][1] is not None)
+                if taken.turns == len(turns):
+                    break
+                session.append([next(prompts)])
             start = time.perf_counter()
             bar.update(session.run(min(stride, options.max_new_tokens - session.tokens)))
-            taken = time.perf_counter() - start
-            stride, history.seconds = stride * 2 if taken < SLICE / 2 else stride, history.seconds + taken
+            seconds = time.perf_counter() - start
+            stride = stride * 2 if seconds < SLICE / 2 and not session.finished else stride
+            history.seconds += seconds
             if time.perf_counter() - saved >= options.save_seconds:
-                save(session, history, stated(options, task), output)
+                save(session, history, taken, facts, output)
                 saved, stride = time.perf_counter(), 100
-    row = session.rows[0]
-    found = session.answers[0]
-    wrong = first_difference(expected, found)
+    if taken.turns < len(turns):  # it was cut off
+        taken.take(session, turns[taken.turns][1] is not None)
+        taken.complete = False
+    expected = [right for _, right in turns if right is not None]
+    right_answers = sum(map(eq, expected, taken.answers))
+    found = "\n".join(taken.answers)
     task.save(output)
     certificate = {
-        **stated(options, task),
+        **facts,
         "problem_sha256": digest(problem),
-        "exact": row.complete and wrong is None,
-        "first_wrong_symbol": wrong,
-        "complete": row.complete,
-        "error": row.error,
+        "exact": taken.complete and taken.answers == expected,
+        "first_wrong_symbol": first_difference("\n".join(expected), found),
+        "complete": taken.complete,
+        "error": taken.error,
+        "turns": len(turns),
+        "answers": len(expected),
+        "right_answers": right_answers,
         "answer_length": len(found),
         "answer_sha256": digest(found),
         "tokens": session.tokens,
-        "tool_calls": row.tool_calls,
+        "tool_calls": session.rows[0].tool_calls,
         "minutes": round(history.seconds / 60, 2),
         "tokens_per_second": round(session.tokens / max(history.seconds, 1e-9)),
         "peak_memory_mib": max(history.peak_memory_mib, peak_memory_mib()),
@@ -104,6 +127,31 @@ def stated(options: LongProblemArguments, task: Task) -> dict[str, Any]:
 
 
 @dataclass
+class Taken:
+    """What was taken of the turns that have ended; it stands in the session's file.
+
+    Attributes:
+        turns: how many.
+        answers: of those that ask for one.
+        complete: whether each was answered, and the others ended without an answer.
+        error: the first of a row.
+    """
+
+    turns: int = 0
+    answers: list[str] = field(default_factory=list)
+    complete: bool = True
+    error: str | None = None
+
+    def take(self, session: Session, asks: bool) -> None:
+        """Takes the turn that has ended, or was cut off."""
+        row = session.rows[0]
+        self.turns += 1
+        self.error = self.error or row.error
+        self.complete &= row.finished and row.error is None and row.complete is asks
+        self.answers += session.answers * asks
+
+
+@dataclass
 class History:
     """What all processes that took part have measured.
 
@@ -120,13 +168,18 @@ class History:
     resumed: int = 0
 
 
-def open_session(facts: dict[str, Any], output: Path, model, tokenizer, problem) -> tuple[Session, History]:
-    """The session that an earlier run saved, or a new one; and what was measured so far."""
+def open_session(
+    facts: dict[str, Any], output: Path, model, tokenizer, prompts: Iterator[list[int]]
+) -> tuple[Session, History, Taken]:
+    """The session that an earlier run saved, or a new one on the first prompt; what was measured and taken so far.
+
+    The prompts that it has had are taken from `prompts`.
+    """
     path = output / "session.safetensors"
     progress = output / "progress.json"
-    history = History(commits=[commit()])
+    history, first = History(commits=[commit()]), next(prompts)
     if not path.exists() or not progress.exists():
-        return Session.start(model, [Renderer(tokenizer).problem(problem)], tokenizer=tokenizer), history
+        return Session.start(model, [first], tokenizer=tokenizer), history, Taken()
     before = json.loads(progress.read_text(encoding="utf-8"))
     if any(before.get(name) != value for name, value in facts.items()):
         raise SystemExit(f"{output} holds a session of another problem: give another --output")
@@ -134,14 +187,16 @@ def open_session(facts: dict[str, Any], output: Path, model, tokenizer, problem)
     history.seconds = before["seconds_per_token"] * session.tokens  # the session may be older than the file beside it
     history.peak_memory_mib, history.resumed = before["peak_memory_mib"], before["resumed"] + 1
     history.commits = list(dict.fromkeys([*before["commits"], *history.commits]))
-    return session, history
+    taken = Taken(**session.beside["taken"])
+    deque(islice(prompts, taken.turns), 0)
+    return session, history, taken
 
 
-def save(session: Session, history: History, facts: dict[str, Any], output: Path) -> None:
+def save(session: Session, history: History, taken: Taken, facts: dict[str, Any], output: Path) -> None:
     peak = max(history.peak_memory_mib, peak_memory_mib())
     progress = {**facts, **asdict(history), "peak_memory_mib": peak}
     write_json(output / "progress.json", progress | {"seconds_per_token": history.seconds / session.tokens})
-    session.save(output / "session.safetensors")
+    session.save(output / "session.safetensors", {"taken": asdict(taken)})
 
 
 if __name__ == "__main__":

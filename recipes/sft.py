@@ -86,7 +86,7 @@ def main() -> None:
         "variant": first.variant,
         "unit": task.unit,
         "environment": task.environment,
-        "example_problem": example,
+        "example_problem": next(task.dialogue(example, first.variant))[0],
         "train_max_length": recipe.train_max_length,
         "mixture": [str(share) for share in shares[1:]],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",

@@ -6,7 +6,7 @@ tests, like their keys and values, never occur in training (`memory_texts.py`).
 
 Variants:
     store: writes each pair into a key-value store, and asks it before every answer. What decides a token is the turn.
-    state: calls nothing, so all there is has to stay in the model's state.
+    state: has the store too and never calls it, so all there is has to stay in the model's state.
 """
 
 import random
@@ -28,6 +28,7 @@ from dataset_builders.task import Task, example_rng
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import Trajectory
+from hf_toolssm.tools.key_value import FOUND
 
 NONE = "none"
 """The answer where a key has no value."""
@@ -45,6 +46,11 @@ class Turn:
     key: str
     value: str | None = None
     deletes: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether it is a query."""
+        return self.value is None and not self.deletes
 
     def text(self, rng: random.Random, of_tests: bool) -> str:
         """What the user says."""
@@ -64,7 +70,7 @@ class MemoryTask(Task):
     rows_per_shard = 500
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "key_value"}] if variant == "store" else []
+        return [{"name": "key_value"}]
 
     def cells(self, variant: str) -> Sequence[str]:
         return ()
@@ -115,42 +121,43 @@ class MemoryTask(Task):
             yield turn, turn.text(wordings, kind is not None)
 
     def solve(self, problem: str, variant: str) -> Trajectory:
-        self.check_variant(variant)
-        session = self.session(problem)
-        turn, text = next(session)
-        pen = Recorder(text, *self.make_tools(variant))
-        values: dict[str, str] = {}
-        while True:
-            if variant == "store":
-                _call(pen, turn)
-            if turn.value is None and not turn.deletes:
+        """Records what the store answers; without it, what `dialogue` says is right."""
+        pen = Recorder(next(self.session(problem))[1], *self.make_tools(variant))
+        turns = zip(self.session(problem), self.dialogue(problem, variant))
+        for number, ((turn, text), (_, right)) in enumerate(turns):
+            if number:
+                pen.input(text)
+            observed = _call(pen, turn) if variant == "store" else None
+            if right is not None:
                 pen.begin_answer()
-                pen.output(values.get(turn.key, NONE))
-            elif turn.deletes:
+                pen.output(right if observed is None else _value(observed))
+        return pen.trajectory()
+
+    def dialogue(self, problem: str, variant: str) -> Iterator[tuple[str, str | None]]:
+        self.check_variant(variant)
+        values: dict[str, str] = {}
+        for turn, text in self.session(problem):
+            yield text, values.get(turn.key, NONE) if turn.asks else None
+            if turn.deletes:
                 values.pop(turn.key, None)
-            else:
-                values[turn.key] = turn.value or ""
-            following = next(session, None)
-            if following is None:
-                return pen.trajectory()
-            turn, text = following
-            pen.input(text)
+            elif turn.value is not None:
+                values[turn.key] = turn.value
 
     def answer(self, problem: str, variant: str) -> str:
         """That of the last query: what was last said of its key before it."""
         self.check_variant(variant)
-        turns = [turn for turn, _ in self.session(problem)]
-        while turns[-1].deletes or turns[-1].value is not None:
-            turns.pop()
-        key = turns.pop().key
-        said = (turn for turn in reversed(turns) if turn.key == key and (turn.deletes or turn.value is not None))
-        last = next(said, None)
+        *turns, query = (turn for turn, _ in self.session(problem))
+        last = next((turn for turn in reversed(turns) if turn.key == query.key and not turn.asks), None)
         return NONE if last is None or last.value is None else last.value
 
 
-def _call(pen: Recorder, turn: Turn) -> None:
+def _call(pen: Recorder, turn: Turn) -> str:
     key = quoted(turn.key)
     if turn.value is not None:
-        pen.call("put", f'{{"key":{key},"value":{quoted(turn.value)}}}')
-    else:
-        pen.call("delete" if turn.deletes else "get", f'{{"key":{key}}}')
+        return pen.call("put", f'{{"key":{key},"value":{quoted(turn.value)}}}')
+    return pen.call("delete" if turn.deletes else "get", f'{{"key":{key}}}')
+
+
+def _value(observed: str) -> str:
+    """What a `get` showed."""
+    return observed.removeprefix(FOUND) if observed.startswith(FOUND) else NONE

@@ -32,6 +32,9 @@ from hf_toolssm.tools.key_value_file import StoreFile
 from hf_toolssm.tools.key_value_memory import MemoryPairs
 from hf_toolssm.tools.words import words_of
 
+FOUND = "found: "
+"""Before a value."""
+
 MORE = "more"
 """Behind a list that does not show everything."""
 
@@ -162,7 +165,7 @@ class Store:
                 return "replaced" if pairs.put(argument["key"], argument["value"]) else "stored"
             case "get":
                 value = pairs.get(argument["key"])
-                return "absent" if value is None else f"found: {value}"
+                return "absent" if value is None else FOUND + value
             case "delete":
                 return "deleted" if pairs.put(argument["key"], None) else "absent"
             case "list":
