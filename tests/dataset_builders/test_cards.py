@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import CELL_TASKS, in_sandbox
+from conftest import COMPARED_TASKS, in_sandbox
 
 from dataset_builders.build import main as build
 from dataset_builders.catalog import available_machines, load_task
@@ -12,7 +12,9 @@ from dataset_builders.catalog import available_machines, load_task
 CARDS = Path(__file__).parents[2] / "dataset_builders" / "cards"
 
 
-@pytest.mark.parametrize("task", [*CELL_TASKS, *available_machines(), pytest.param("code_fixing", marks=in_sandbox)])
+@pytest.mark.parametrize(
+    "task", [*COMPARED_TASKS, *available_machines(), pytest.param("code_fixing", marks=in_sandbox)]
+)
 def test_the_commands_on_a_card_build_the_dataset_with_that_card(task, tmp_path):
     card = (CARDS / f"{task}.md").read_text(encoding="utf-8")
     if (environment := load_task(task).environment) not in card:
