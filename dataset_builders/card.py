@@ -62,6 +62,7 @@ def write_card(folder: Path) -> None:
         summaries=summaries,
         rebuild_commands=list(dict.fromkeys(map(rebuild_command, summaries))),
         example=_example(folder, summaries),
+        in_text=not task.cells(first["variant"]),
         locality_rows=LOCALITY_ROWS,
     )
     write_atomically(folder / "README.md", text)

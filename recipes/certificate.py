@@ -4,7 +4,8 @@
 
 reads a certificate that `recipes/long_problem.py` wrote, states its problem again from task, length and seed, solves
 it in the task's other way, and compares the hashes. It then solves it step by step with the real tool and compares the
-number of tokens, where a trajectory fits into memory. With `--model` the weights must be those of the run.
+number of tokens, where a trajectory fits into memory and is made of cells. With `--model` the weights must be those of
+the run.
 """
 
 import argparse
@@ -99,6 +100,10 @@ def verify(claim: Mapping[str, Any], folder: Path, model: str | None, count_toke
         raise CertificateError(
             f"the certificate says exact: {claim['exact']}, but its answer is {'right' if right else 'wrong'}"
         )
+    if "answers" in claim:  # records of one turn are older than this count
+        all_right = claim["right_answers"] == len(answers)
+        if claim["answers"] != len(answers) or all_right < claim["exact"] or right < all_right:
+            raise CertificateError("the certificate counts other answers than the problem has, or than are right")
     yield "the answer is right" if claim["exact"] else "the answer is wrong or cut off, as the certificate says"
     if model is not None:
         if weights_digest(load_model(model)) != claim["weights_sha256"]:

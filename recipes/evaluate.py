@@ -8,7 +8,7 @@ command goes on with the sets that are missing.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,9 @@ def measured_before(path: Path, facts: Mapping[str, Any], num_problems: int) -> 
         return {}
     if any(before.get(name) != value for name, value in facts.items()):
         return {}
-    found = [LengthResult.from_dict(r) for r in before["by_length"] + before["adversarial"] + before["teacher_forced"]]
+    saved = before["by_length"] + before["adversarial"] + before["teacher_forced"]
+    # What an older version of this package saved says less.
+    found = [LengthResult.from_dict(r) for r in saved if {each.name for each in fields(LengthResult)} <= r.keys()]
     return {(r.mode, r.problem_set): r for r in found if r.num_problems == num_problems}
 
 

@@ -4,7 +4,7 @@
 
 saves the session every minute into `--output` and, at the end, writes `certificate.json` there, which
 `recipes/certificate.py` checks. Interrupted, even by `kill -9`, the same command goes on from the last save. A problem
-of many turns is said turn by turn, and every answer is compared.
+of many turns is said turn by turn, and every answer is compared; what is said from the second turn counts as tokens.
 """
 
 import json
@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,9 @@ class LongProblemArguments:
     task: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     seed: int = field(default=0, metadata={"help": "Another seed gives another problem."})
-    max_new_tokens: int = field(default=10**9, metadata={"help": "Where a model that is lost is cut off."})
+    max_new_tokens: int = field(
+        default=10**9, metadata={"help": "Of all turns together; there a model that is lost is cut off."}
+    )
     save_seconds: float = field(default=60.0, metadata={"help": "Seconds of generation between two saves."})
 
 
@@ -72,12 +73,14 @@ def main() -> None:
     saved, stride = time.perf_counter(), 100
     name = f"{task.name} {options.length:,}"
     with tqdm(initial=session.tokens, desc=name, unit="token", unit_scale=True) as bar:
-        while session.tokens < options.max_new_tokens:
+        while taken.turns < len(turns):
             if session.finished:
-                taken.take(session, turns[taken.turns][1] is not None)
-                if taken.turns == len(turns):
-                    break
-                session.append([next(prompts)])
+                taken.take(session, turns[taken.turns][1])
+                if taken.turns < len(turns):
+                    session.append([next(prompts)])
+                continue
+            if session.tokens >= options.max_new_tokens:
+                break
             start = time.perf_counter()
             bar.update(session.run(min(stride, options.max_new_tokens - session.tokens)))
             seconds = time.perf_counter() - start
@@ -87,22 +90,20 @@ def main() -> None:
                 save(session, history, taken, facts, output)
                 saved, stride = time.perf_counter(), 100
     if taken.turns < len(turns):  # it was cut off
-        taken.take(session, turns[taken.turns][1] is not None)
-        taken.complete = False
+        taken.take(session, turns[taken.turns][1])
     expected = [right for _, right in turns if right is not None]
-    right_answers = sum(map(eq, expected, taken.answers))
     found = "\n".join(taken.answers)
     task.save(output)
     certificate = {
         **facts,
         "problem_sha256": digest(problem),
-        "exact": taken.complete and taken.answers == expected,
+        "exact": taken.complete and taken.turns == len(turns) and taken.answers == expected,
         "first_wrong_symbol": first_difference("\n".join(expected), found),
         "complete": taken.complete,
         "error": taken.error,
         "turns": len(turns),
         "answers": len(expected),
-        "right_answers": right_answers,
+        "right_answers": taken.right_answers,
         "answer_length": len(found),
         "answer_sha256": digest(found),
         "tokens": session.tokens,
@@ -133,22 +134,26 @@ class Taken:
     Attributes:
         turns: how many.
         answers: of those that ask for one.
+        right_answers: how many of these are right and complete.
         complete: whether each was answered, and the others ended without an answer.
         error: the first of a row.
     """
 
     turns: int = 0
     answers: list[str] = field(default_factory=list)
+    right_answers: int = 0
     complete: bool = True
     error: str | None = None
 
-    def take(self, session: Session, asks: bool) -> None:
-        """Takes the turn that has ended, or was cut off."""
-        row = session.rows[0]
+    def take(self, session: Session, right: str | None) -> None:
+        """Takes the turn that has ended, or was cut off, and whose right answer is that, or None."""
+        row, asks = session.rows[0], right is not None
         self.turns += 1
         self.error = self.error or row.error
         self.complete &= row.finished and row.error is None and row.complete is asks
-        self.answers += session.answers * asks
+        if asks:
+            self.answers += session.answers
+            self.right_answers += row.complete and session.answers == [right]
 
 
 @dataclass
@@ -187,7 +192,7 @@ def open_session(
     history.seconds = before["seconds_per_token"] * session.tokens  # the session may be older than the file beside it
     history.peak_memory_mib, history.resumed = before["peak_memory_mib"], before["resumed"] + 1
     history.commits = list(dict.fromkeys([*before["commits"], *history.commits]))
-    taken = Taken(**session.beside["taken"])
+    taken = Taken(**session.beside.get("taken", {}))
     deque(islice(prompts, taken.turns), 0)
     return session, history, taken
 

@@ -10,6 +10,7 @@ commit. Interrupted, the same command goes on from the last checkpoint with `--r
 """
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def main() -> None:
 
     draw = partial(task.sample_training, example_rng("model card"), recipe.train_max_length)
     example = next(problem for problem in iter(draw, None) if task.suits(problem, first.variant))
+    turns = opening(task.dialogue(example, first.variant))
 
     with state.main_process_first():
         read = partial(training_rows, num_proc=recipe.num_proc, builds=state.is_main_process)
@@ -86,7 +88,8 @@ def main() -> None:
         "variant": first.variant,
         "unit": task.unit,
         "environment": task.environment,
-        "example_problem": next(task.dialogue(example, first.variant))[0],
+        "example_problem": turns[0],
+        "example_turns": turns,
         "train_max_length": recipe.train_max_length,
         "mixture": [str(share) for share in shares[1:]],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
@@ -104,6 +107,16 @@ def main() -> None:
     print(table([*by_length, *by_adversary]))
     write_card_and_publish(output, destination)
     print(f"model, results.json, length_generalization.png and README.md are in {output}")
+
+
+def opening(dialogue: Iterator[tuple[str, str | None]]) -> list[str]:
+    """What is said up to the first turn that asks for an answer."""
+    said = []
+    for text, right in dialogue:
+        said.append(text)
+        if right is not None:
+            break
+    return said
 
 
 def tokenizer_of(recipe: RecipeArguments) -> PreTrainedTokenizerBase | None:

@@ -14,6 +14,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from dataset_builders.algorithms.memory_texts import (
@@ -109,23 +110,28 @@ class MemoryTask(Task):
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:
         """A session's turns; the first one puts a pair, and one at least is a query."""
 
-    def session(self, problem: str) -> Iterator[tuple[Turn, str]]:
-        """The turns of a problem, each with what the user says.
+    def session(self, problem: str) -> Iterator[tuple[Turn, str, str | None]]:
+        """The turns of a problem, each with what the user says and, of a query, the right answer.
 
         Raises:
             InvalidProblemError: the problem is none.
         """
         length, queries, kind = self._read(problem)
-        wordings = example_rng("wordings", self.name, problem)
+        wordings, values = example_rng("wordings", self.name, problem), dict[str, str]()
         for turn in self.turns(example_rng(self.name, problem), length, queries, kind):
-            yield turn, turn.text(wordings, kind is not None)
+            yield turn, turn.text(wordings, kind is not None), values.get(turn.key, NONE) if turn.asks else None
+            if turn.deletes:
+                values.pop(turn.key, None)
+            elif turn.value is not None:
+                values[turn.key] = turn.value
 
     def solve(self, problem: str, variant: str) -> Trajectory:
-        """Records what the store answers; without it, what `dialogue` says is right."""
-        pen = Recorder(next(self.session(problem))[1], *self.make_tools(variant))
-        turns = zip(self.session(problem), self.dialogue(problem, variant))
-        for number, ((turn, text), (_, right)) in enumerate(turns):
-            if number:
+        """Records what the store answers; without it, what `session` says is right."""
+        turns = self.session(problem)
+        first = next(turns)
+        pen = Recorder(first[1], *self.make_tools(variant))
+        for turn, text, right in chain([first], turns):
+            if turn is not first[0]:
                 pen.input(text)
             observed = _call(pen, turn) if variant == "store" else None
             if right is not None:
@@ -135,18 +141,12 @@ class MemoryTask(Task):
 
     def dialogue(self, problem: str, variant: str) -> Iterator[tuple[str, str | None]]:
         self.check_variant(variant)
-        values: dict[str, str] = {}
-        for turn, text in self.session(problem):
-            yield text, values.get(turn.key, NONE) if turn.asks else None
-            if turn.deletes:
-                values.pop(turn.key, None)
-            elif turn.value is not None:
-                values[turn.key] = turn.value
+        return ((text, right) for _, text, right in self.session(problem))
 
     def answer(self, problem: str, variant: str) -> str:
         """That of the last query: what was last said of its key before it."""
         self.check_variant(variant)
-        *turns, query = (turn for turn, _ in self.session(problem))
+        *turns, query = (turn for turn, *_ in self.session(problem))
         last = next((turn for turn in reversed(turns) if turn.key == query.key and not turn.asks), None)
         return NONE if last is None or last.value is None else last.value
 

@@ -6,7 +6,8 @@ on. Keys and values stand in the user's text as JSON has them, in quotes, and a 
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 from string import ascii_lowercase
 
 from dataset_builders.task import bucket
@@ -139,8 +140,8 @@ def near(rng: random.Random, of_tests: bool, text: str) -> str:
     """A text of which one letter is another."""
 
     def make() -> str:
-        at = rng.randrange(len(text))
-        return text[:at] + rng.choice(ascii_lowercase) + text[at + 1 :]
+        at = rng.choice([place for place, letter in enumerate(text) if letter != " "])
+        return text[:at] + rng.choice(ascii_lowercase.replace(text[at], "")) + text[at + 1 :]
 
     return drawn(of_tests, make)
 
@@ -159,8 +160,12 @@ def command(rng: random.Random, of_tests: bool) -> str:
 
 def patchwork(rng: random.Random, of_tests: bool) -> str:
     """Two of a word, a number and signs, apart or not."""
-    parts = rng.choices((word, number, signs), k=2)
-    return rng.choice(("", " ", ": ", "-")).join(part(rng, of_tests) for part in parts)
+
+    def make() -> str:
+        parts = rng.choices((word, number, signs), k=2)
+        return rng.choice(("", " ", ": ", "-")).join(part(rng, of_tests) for part in parts)
+
+    return drawn(of_tests, make)
 
 
 def any_text(rng: random.Random, of_tests: bool) -> str:
@@ -168,9 +173,14 @@ def any_text(rng: random.Random, of_tests: bool) -> str:
     return rng.choice((word, word, word, number, number, number, phrase, signs, patchwork))(rng, of_tests)
 
 
-def wording(rng: random.Random, of_tests: bool, choices: Sequence[str]) -> str:
+def wording(rng: random.Random, of_tests: bool, choices: tuple[str, ...]) -> str:
     """One of the wordings for training, or for tests."""
-    return drawn(of_tests, lambda: rng.choice(choices))
+    return rng.choice(_of_side(of_tests, choices))
+
+
+@cache
+def _of_side(of_tests: bool, choices: tuple[str, ...]) -> list[str]:
+    return [each for each in choices if is_of_tests(each) is of_tests]
 
 
 def quoted(text: str) -> str:

@@ -2,16 +2,16 @@
 
 Worked example, `2 pairs, 1 queries; seed 7`, variant store:
 
-    user    write down that "brela" means "4821".
-    call    put {"key":"brela","value":"4821"}
+    user    it turns out that "cleathidrair" points to "krublaisa stodrux".
+    call    put {"key":"cleathidrair","value":"krublaisa stodrux"}
             stored
-    user    one more thing: "305" is now "noukir tasn".
-    call    put {"key":"305","value":"noukir tasn"}
+    user    write down that "823" leads to "grushe".
+    call    put {"key":"823","value":"grushe"}
             stored
-    user    tell me "brela"?
-    call    get {"key":"brela"}
-            found: 4821
-    answer  4821
+    user    can you find "823"?
+    call    get {"key":"823"}
+            found: grushe
+    answer  grushe
 
 Adversarial sets:
     near_equal: keys that differ in one letter from another.
@@ -38,7 +38,7 @@ class AssociativeRecall(MemoryTask):
             if kind == "near_equal" and last:
                 key = near(rng, of_tests, last)
             else:
-                key = (command if kind == "commands" else word if kind else any_text)(rng, of_tests)
+                key = {"commands": command, "near_equal": word}.get(kind or "", any_text)(rng, of_tests)
             last = key if len(keys) % 8 else ""
             if key not in keys:
                 keys[key] = None

@@ -1,28 +1,29 @@
 """The last write: pairs are put, changed and deleted, and a query asks for what was said last (`memory_task.py`).
 
-Worked example, `3 pairs, 2 queries; seed 7`, variant store; a length counts what is put, changed and deleted:
+Worked example, `3 pairs, 2 queries; seed 4`, variant store; a length counts what is put, changed and deleted:
 
-    user    from now on "brela" is set to "4821".
-    call    put {"key":"brela","value":"4821"}
+    user    new entry: "pb38" is "_J^".
+    call    put {"key":"pb38","value":"_J^"}
             stored
-    user    as of today "brela" becomes "305".
-    call    put {"key":"brela","value":"305"}
-            replaced
-    user    what is "brela"?
-    call    get {"key":"brela"}
-            found: 305
-    answer  305
-    user    get rid of "brela".
-    call    delete {"key":"brela"}
+    user    strike out "pb38".
+    call    delete {"key":"pb38"}
             deleted
-    user    show me "brela"?
-    call    get {"key":"brela"}
+    user    what did I say about "pb38"?
+    call    get {"key":"pb38"}
+            absent
+    answer  none
+    user    throw away "pb38".
+    call    delete {"key":"pb38"}
+            absent
+    user    tell me "pb38"?
+    call    get {"key":"pb38"}
             absent
     answer  none
 
 Adversarial sets:
     overwritten: what is asked for was changed just before.
-    deleted: what is asked for was deleted just before.
+    deleted: wherever two keys have a value, one was deleted just before; half of the queries ask for that, the others
+        for what is still there.
     near_equal: keys that differ in one letter from another, some of which were never put.
     commands: keys and values that look like calls, or like what the store says.
 """
@@ -49,6 +50,7 @@ class LastWrite(MemoryTask):
         make: Callable[..., str] = command if kind == "commands" else any_text
         asked = [*sorted(rng.choices(range(length), k=queries - 1)), length - 1]  # the last turn is a query
         keys: list[str] = []
+        there: dict[str, None] = {}
 
         def new_key() -> str:
             if kind == "near_equal":
@@ -59,13 +61,24 @@ class LastWrite(MemoryTask):
             writes = rng.choices(("new", _CHANGE, _DELETE), (5, 3, 2))[0] if keys else "new"
             if keys and asked and asked[0] == at:
                 writes = _JUST_BEFORE.get(kind or "", writes)
+                if kind == "deleted" and len(there) < 2:
+                    writes = "new"
             key = new_key() if writes == "new" else rng.choice(keys[-8:] if rng.random() < 0.5 else keys)
+            if writes == _DELETE and there:
+                key = next(reversed(there)) if key not in there else key
             if writes == "new":
                 keys.append(key)
-            yield Turn(key, deletes=True) if writes == _DELETE else Turn(key, make(rng, of_tests))
+            if writes == _DELETE:
+                there.pop(key, None)
+                yield Turn(key, deletes=True)
+            else:
+                there[key] = None
+                yield Turn(key, make(rng, of_tests))
             while asked and asked[0] == at:
                 asked.pop(0)
-                if kind in _JUST_BEFORE or rng.random() < 0.3:
+                if kind == "overwritten" or rng.random() < (0.5 if kind == "deleted" else 0.3):
                     yield Turn(key)
+                elif kind == "deleted" and there:
+                    yield Turn(next(reversed(there)))
                 else:
                     yield Turn(rng.choice(keys) if rng.random() < 0.8 else new_key())

@@ -2,16 +2,16 @@
 
 Worked example, `2 pairs, 1 queries; seed 7`, variant store:
 
-    user    save this: "Brela Noukir" gets "0482 119 6513".
-    call    put {"key":"Brela Noukir","value":"0482 119 6513"}
+    user    remember that "Poubourast Croutide" becomes "847 842 8850".
+    call    put {"key":"Poubourast Croutide","value":"847 842 8850"}
             stored
-    user    by the way, "Brela Shoum" has the value "0305 772 90".
-    call    put {"key":"Brela Shoum","value":"0305 772 90"}
+    user    new entry: "Setrubroum Fatrind" belongs to "444 708".
+    call    put {"key":"Setrubroum Fatrind","value":"444 708"}
             stored
-    user    look up "Brela Noukir"?
-    call    get {"key":"Brela Noukir"}
-            found: 0482 119 6513
-    answer  0482 119 6513
+    user    please find "Setrubroum Fatrind"?
+    call    get {"key":"Setrubroum Fatrind"}
+            found: 444 708
+    answer  444 708
 
 Adversarial sets:
     families: every family name, and every first name, is that of many.

@@ -1,5 +1,6 @@
 """Tasks whose problems are sessions of many turns: what a user says, and what is right then."""
 
+import inspect
 import json
 import random
 import re
@@ -7,7 +8,7 @@ import re
 import pytest
 
 from dataset_builders.algorithms.memory_task import NONE, TESTED
-from dataset_builders.algorithms.memory_texts import is_of_tests
+from dataset_builders.algorithms.memory_texts import command, is_of_tests, number, patchwork, signs, word
 from dataset_builders.catalog import load_task
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.trajectory import StepKind
@@ -54,7 +55,7 @@ def test_every_answer_is_what_was_said_last_and_the_call_of_a_turn_says_what_the
 @pytest.mark.parametrize("name", NAMES)
 def test_keys_values_and_wordings_of_tests_never_occur_in_training(name):
     def said(kind):
-        texts = [text for problem in problems(name, kind, 60) for _, text in load_task(name).session(problem)]
+        texts = [text for problem in problems(name, kind, 60) for _, text, _ in load_task(name).session(problem)]
         wordings = {part for text in texts for part in _QUOTED.split(text) if part.strip(" .?")}
         return wordings, {text for sentence in texts for text in _QUOTED.findall(sentence)}
 
@@ -70,7 +71,7 @@ def test_keys_values_and_wordings_of_tests_never_occur_in_training(name):
 def test_a_session_has_as_many_writes_and_queries_as_its_problem_says(name):
     for kind in (None, TESTED, *load_task(name).adversarial):
         for problem in problems(name, kind):
-            wanted = [read(text)[0] for _, text in load_task(name).session(problem)]
+            wanted = [read(text)[0] for _, text, _ in load_task(name).session(problem)]
             pairs, queries = map(int, re.findall(r"(\d+) (?:pairs|queries)", problem))
             assert (len(wanted) - wanted.count("get"), wanted.count("get")) == (pairs, queries)
             assert wanted[0] == "put"
@@ -80,7 +81,7 @@ def test_a_session_has_as_many_writes_and_queries_as_its_problem_says(name):
 def test_near_equal_keys_differ_in_one_letter_from_another():
     for name in NAMES:
         for problem in problems(name, "near_equal", 5):
-            keys = {turn.key for turn, _ in load_task(name).session(problem)}
+            keys = {turn.key for turn, *_ in load_task(name).session(problem)}
             near = [key for key in keys if any(differ_by_one(key, other) for other in keys)]
             assert len(near) > 0.5 * len(keys)
 
@@ -89,21 +90,46 @@ def differ_by_one(one, other):
     return len(one) == len(other) and sum(a != b for a, b in zip(one, other)) == 1
 
 
+def test_a_number_or_a_patchwork_is_of_the_tests_as_a_whole():
+    rng = random.Random(0)
+    for make in (word, number, signs, patchwork, command):
+        for of_tests in (False, True):
+            assert {is_of_tests(make(rng, of_tests)) for _ in range(300)} == {of_tests}
+
+
 @pytest.mark.parametrize(("kind", "wanted"), [("overwritten", "put"), ("deleted", "delete")])
-def test_what_is_asked_for_was_written_just_before(kind, wanted):
+def test_a_query_of_these_sets_follows_such_a_write(kind, wanted):
+    answers, same = [], []
     for problem in problems("last_write", kind, 5):
-        turns = [read(text) for _, text in load_task("last_write").session(problem)]
-        last, written = None, []
-        for what, texts in turns:
-            if what == "get":
-                assert texts[0] == last[1][0]
-                written.append(last[0])
+        last = None
+        for turn, _, right in load_task("last_write").session(problem):
+            if turn.asks:
+                answers.append(right)
+                same.append(turn.key == last.key)
+                assert kind == "deleted" or same[-1]
             else:
-                last = what, texts
-        assert written.count(wanted) >= len(written) - 2  # the first turn of all has nothing to change
+                last = turn
+        turns = [read(text)[0] for _, text, _ in load_task("last_write").session(problem)]
+        before = [was for was, now in zip(turns, turns[1:]) if now == "get" and was != "get"]
+        # The first turn of all has nothing to change, and where fewer than two keys have a value none is deleted.
+        assert before.count(wanted) >= (0.4 * len(before) if kind == "deleted" else len(before) - 2)
+    if kind == "deleted":  # saying "none" to everything is mostly wrong
+        assert 0.15 < answers.count(NONE) / len(answers) < 0.5
+        assert 0.3 < sum(same) / len(same) < 0.9
 
 
 @pytest.mark.parametrize("problem", ["", "3 pairs", "0 pairs, 1 queries; seed 1", "3 pairs, 2 queries, rare; seed 1"])
 def test_what_is_no_problem_is_refused(problem):
     with pytest.raises(InvalidProblemError, match="16 pairs, 8 queries; seed 7"):
         load_task("last_write").solve(problem, "store")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_worked_example_is_what_its_problem_gives(name):
+    task = load_task(name)
+    problem = re.search(r"Worked example, `(.*?)`", inspect.getmodule(type(task)).__doc__)[1]
+    said = [line.strip().removeprefix("user").strip() for line in inspect.getmodule(type(task)).__doc__.splitlines()]
+    for turn in task.solve(problem, "store").turns():
+        assert turn[0].text in said
+        assert all(step.text in said for step in turn if step.kind is StepKind.OBSERVATION)
+        assert all(f"call    {step.name} {step.text}" in said for step in turn if step.kind is StepKind.CALL)

@@ -58,6 +58,9 @@ def test_a_wrong_answer_is_confirmed_as_wrong(record):
 def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
     tokens = len(written(load_task("binary_increment").solve("1011", "tape"))) + 1
     right = claim | {"exact": True, "complete": True, "answer_sha256": sha256(b"1100").hexdigest(), "tokens": tokens}
+    with pytest.raises(certificates.CertificateError, match="counts other answers"):
+        list(certificates.verify(right, ROOT, None, True))
+    right |= {"right_answers": 1}
     assert list(certificates.verify(right, ROOT, None, True))[1:] == [
         "the answer is right",
         f"the right trajectory has as many tokens, {tokens}",
@@ -75,6 +78,8 @@ def test_a_right_answer_is_confirmed_with_its_tokens(certificates, claim):
         ({"length": 1_000_000}, "the problem has 4 symbols, not 1000000"),
         ({"problem": None}, "the problem is another one"),
         ({"weights_sha256": "0"}, "has other weights"),
+        ({"answers": 2}, "counts other answers"),
+        ({"right_answers": 1}, "counts other answers"),
     ],
 )
 def test_what_is_not_so_is_refused(certificates, record, claim, changes, message):

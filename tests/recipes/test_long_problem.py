@@ -76,7 +76,17 @@ def test_a_problem_of_many_turns_is_said_turn_by_turn_and_goes_on_where_it_was_k
     problem = "300 pairs, 300 queries, tested; seed 5"
 
     def words(output):
-        return ["recipes/long_problem.py", "--model", str(model), "--problem", problem, "--output", str(output)]
+        return [
+            "recipes/long_problem.py",
+            "--model",
+            str(model),
+            "--problem",
+            problem,
+            "--output",
+            str(output),
+            "--max_new_tokens",
+            "200000",
+        ]
 
     kill_after_a_save(killed, words(killed))
     for output in (killed, undisturbed):
