@@ -64,11 +64,11 @@ class LastWrite(MemoryTask):
                 if kind == "deleted" and len(there) < 2:
                     writes = "new"
             key = new_key() if writes == "new" else rng.choice(keys[-8:] if rng.random() < 0.5 else keys)
-            if writes == _DELETE and there:
-                key = next(reversed(there)) if key not in there else key
             if writes == "new":
                 keys.append(key)
             if writes == _DELETE:
+                if there and key not in there:
+                    key = next(reversed(there))
                 there.pop(key, None)
                 yield Turn(key, deletes=True)
             else:

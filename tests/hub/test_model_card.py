@@ -127,6 +127,16 @@ def test_an_example_of_several_lines_is_one_python_text_on_the_card(model, tmp_p
 
 
 @in_sandbox
+def test_the_card_of_a_model_of_many_turns_says_them_one_after_the_other(model, tmp_path):
+    turns = ['remember that "a" is "1".', 'tell me "a"?']
+    finished_folder(tmp_path, model, {**ABOUT, "example_problem": turns[0], "example_turns": turns})
+    card = write_model_card(tmp_path, TEMPLATE).read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)  # transformers alone says no second turn
+    compile(code, "card", "exec")
+    assert "session.append" in code
+    assert "trust_remote_code" not in card
+
+
 def test_the_card_of_a_model_that_runs_commands_gives_it_its_tools(tmp_path, monkeypatch):
     task, (variant, *_) = load_task("code_fixing"), load_task("code_fixing").variants
     shape = {"width": 16, "depth": 1, "state_size": 4, "mamba": {}}
