@@ -8,6 +8,7 @@
 | `put` | `key`, `value` | `stored`, or `replaced` if the key had a value |
 | `get` | `key` | `found: ` and the value as it is, or `absent` |
 | `delete` | `key` | `deleted`, or `absent` |
+| `add` | `key`, `amount` | `found: ` and the sum that is the value now; a key without a value counts as 0 |
 | `list` | `prefix`, `after` if wanted | the keys that begin with the one and stand behind the other, sorted |
 | `search` | `words` | the pairs that hold all of them in key or value, the oldest first |
 
@@ -24,7 +25,8 @@ branch of its own, which nothing else sees (`key_value_file.py`).
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from hf_toolssm.errors import InvalidArgumentsError, UnknownCallError, UnknownToolError
@@ -39,6 +41,7 @@ MORE = "more"
 """Behind a list that does not show everything."""
 
 _MOST = 10**9
+_NUMBER = re.compile(r"-?[0-9]{1,1000}")
 
 _ESCAPED = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 """What ends a line and JSON has as it is."""
@@ -49,6 +52,7 @@ _CALLS: Mapping[str, tuple[str, Mapping[str, Any], tuple[str, ...]]] = {
     "put": ("Stores a value under a key, in the place of one that is there.", {"key": _KEY, "value": _TEXT}, ()),
     "get": ("Returns the value of a key.", {"key": _KEY}, ()),
     "delete": ("Takes a key and its value away.", {"key": _KEY}, ()),
+    "add": ("Adds a whole number to the value of a key.", {"key": _KEY, "amount": {"type": "integer"}}, ()),
     "list": ("Returns the keys that begin with a prefix, sorted.", {"prefix": _TEXT, "after": _TEXT}, ("after",)),
     "search": ("Returns the keys and values that hold all of these words.", {"words": _TEXT}, ()),
 }
@@ -60,8 +64,8 @@ class Pairs(Protocol):
     def get(self, key: str) -> str | None:
         """The value of a key."""
 
-    def put(self, key: str, value: str | None) -> bool:
-        """Sets the value of a key, or takes it away; returns whether it had one."""
+    def change(self, key: str, to: Callable[[str | None], str | None]) -> str | None:
+        """Sets the value of a key to what is made of the one it has; None is no value. Returns what it had."""
 
     def keys(self, prefix: str, after: str, most: int) -> list[str]:
         """The first keys that begin so and stand behind another, sorted by code points."""
@@ -148,26 +152,32 @@ class Store:
     def __init__(self, tool: KeyValue, pairs: Pairs) -> None:
         self._tool, self.pairs = tool, pairs
 
-    def call(self, name: str, argument: Mapping[str, str]) -> str:
+    def call(self, name: str, argument: Mapping[str, Any]) -> str:
         """Carries out a call; see the module's text.
 
         Raises:
-            InvalidArgumentsError: there is no word to be searched, or a text has half of a character in it.
+            InvalidArgumentsError: there is no word to be searched, no number to be added to, or a text has half of a
+                character in it.
             StoreError: the file cannot be read or written; nothing has changed.
         """
         pairs, most = self.pairs, self._tool.most
         try:
-            "".join(argument.values()).encode()
+            "".join(map(str, argument.values())).encode()
         except UnicodeEncodeError as error:
             raise InvalidArgumentsError(f"{name}: a text holds half of a character: leave it out") from error
         match name.removeprefix(self._tool.prefix):
             case "put":
-                return "replaced" if pairs.put(argument["key"], argument["value"]) else "stored"
+                had = pairs.change(argument["key"], lambda _: argument["value"])
+                return "stored" if had is None else "replaced"
             case "get":
                 value = pairs.get(argument["key"])
                 return "absent" if value is None else FOUND + value
             case "delete":
-                return "deleted" if pairs.put(argument["key"], None) else "absent"
+                return "absent" if pairs.change(argument["key"], lambda _: None) is None else "deleted"
+            case "add":
+                key, amount = argument["key"], argument["amount"]
+                had = pairs.change(key, lambda value: _sum(key, value, amount))
+                return FOUND + _sum(key, had, amount)
             case "list":
                 return _lines(pairs.keys(argument["prefix"], argument.get("after", ""), most + 1), most)
             case "search":
@@ -182,6 +192,16 @@ class Store:
 
     def state(self) -> Mapping[str, Any]:
         return self.pairs.state()
+
+
+def _sum(key: str, value: str | None, amount: int) -> str:
+    """The value of a key and an amount."""
+    if value is not None and not _NUMBER.fullmatch(value):
+        raise InvalidArgumentsError(f"add: the value of {key[:60]!r} is no whole number of at most 1,000 digits")
+    total = str(int(value or 0) + int(amount))
+    if not _NUMBER.fullmatch(total):
+        raise InvalidArgumentsError("add: the sum has more than 1,000 digits")
+    return total
 
 
 def _lines(found: Sequence[Any], most: int) -> str:

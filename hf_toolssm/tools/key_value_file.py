@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from heapq import merge
@@ -245,12 +245,12 @@ class FilePairs:
         with self._file.reading() as database:
             return _newest(database, self._views(database), key)[1]
 
-    def put(self, key: str, value: str | None) -> bool:
+    def change(self, key: str, to: Callable[[str | None], str | None]) -> str | None:
         with self._file.turn():
             with self._file.writing() as database:
-                had = _newest(database, self._views(database), key)[1] is not None
-                at = self._at
-                if had or value is not None:
+                had, at = _newest(database, self._views(database), key)[1], self._at
+                value = to(had)
+                if had is not None or value is not None:
                     at = self._written(database, key, value)
             self._at = at
         return had

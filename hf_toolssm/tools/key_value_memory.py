@@ -7,7 +7,7 @@ each is merged into the one below it that is less than twice as large, so that a
 import json
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
 from typing import Any, NamedTuple
@@ -94,20 +94,20 @@ class MemoryPairs:
             raise StoreError("the saved store is a file's: give the tool the path of that file")
         pairs = cls()
         for key, value in json.loads(zlib.decompress(state["pairs"].tobytes())):
-            pairs.put(key, value)
+            pairs._write(key, value)
         return pairs
 
     def get(self, key: str) -> str | None:
         put = self._newest(key)
         return None if put is None else put.value
 
-    def put(self, key: str, value: str | None) -> bool:
-        had = self.get(key) is not None
+    def change(self, key: str, to: Callable[[str | None], str | None]) -> str | None:
+        had = self.get(key)
+        value = to(had)
         if value is None and not any(key in layer.puts for layer in self._frozen):
             self._layer.remove(key)  # nothing below has to be hidden
-        elif had or value is not None:
-            self._number += 1
-            self._layer.write(_Put(self._number, key, value))
+        elif had is not None or value is not None:
+            self._write(key, value)
         return had
 
     def keys(self, prefix: str, after: str, most: int) -> list[str]:
@@ -139,6 +139,10 @@ class MemoryPairs:
     def state(self) -> Mapping[str, Any]:
         pairs = [*self._present(put for layer in reversed(self._layers()) for put in layer.puts.values())]
         return {"pairs": np.frombuffer(zlib.compress(json.dumps(pairs).encode(), 1), np.uint8)}
+
+    def _write(self, key: str, value: str | None) -> None:
+        self._number += 1
+        self._layer.write(_Put(self._number, key, value))
 
     def _present(self, puts: Iterable[_Put]) -> Iterator[tuple[str, str]]:
         """The pairs among what was put once that are there now."""

@@ -107,6 +107,11 @@ class Like:
     def get(self, key):
         return f"found: {self.pairs[key]}" if key in self.pairs else "absent"
 
+    def add(self, key, amount):
+        total = str(int(self.pairs.pop(key, "0")) + amount)
+        self.pairs[key] = total
+        return f"found: {total}"
+
     def list(self, prefix, after=""):
         keys = sorted(key for key in self.pairs if key.startswith(prefix) and key > after)
         return "\n".join(json.dumps(key, ensure_ascii=False) for key in keys)
@@ -150,6 +155,16 @@ class Stores(RuleBasedStateMachine):
     @rule(session=sessions, key=KEY)
     def get(self, session, key):
         self.both(session, "get", key=key)
+
+    @rule(session=sessions, key=KEY, amount=st.integers(-3, 3) | st.just(10**20))
+    def add(self, session, key, amount):
+        stores, like = session
+        if like.pairs.get(key, "0").lstrip("-").isdecimal():
+            self.both(session, "add", key=key, amount=amount)
+            return
+        for store in stores:
+            with pytest.raises(InvalidArgumentsError, match="no whole number"):
+                of(store, "add", key=key, amount=amount)
 
     @rule(session=sessions, prefix=KEY | st.just(""), after=KEY | st.just(""))
     def list(self, session, prefix, after):
@@ -297,9 +312,20 @@ def test_what_no_call_can_be_is_refused_and_changes_nothing(tool):
     assert of(store, "list", prefix="") == ""
 
 
+def test_a_sum_has_at_most_1000_digits_and_an_amount_is_a_whole_number(tool):
+    facts, store = facts_of(tool), tool.start("")
+    of(store, "put", key="a", value="9" * 1000)
+    with pytest.raises(InvalidArgumentsError, match="1,000 digits"):
+        of(store, "add", key="a", amount=1)
+    assert of(store, "add", key="a", amount=-(10**1000 - 1)) == "found: 0"
+    for amount in ("1.5", '"1"', "true", "1e999"):
+        with pytest.raises(InvalidArgumentsError):
+            argument_of(facts, "add", f'{{"key": "a", "amount": {amount}}}')
+
+
 def test_a_prefix_keeps_the_calls_of_two_stores_apart():
     facts = facts_of(KeyValue(prefix="notes_"))
-    assert [*facts.calls] == ["notes_put", "notes_get", "notes_delete", "notes_list", "notes_search"]
+    assert [*facts.calls] == [f"notes_{name}" for name in ("put", "get", "delete", "add", "list", "search")]
     store = facts.start("", str)
     assert store.call("notes_put", {"key": "a", "value": "1"}) == "stored"
 
