@@ -37,6 +37,10 @@ class UnknownTaskError(ToolSSMError):
     """No file in dataset_builders/ defines a task of that name."""
 
 
+class LabelledTextsError(ToolSSMError):
+    """Labelled texts that a task needs are not named, or cannot be read."""
+
+
 class InvalidMachineError(ToolSSMError):
     """A Turing machine's table that cannot be read or says something impossible; the message names the line."""
 

@@ -6,11 +6,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import atexit
 import contextlib
+import functools
 import importlib
 import io
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,30 @@ sys.meta_path.insert(0, Missing())
 
 
 ROOT = Path(__file__).parents[1]
+
+ASKED = {
+    "ABBR:exp": "What does {} stand for ?",
+    "DESC:def": "What is a {} ?",
+    "ENTY:food": "Which {} do people eat ?",
+    "HUM:ind": "Who found the {} ?",
+    "LOC:city": "Where is the {} ?",
+    "NUM:count": "How many {}s are there ?",
+}
+
+
+@functools.cache
+def labelled_texts_folder():
+    """Our own questions in the form of TREC's, for tasks over labelled texts; it stays as long as the process."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    words = [a + b for a in ("bar", "mel", "tor", "sin", "quo") for b in ("ba", "ko", "rim", "sel", "tu")]
+    for split, part in (("train", words[:18]), ("test", words[18:])):
+        lines = [f"{label} {question.format(word)}" for word in part for label, question in ASKED.items()]
+        Path(folder.name, f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="latin-1")
+    return folder.name
+
+
+os.environ["LABELLED_TEXTS"] = labelled_texts_folder()
 
 COMPARED_TASKS = tuple(name for name in available_tasks() if load_task(name).most_tokens is None)
 """Tasks whose answer is compared; those that a check decides on have tests of their own."""

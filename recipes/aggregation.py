@@ -1,0 +1,116 @@
+"""Scores a model on questions about many labelled texts, by their number, as Oolong does, and on labelling alone.
+
+    LABELLED_TEXTS=FOLDER python recipes/aggregation.py --model outputs/label_aggregation --lengths 5 25 100 1000
+
+measures, free-running with tools executed, problems of every length with texts and with gold labels in their place,
+and then every text of the test split by itself. What is finished stands in the model's folder, in `aggregation.json`,
+and an interrupted command goes on with the next set.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import AutoTokenizer, HfArgumentParser
+
+from dataset_builders.algorithms.labelled_texts import labelled_texts
+from dataset_builders.mixture import measured_task
+from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
+from dataset_builders.tasks.label_aggregation import LabelAggregation, given_labels, score, single_problem
+from hf_toolssm.errors import InvalidProblemError
+from hf_toolssm.evaluation.exactness import in_evaluation_mode, most_tokens
+from hf_toolssm.evaluation.report import markdown_table, training_facts, weights_digest, write_json
+from hf_toolssm.files import escape_unprintable
+from hf_toolssm.generation.session import Session
+from hf_toolssm.hub.model_card import read_json
+from hf_toolssm.models.architectures import load_model
+from hf_toolssm.protocol.render import Renderer
+
+SINGLE = "each alone"
+
+
+@dataclass
+class AggregationArguments:
+    model: str = field(metadata={"help": "A folder with model and tokenizer."})
+    lengths: list[int] = field(default_factory=lambda: [5, 25, 100, 1000], metadata={"help": "Numbers of examples."})
+    num_problems: int = field(default=100, metadata={"help": "Questions of each length."})
+    batch_size: int = field(default=25, metadata={"help": "Problems that run side by side."})
+    seed: int = field(default=0, metadata={"help": "Seed of the problems."})
+
+
+def main() -> None:
+    escape_unprintable()
+    (options,) = HfArgumentParser(AggregationArguments).parse_args_into_dataclasses()
+    about = training_facts(options.model)
+    task, variant = measured_task(about, options.model, None, None)
+    if not isinstance(task, LabelAggregation):
+        raise InvalidProblemError(f"{options.model} was trained on {task.name}: its answers have no score")
+    model, tokenizer = load_model(options.model), AutoTokenizer.from_pretrained(options.model)
+    path = Path(options.model, "aggregation.json")
+    facts = {"weights_sha256": weights_digest(model), "problems": options.num_problems, "seed": options.seed}
+    facts |= {"task_version": task.version, "environment": task.environment, "variant": variant}
+    saved = read_json(path) if path.exists() else {}
+    found = saved.pop("sets", {})
+    if saved != facts:  # of other weights or other problems
+        found = {}
+    lengths = options.lengths
+    drawn = evaluation_sets(task, variant, lengths, lengths, options.num_problems, options.seed)
+    sets = {problems.name: ReferenceTrajectories(problems).problems for problems in drawn}
+    sets[SINGLE] = [single_problem(index) for index in range(len(labelled_texts().tested))]
+    for name, problems in sets.items():
+        if name not in found:
+            found[name] = measured(model, tokenizer, task, variant, name, problems, options.batch_size)
+            write_json(path, {**facts, "sets": found})
+    rows = []
+    for name in sets:
+        set_found = found[name]
+        exact, labels = (f"{right}/{of}" for right, of in (set_found["exact"], set_found["labels"]))
+        rows.append([name, f"{set_found['score']:.3f}", exact, labels])
+    print(markdown_table(["problems", "score", "exact", "labels that are right"], rows))
+
+
+def measured(
+    model: Any,
+    tokenizer: Any,
+    task: LabelAggregation,
+    variant: str,
+    name: str,
+    problems: Sequence[str],
+    batch_size: int,
+) -> dict[str, Any]:
+    """The mean score of one set, how many answers are exact, and how many of the labels on the way.
+
+    A label is right if it is that of the example which the reference labels at the same place; a row that labels fewer
+    examples has wrong ones for the others.
+    """
+    renderer, tools = Renderer(tokenizer), task.make_tools(variant)
+    scores, exact, right, asked = [], 0, 0, 0
+    by_kind: dict[str, list[float]] = {}
+    with in_evaluation_mode(model), tqdm(total=len(problems), desc=f"{name}, free-running", unit="row") as bar:
+        for first in range(0, len(problems), batch_size):
+            part = problems[first : first + batch_size]
+            references = [task.solve(problem, variant) for problem in part]
+            rendered = [[list(renderer.step(step)) for step in reference.steps] for reference in references]
+            session = Session.start(model, [row[0] for row in rendered], tools=tools, tokenizer=tokenizer, record=True)
+            session.run(most_tokens(max(sum(map(len, row[1:])) for row in rendered)))
+            rows = zip(part, references, session.rows, session.answers, session.trajectories)
+            for problem, reference, row, answer, trajectory in rows:
+                wanted, labels = given_labels(reference), given_labels(trajectory)
+                right += sum(label == other for label, other in zip(wanted, labels))
+                asked += len(wanted)
+                scores.append(score(task.answer(problem, variant), answer if row.complete else None))
+                by_kind.setdefault(task.question(problem).kind, []).append(scores[-1])
+                exact += row.complete and answer == task.answer(problem, variant)
+                bar.update()
+    return {
+        "score": sum(scores) / len(scores),
+        "exact": [exact, len(problems)],
+        "labels": [right, asked],
+        "score_by_kind": {kind: [sum(of) / len(of), len(of)] for kind, of in sorted(by_kind.items())},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Questions about many labelled texts: what is right, where texts come from, and what a trajectory looks at."""
+
+import random
+from collections import Counter
+
+import pytest
+from conftest import ASKED
+from datasets import ClassLabel, Dataset, Features, Value
+
+from dataset_builders.algorithms.labelled_texts import VARIABLE, labelled_texts
+from dataset_builders.tasks.label_aggregation import (
+    QUESTIONS,
+    LabelAggregation,
+    given_labels,
+    score,
+    single_problem,
+)
+from hf_toolssm.errors import InvalidProblemError, LabelledTextsError
+from hf_toolssm.protocol.locality import locality
+from hf_toolssm.protocol.trajectory import StepKind
+
+TASK = LabelAggregation()
+
+
+def problems(count=200, length=None):
+    rng = random.Random(0)
+    if length is None:
+        return [TASK.sample_training(rng, 5) for _ in range(count)]
+    return [TASK.sample_test(rng, length) for _ in range(count)]
+
+
+def asked_by_reading(text):
+    """The right answer, found from what the user wrote alone and our questions' own words."""
+    *lines, asked = text.split("\n")
+    label_of = {question.split("{}")[0]: label for label, question in zip(labelled_texts().labels, ASKED.values())}
+    counts = Counter()
+    for header, shown in zip(lines[::2], lines[1::2]):
+        day, user = header.split(", user ")
+        words = asked.removesuffix(".").replace("?", "").split()
+        if "user" in words and words[words.index("user") + 1] != user:
+            continue
+        if "before" in words and not day < words[words.index("before") + 1]:
+            continue
+        begins = [label for begin, label in label_of.items() if shown.startswith(begin)]
+        counts[shown if shown in labelled_texts().labels else begins[-1]] += 1
+    start = int(asked.removesuffix(".").rpartition(" ")[2])
+    if asked.startswith("Which"):
+        return max(counts, key=counts.get)
+    return str(start + counts[asked.partition(" are ")[2].partition("?")[0]])
+
+
+def test_answers_are_those_that_one_finds_by_reading():
+    kinds = Counter()
+    for problem in [*problems(), *problems(20, 60)]:
+        question = TASK.question(problem)
+        kinds[question.kind] += 1
+        for variant in TASK.variants:
+            assert (
+                TASK.solve(problem, variant).answer
+                == TASK.answer(problem, variant)
+                == asked_by_reading(question.text())
+            )
+    assert kinds.keys() == set(QUESTIONS)
+
+
+def test_every_example_that_is_meant_is_fetched_and_labelled_once_and_no_other():
+    for problem in problems(30, 12):
+        question, trajectory = TASK.question(problem), TASK.solve(problem, "retrieval")
+        meant = [each for each in question.examples if question.is_meant(each)]
+        assert given_labels(trajectory) == [each.label for each in meant]
+        shown = [step.text for step in trajectory.steps if step.kind is StepKind.OBSERVATION]
+        assert [text for text in shown if text in {f"line: {each.text}" for each in question.examples}] == [
+            f"line: {each.text}" for each in meant
+        ]
+
+
+def test_a_trajectory_stays_local_however_many_examples_there_are():
+    rows = [TASK.solve(problem, "retrieval") for problem in [*problems(), *problems(8, 40)]]
+    found = locality(rows)
+    assert found.k < 250
+
+
+def test_a_single_pass_calls_nothing():
+    trajectory = TASK.solve(problems(1, 5)[0], "single_pass")
+    assert not [step for step in trajectory.steps if step.kind is StepKind.CALL]
+
+
+def test_texts_of_tests_are_never_trained_on():
+    def said(drawn):
+        return {each.text for problem in drawn for each in TASK.question(problem).examples} - {
+            *labelled_texts().labels
+        }
+
+    trained, tested = said(problems(300)), said(problems(20, 20))
+    assert trained
+    assert tested
+    assert not trained & tested
+
+
+def test_gold_shows_labels_and_the_most_frequent_one_is_never_tied():
+    rng = random.Random(1)
+    for index in range(60):
+        question = TASK.question(TASK.sample_adversarial("gold", rng, 9, index))
+        assert all(each.text == each.label for each in question.examples)
+        if question.label is None:
+            best = [count for _, count in question.counts().most_common(2)]
+            assert len(best) == 1 or best[0] > best[1]
+
+
+def test_every_tested_text_can_be_asked_for_alone():
+    for index, (text, label) in enumerate(labelled_texts().tested):
+        problem = single_problem(index)
+        assert TASK.question(problem).examples[0][2:] == (text, label)
+        assert TASK.answer(problem, "retrieval") == label
+    with pytest.raises(InvalidProblemError, match="tested texts"):
+        TASK.question(single_problem(len(labelled_texts().tested)))
+
+
+@pytest.mark.parametrize(
+    ("right", "answer", "expected"),
+    [
+        ("7", "7", 1),
+        ("7", "9", 0.5625),
+        ("7", "", 0),
+        ("7", None, 0),
+        ("7", "x", 0),
+        ("human", "human", 1),
+        ("human", "7", 0),
+    ],
+)
+def test_scores_are_oolongs(right, answer, expected):
+    assert score(right, answer) == expected
+
+
+@pytest.mark.parametrize("problem", ["", "5 examples", "0 examples; seed 1", "5 examples, silver; seed 1"])
+def test_what_is_no_problem_is_refused(problem):
+    with pytest.raises(InvalidProblemError, match="5 examples; seed 7"):
+        TASK.length(problem)
+
+
+def test_texts_that_are_not_named_or_cannot_be_read_are_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE)
+    with pytest.raises(LabelledTextsError, match=f"set {VARIABLE}"):
+        TASK.solve("5 examples; seed 7", "retrieval")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text("HUM:ind Who ?\nLOC Where ?\n", encoding="latin-1")
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(LabelledTextsError, match="line 2: write"):
+        labelled_texts()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "none"))
+    with pytest.raises(LabelledTextsError, match="no dataset opens"):
+        labelled_texts()
+
+
+def test_a_dataset_with_class_labels_is_as_good(tmp_path, monkeypatch):
+    features = Features(
+        {"id": Value("int32"), "title": Value("string"), "topic": ClassLabel(names=["the sea", "air"])}
+    )
+    rows = {
+        "train": [(1, "fish\nswim", 0), (2, "birds", 1), (3, "both", 0), (4, "unlabelled", -1)],
+        "test": [(5, "whales", 0), (6, "both", 1)],
+    }
+    for split, part in rows.items():
+        columns = dict(zip(features, map(list, zip(*part))))
+        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    texts = labelled_texts()
+    assert texts.labels == ["air", "the sea"]
+    assert texts.train == {"the sea": ["fish swim"], "air": ["birds"]}  # "both" is tested
+    assert [*texts.tested] == [("whales", "the sea"), ("both", "air")]
+    assert TASK.solve("5 examples; seed 7", "retrieval").answer == TASK.answer("5 examples; seed 7", "retrieval")
