@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import Callable
 from functools import cache
-from string import ascii_lowercase
+from string import ascii_letters, ascii_lowercase, digits
 
 from dataset_builders.task import bucket
 
@@ -16,6 +16,7 @@ _TRAINED = 80
 """Of 100 words as many as may occur in training."""
 
 _SIGNS = [chr(code) for code in range(33, 127)]
+_ALPHABETS = (ascii_lowercase, ascii_letters, digits, "01", f"{digits}:-./", f"{ascii_lowercase} ", _SIGNS)
 _ONSETS = (*"bcdfghklmnprstvwz", *(a + b for a in "bcfgkp" for b in "lr"), *("dr", "tr", "ch", "sh", "sl", "st", "th"))
 _VOWELS = (*"aeiou", "ai", "ea", "io", "ou")
 _CODAS = ("", "", "", *"lmnrstx", "nd", "rn", "st")
@@ -168,9 +169,20 @@ def patchwork(rng: random.Random, of_tests: bool) -> str:
     return drawn(of_tests, make)
 
 
+def scrap(rng: random.Random, of_tests: bool) -> str:
+    """Characters of one alphabet in any order, which nothing but copying can write again."""
+
+    def make() -> str:
+        alphabet = rng.choice(_ALPHABETS)
+        return "".join(rng.choices(alphabet, k=rng.randint(2, 12)))
+
+    return drawn(of_tests, make)
+
+
 def any_text(rng: random.Random, of_tests: bool) -> str:
-    """A word, a number, a phrase, signs, or a patchwork."""
-    return rng.choice((word, word, word, number, number, number, phrase, signs, patchwork))(rng, of_tests)
+    """A word, a number, a phrase, signs, a patchwork, or, every other time, a scrap."""
+    kinds = (word, word, number, number, phrase, signs, patchwork)
+    return rng.choice((scrap, rng.choice(kinds)))(rng, of_tests)
 
 
 def wording(rng: random.Random, of_tests: bool, choices: tuple[str, ...]) -> str:

@@ -29,7 +29,7 @@ class AssociativeRecall(MemoryTask):
     """See the module's text."""
 
     title = "Associative recall over a session of many turns, with a key-value store"
-    version = "1"
+    version = "2"
     adversarial: Sequence[str] = ("near_equal", "commands")
 
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:

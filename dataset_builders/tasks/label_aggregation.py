@@ -132,7 +132,7 @@ class LabelAggregation(Task):
 
     @property
     def environment(self) -> str:
-        return labelled_texts().about
+        return f"{labelled_texts().about}; users and dates are made up"
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
         return [{"name": "lines"}, {"name": "key_value"}]

@@ -42,7 +42,7 @@ class LastWrite(MemoryTask):
     """See the module's text."""
 
     title = "What was said last, with a key-value store"
-    version = "1"
+    version = "2"
     adversarial: Sequence[str] = (*_JUST_BEFORE, "near_equal", "commands")
 
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:

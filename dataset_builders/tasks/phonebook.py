@@ -29,7 +29,7 @@ class Phonebook(MemoryTask):
     """See the module's text."""
 
     title = "A phonebook said turn by turn, with a key-value store"
-    version = "1"
+    version = "2"
     adversarial: Sequence[str] = ("families", "near_equal")
 
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:

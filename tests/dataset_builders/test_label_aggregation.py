@@ -51,7 +51,7 @@ def asked_by_reading(text):
 
 def test_answers_are_those_that_one_finds_by_reading():
     kinds = Counter()
-    for problem in [*problems(), *problems(20, 60)]:
+    for problem in [*problems(100), *problems(10, 60)]:
         question = TASK.question(problem)
         kinds[question.kind] += 1
         for variant in TASK.variants:
@@ -64,7 +64,7 @@ def test_answers_are_those_that_one_finds_by_reading():
 
 
 def test_every_example_that_is_meant_is_fetched_and_labelled_once_and_no_other():
-    for problem in problems(30, 12):
+    for problem in problems(20, 12):
         question, trajectory = TASK.question(problem), TASK.solve(problem, "retrieval")
         meant = [each for each in question.examples if question.is_meant(each)]
         assert given_labels(trajectory) == [each.label for each in meant]
@@ -75,7 +75,7 @@ def test_every_example_that_is_meant_is_fetched_and_labelled_once_and_no_other()
 
 
 def test_a_trajectory_stays_local_however_many_examples_there_are():
-    rows = [TASK.solve(problem, "retrieval") for problem in [*problems(), *problems(8, 40)]]
+    rows = [TASK.solve(problem, "retrieval") for problem in [*problems(60), *problems(3, 40)]]
     found = locality(rows)
     assert found.k < 250
 
@@ -91,7 +91,7 @@ def test_texts_of_tests_are_never_trained_on():
             *labelled_texts().labels
         }
 
-    trained, tested = said(problems(300)), said(problems(20, 20))
+    trained, tested = said(problems(150)), said(problems(10, 20))
     assert trained
     assert tested
     assert not trained & tested

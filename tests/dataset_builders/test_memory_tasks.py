@@ -8,7 +8,7 @@ import re
 import pytest
 
 from dataset_builders.algorithms.memory_task import NONE, TESTED
-from dataset_builders.algorithms.memory_texts import command, is_of_tests, number, patchwork, signs, word
+from dataset_builders.algorithms.memory_texts import command, is_of_tests, number, patchwork, scrap, signs, word
 from dataset_builders.catalog import load_task
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.trajectory import StepKind
@@ -92,7 +92,7 @@ def differ_by_one(one, other):
 
 def test_a_number_or_a_patchwork_is_of_the_tests_as_a_whole():
     rng = random.Random(0)
-    for make in (word, number, signs, patchwork, command):
+    for make in (word, number, signs, patchwork, command, scrap):
         for of_tests in (False, True):
             assert {is_of_tests(make(rng, of_tests)) for _ in range(300)} == {of_tests}
 
