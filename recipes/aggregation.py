@@ -7,10 +7,10 @@ and then every text of the test split by itself. What is finished stands in the 
 and an interrupted command goes on with the next set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
@@ -61,7 +61,8 @@ def main() -> None:
     sets[SINGLE] = [single_problem(index) for index in range(len(labelled_texts().tested))]
     for name, problems in sets.items():
         if name not in found:
-            found[name] = measured(model, tokenizer, task, variant, name, problems, options.batch_size)
+            answers = answered(model, tokenizer, task, variant, name, problems, options.batch_size)
+            found[name] = summary(task, variant, answers)
             write_json(path, {**facts, "sets": found})
     rows = []
     for name in sets:
@@ -71,7 +72,15 @@ def main() -> None:
     print(markdown_table(["problems", "score", "exact", "labels that are right"], rows))
 
 
-def measured(
+class Answered(NamedTuple):
+    """What came of a problem: its answer, None where the row did not end by itself, and the labels that it counted."""
+
+    problem: str
+    answer: str | None
+    labels: Sequence[str]
+
+
+def answered(
     model: Any,
     tokenizer: Any,
     task: LabelAggregation,
@@ -79,34 +88,38 @@ def measured(
     name: str,
     problems: Sequence[str],
     batch_size: int,
-) -> dict[str, Any]:
-    """The mean score of one set, how many answers are exact, and how many of the labels on the way.
+) -> Iterator[Answered]:
+    """Lets the model answer problems, tools executed; a row is cut where it takes a tenth more than the longest."""
+    renderer, tools = Renderer(tokenizer), task.make_tools(variant)
+    with in_evaluation_mode(model), tqdm(total=len(problems), desc=f"{name}, free-running", unit="row") as bar:
+        for first in range(0, len(problems), batch_size):
+            part = problems[first : first + batch_size]
+            rendered = [[list(renderer.step(step)) for step in task.solve(each, variant).steps] for each in part]
+            prompts, longest = [row[0] for row in rendered], max(sum(map(len, row[1:])) for row in rendered)
+            session = Session.start(model, prompts, tools=tools, tokenizer=tokenizer, record=True)
+            session.run(most_tokens(longest))
+            for problem, row, answer, said in zip(part, session.rows, session.answers, session.trajectories):
+                yield Answered(problem, answer if row.complete else None, given_labels(said))
+                bar.update()
+
+
+def summary(task: LabelAggregation, variant: str, found: Iterable[Answered]) -> dict[str, Any]:
+    """The mean score, how many answers are exact, and how many of the labels on the way are right.
 
     A label is right if it is that of the example which the reference labels at the same place; a row that labels fewer
     examples has wrong ones for the others.
     """
-    renderer, tools = Renderer(tokenizer), task.make_tools(variant)
-    scores, exact, right, asked = [], 0, 0, 0
-    by_kind: dict[str, list[float]] = {}
-    with in_evaluation_mode(model), tqdm(total=len(problems), desc=f"{name}, free-running", unit="row") as bar:
-        for first in range(0, len(problems), batch_size):
-            part = problems[first : first + batch_size]
-            references = [task.solve(problem, variant) for problem in part]
-            rendered = [[list(renderer.step(step)) for step in reference.steps] for reference in references]
-            session = Session.start(model, [row[0] for row in rendered], tools=tools, tokenizer=tokenizer, record=True)
-            session.run(most_tokens(max(sum(map(len, row[1:])) for row in rendered)))
-            rows = zip(part, references, session.rows, session.answers, session.trajectories)
-            for problem, reference, row, answer, trajectory in rows:
-                wanted, labels = given_labels(reference), given_labels(trajectory)
-                right += sum(label == other for label, other in zip(wanted, labels))
-                asked += len(wanted)
-                scores.append(score(task.answer(problem, variant), answer if row.complete else None))
-                by_kind.setdefault(task.question(problem).kind, []).append(scores[-1])
-                exact += row.complete and answer == task.answer(problem, variant)
-                bar.update()
+    by_kind, exact, right, asked = dict[str, list[float]](), 0, 0, 0
+    for problem, answer, labels in found:
+        wanted, expected = given_labels(task.solve(problem, variant)), task.answer(problem, variant)
+        right += sum(label == other for label, other in zip(wanted, labels))
+        asked += len(wanted)
+        exact += answer == expected
+        by_kind.setdefault(task.question(problem).kind, []).append(score(expected, answer))
+    scores = [each for of in by_kind.values() for each in of]
     return {
         "score": sum(scores) / len(scores),
-        "exact": [exact, len(problems)],
+        "exact": [exact, len(scores)],
         "labels": [right, asked],
         "score_by_kind": {kind: [sum(of) / len(of), len(of)] for kind, of in sorted(by_kind.items())},
     }

@@ -2,16 +2,16 @@
 
 Worked example, `2 pairs, 1 queries; seed 7`, variant store:
 
-    user    it turns out that "cleathidrair" points to "krublaisa stodrux".
-    call    put {"key":"cleathidrair","value":"krublaisa stodrux"}
+    user    it turns out that "klouniocrear" points to "5364".
+    call    put {"key":"klouniocrear","value":"5364"}
             stored
-    user    write down that "823" leads to "grushe".
-    call    put {"key":"823","value":"grushe"}
+    user    write down that "fty" leads to "clonagrurn".
+    call    put {"key":"fty","value":"clonagrurn"}
             stored
-    user    can you find "823"?
-    call    get {"key":"823"}
-            found: grushe
-    answer  grushe
+    user    can you find "fty"?
+    call    get {"key":"fty"}
+            found: clonagrurn
+    answer  clonagrurn
 
 Adversarial sets:
     near_equal: keys that differ in one letter from another.

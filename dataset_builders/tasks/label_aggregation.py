@@ -11,21 +11,24 @@ Worked example, `2 examples, gold; seed 9`, where a label stands in the place of
             2023-01-17, user 46
             location
             How many of user 46 are location? Start at 0.
+    call    put {"key":"start","value":"0"}                      stored
     call    put {"key":"goal","value":"label location"}          stored
     call    put {"key":"filter","value":"user"}                  stored
     call    put {"key":"user 46","value":""}                     stored
+    call    get {"key":"start"}                                  found: 0
     call    put {"key":"label human","value":"0"}                stored    and so on for every label
-    call    next_line                                            line: 2024-11-02, user 731
     call    get {"key":"filter"}                                 found: user
+    call    next_line                                            line: 2024-11-02, user 731
     call    get {"key":"user 731"}                               absent
     call    skip_line                                            skipped
-    call    next_line                                            line: 2023-01-17, user 46
     call    get {"key":"filter"}                                 found: user
+    call    next_line                                            line: 2023-01-17, user 46
     call    get {"key":"user 46"}                                found:
     call    next_line                                            line: location
     call    add {"key":"label location","amount":1}              found: 1
     call    put {"key":"reached 1","value":"location"}           stored
     call    put {"key":"most","value":"location"}                stored
+    call    get {"key":"filter"}                                 found: user
     call    next_line                                            line: How many of user 46 are location? Start at 0.
     call    get {"key":"goal"}                                   found: label location
     call    get {"key":"label location"}                         found: 1
@@ -59,7 +62,6 @@ from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import Trajectory
 from hf_toolssm.tools.key_value import FOUND
-from hf_toolssm.tools.lines import LINE
 
 MOST = "most"
 FILTERS = ("all", "user", "before")
@@ -175,7 +177,7 @@ class LabelAggregation(Task):
                 raise InvalidProblemError(f"there are {len(texts.tested):,} tested texts: {problem!r}")
             return Question(_examples(rng, [texts.tested[int(found[5])]]), None, "all", "", 0)
         of_tests, gold, length = bool(found[2]), bool(found[3]), int(found[1])
-        start = 0 if of_tests or rng.random() < 0.5 else rng.randrange(10 ** rng.randint(1, 4))
+        start = 0 if of_tests or rng.random() < 0.2 else rng.randrange(10 ** rng.randint(1, 4))
         goal, over = rng.choice(QUESTIONS).split(", ")
         while True:
             examples = _examples(rng, _drawn(rng, texts, length, of_tests, gold))
@@ -202,29 +204,31 @@ class LabelAggregation(Task):
         def get(key: str) -> str:
             return pen.call("get", f'{{"key":{quoted(key)}}}')
 
-        def is_meant(example: Example) -> bool:
-            over = get("filter").removeprefix(FOUND)
+        def is_meant(example: Example, over: str) -> bool:
             if over == "user":
                 return get(f"user {example.user}").startswith(FOUND)
             after = f"before {example.day}"
-            return over == "all" or bool(pen.call("list", f'{{"prefix":"before ","after":{quoted(after)}}}'))
+            return over == "all" or bool(pen.call("list", f'{{"after":{quoted(after)},"prefix":"before "}}'))
 
+        put("start", str(question.start))
         put("goal", MOST if question.label is None else f"label {question.label}")
         put("filter", question.over)
         if question.over != "all":
             put(f"{question.over} {question.value}", "")
+        start = get("start").removeprefix(FOUND)
         for label in labelled_texts().labels:
-            put(f"label {label}", str(question.start))
+            put(f"label {label}", start)
+        over = get("filter").removeprefix(FOUND)
         for example in question.examples:
             pen.call("next_line")
-            if not is_meant(example):
+            if not is_meant(example, over):
                 pen.call("skip_line")
-                continue
-            shown = pen.call("next_line").removeprefix(LINE)
-            assert shown == example.text
-            count = pen.call("add", f'{{"key":{quoted(f"label {example.label}")},"amount":1}}').removeprefix(FOUND)
-            if put(f"reached {count}", example.label) == "stored":
-                put(MOST, example.label)
+            else:
+                pen.call("next_line")
+                count = pen.call("add", f'{{"key":{quoted(f"label {example.label}")},"amount":1}}').removeprefix(FOUND)
+                if put(f"reached {count}", example.label) == "stored":
+                    put(MOST, example.label)
+            over = get("filter").removeprefix(FOUND)
         pen.call("next_line")
         return get(get("goal").removeprefix(FOUND)).removeprefix(FOUND)
 

@@ -1,22 +1,22 @@
 """The last write: pairs are put, changed and deleted, and a query asks for what was said last (`memory_task.py`).
 
-Worked example, `3 pairs, 2 queries; seed 4`, variant store; a length counts what is put, changed and deleted:
+Worked example, `3 pairs, 2 queries; seed 16`, variant store; a length counts what is put, changed and deleted:
 
-    user    new entry: "pb38" is "_J^".
-    call    put {"key":"pb38","value":"_J^"}
+    user    do not forget that "51" becomes "254700".
+    call    put {"key":"51","value":"254700"}
             stored
-    user    strike out "pb38".
-    call    delete {"key":"pb38"}
+    user    store that "51" maps to "sNUx".
+    call    put {"key":"51","value":"sNUx"}
+            replaced
+    user    and what about "51"?
+    call    get {"key":"51"}
+            found: sNUx
+    answer  sNUx
+    user    erase "51".
+    call    delete {"key":"51"}
             deleted
-    user    what did I say about "pb38"?
-    call    get {"key":"pb38"}
-            absent
-    answer  none
-    user    throw away "pb38".
-    call    delete {"key":"pb38"}
-            absent
-    user    tell me "pb38"?
-    call    get {"key":"pb38"}
+    user    please find "51"?
+    call    get {"key":"51"}
             absent
     answer  none
 

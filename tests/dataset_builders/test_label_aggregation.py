@@ -1,10 +1,11 @@
 """Questions about many labelled texts: what is right, where texts come from, and what a trajectory looks at."""
 
+import json
 import random
 from collections import Counter
 
 import pytest
-from conftest import ASKED
+from conftest import ASKED, import_recipe, run_script
 from datasets import ClassLabel, Dataset, Features, Value
 
 from dataset_builders.algorithms.labelled_texts import VARIABLE, labelled_texts
@@ -169,3 +170,46 @@ def test_a_dataset_with_class_labels_is_as_good(tmp_path, monkeypatch):
     assert texts.train == {"the sea": ["fish swim"], "air": ["birds"]}  # "both" is tested
     assert [*texts.tested] == [("whales", "the sea"), ("both", "air")]
     assert TASK.solve("5 examples; seed 7", "retrieval").answer == TASK.answer("5 examples; seed 7", "retrieval")
+
+
+@pytest.mark.slow
+def test_a_model_is_scored_by_length_and_on_every_text_alone_and_a_finished_set_is_not_run_again(tmp_path):
+    model = tmp_path / "model"
+    options = {
+        "task": "label_aggregation",
+        "train_max_length": 2,
+        "num_examples": 8,
+        "max_steps": 1,
+        "use_cpu": "true",
+    }
+    options |= {"hidden_size": 16, "eval_lengths": 1, "eval_num_problems": 1, "output_dir": model}
+    run_script("recipes/sft.py", *(word for name, value in options.items() for word in (f"--{name}", value)))
+    command = ["recipes/aggregation.py", "--model", model, "--lengths", 2, "--num_problems", 3]
+    printed = run_script(*command)
+    saved = model / "aggregation.json"
+    found = json.loads(saved.read_text(encoding="utf-8"))["sets"]
+    assert [*found] == ["length_2", "gold_2", "each alone"]
+    assert found["each alone"]["exact"][1] == found["each alone"]["labels"][1] == len(labelled_texts().tested)
+    assert all(0 <= each["score"] <= 1 for each in found.values())
+    before = saved.stat().st_mtime_ns
+    assert run_script(*command) == printed
+    assert saved.stat().st_mtime_ns == before
+
+
+def test_right_answers_and_labels_get_every_point_and_wrong_ones_what_they_deserve():
+    recipe, drawn = import_recipe("aggregation"), problems(40, 6)
+
+    def summary(change):
+        return recipe.summary(
+            TASK, "retrieval", [change(problem, TASK.solve(problem, "retrieval")) for problem in drawn]
+        )
+
+    asked = sum(len(given_labels(TASK.solve(problem, "retrieval"))) for problem in drawn)
+    perfect = summary(lambda problem, row: (problem, row.answer, given_labels(row)))
+    assert (perfect["score"], perfect["exact"], perfect["labels"]) == (1, [40, 40], [asked, asked])
+    lost = summary(lambda problem, row: (problem, None, []))
+    assert (lost["score"], lost["exact"], lost["labels"]) == (0, [0, 40], [0, asked])
+    off = summary(lambda problem, row: (problem, str(int(row.answer) + 1) if row.answer.isdecimal() else "", ["x"]))
+    counts = sum(number for kind, (_, number) in off["score_by_kind"].items() if kind.startswith("count"))
+    assert off["score"] == pytest.approx(0.75 * counts / 40)
+    assert off["labels"] == [0, asked]
