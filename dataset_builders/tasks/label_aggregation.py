@@ -11,10 +11,10 @@ Worked example, `2 examples, gold; seed 9`, where a label stands in the place of
             2023-01-17, user 46
             location
             How many of user 46 are location? Start at 0.
-    call    put {"key":"start","value":"0"}                      stored
-    call    put {"key":"goal","value":"label location"}          stored
-    call    put {"key":"filter","value":"user"}                  stored
     call    put {"key":"user 46","value":""}                     stored
+    call    put {"key":"start","value":"0"}                      stored
+    call    put {"key":"filter","value":"user"}                  stored
+    call    put {"key":"goal","value":"label location"}          stored
     call    get {"key":"start"}                                  found: 0
     call    put {"key":"label human","value":"0"}                stored    and so on for every label
     call    get {"key":"filter"}                                 found: user
@@ -210,11 +210,11 @@ class LabelAggregation(Task):
             after = f"before {example.day}"
             return over == "all" or bool(pen.call("list", f'{{"after":{quoted(after)},"prefix":"before "}}'))
 
-        put("start", str(question.start))
-        put("goal", MOST if question.label is None else f"label {question.label}")
-        put("filter", question.over)
         if question.over != "all":
             put(f"{question.over} {question.value}", "")
+        put("start", str(question.start))
+        put("filter", question.over)
+        put("goal", MOST if question.label is None else f"label {question.label}")
         start = get("start").removeprefix(FOUND)
         for label in labelled_texts().labels:
             put(f"label {label}", start)
