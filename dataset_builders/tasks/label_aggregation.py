@@ -4,34 +4,56 @@ The questions are those of Oolong's synthetic half (arXiv 2511.02817): over all 
 those before a date. The labelled texts are real (`labelled_texts.py`); users and dates are made up, as Oolong's are,
 four fifths of the examples by a fifth of the users.
 
-Worked example, `2 examples, gold; seed 9`, where a label stands in the place of the text:
+Worked example, `2 examples, gold; seed 1233`, where a label stands in the place of the text, with the labels of TREC:
 
-    user    2024-11-02, user 731
-            human
-            2023-01-17, user 46
-            location
-            How many of user 46 are location? Start at 0.
-    call    put {"key":"user 46","value":""}                     stored
-    call    put {"key":"start","value":"0"}                      stored
-    call    put {"key":"filter","value":"user"}                  stored
-    call    put {"key":"goal","value":"label location"}          stored
-    call    get {"key":"start"}                                  found: 0
-    call    put {"key":"label human","value":"0"}                stored    and so on for every label
-    call    get {"key":"filter"}                                 found: user
-    call    next_line                                            line: 2024-11-02, user 731
-    call    get {"key":"user 731"}                               absent
-    call    skip_line                                            skipped
-    call    get {"key":"filter"}                                 found: user
-    call    next_line                                            line: 2023-01-17, user 46
-    call    get {"key":"user 46"}                                found:
-    call    next_line                                            line: location
-    call    add {"key":"label location","amount":1}              found: 1
-    call    put {"key":"reached 1","value":"location"}           stored
-    call    put {"key":"most","value":"location"}                stored
-    call    get {"key":"filter"}                                 found: user
-    call    next_line                                            line: How many of user 46 are location? Start at 0.
-    call    get {"key":"goal"}                                   found: label location
-    call    get {"key":"label location"}                         found: 1
+    user    2022-01-29, user 721
+            number
+            2022-06-29, user 924
+            entity
+            How many of user 924 are entity? Start at 0.
+    call    put {"key":"user 924","value":""}
+            stored
+    call    put {"key":"start","value":"0"}
+            stored
+    call    put {"key":"filter","value":"user"}
+            stored
+    call    put {"key":"goal","value":"label entity"}
+            stored
+    call    get {"key":"start"}
+            found: 0
+    call    put {"key":"label abbreviation","value":"0"}
+            stored
+            ... and so on for every label ...
+    call    get {"key":"filter"}
+            found: user
+    call    next_line
+            line: 2022-01-29, user 721
+    call    get {"key":"user 721"}
+            absent
+    call    skip_line
+            skipped
+    call    get {"key":"filter"}
+            found: user
+    call    next_line
+            line: 2022-06-29, user 924
+    call    get {"key":"user 924"}
+            found:
+    call    next_line
+            line: entity
+    call    add {"key":"label entity","amount":1}
+            found: 1
+    call    put {"key":"reached 1","value":"entity"}
+            stored
+    call    put {"key":"most","value":"entity"}
+            stored
+    call    get {"key":"filter"}
+            found: user
+    call    next_line
+            line: How many of user 924 are entity? Start at 0.
+    call    get {"key":"goal"}
+            found: label entity
+    call    get {"key":"label entity"}
+            found: 1
     answer  1
 
 So one example is fetched at a time, labelled by the model (in `add`), and counted in the store; nothing is carried in
@@ -68,7 +90,7 @@ FILTERS = ("all", "user", "before")
 QUESTIONS = tuple(f"{goal}, {over}" for goal in ("count", MOST) for over in FILTERS)
 """Kinds of questions."""
 
-LARGEST_START = 9_999
+MOST_START_DIGITS = 4
 LARGEST_USER = 999
 _FIRST_DAY, _DAYS = date(2022, 1, 1), 1_461
 _PROBLEM = re.compile(r"([1-9]\d*) examples(, tested)?(, gold)?; seed (\d+)|tested text (\d+)")
@@ -177,7 +199,7 @@ class LabelAggregation(Task):
                 raise InvalidProblemError(f"there are {len(texts.tested):,} tested texts: {problem!r}")
             return Question(_examples(rng, [texts.tested[int(found[5])]]), None, "all", "", 0)
         of_tests, gold, length = bool(found[2]), bool(found[3]), int(found[1])
-        start = 0 if of_tests or rng.random() < 0.2 else rng.randrange(10 ** rng.randint(1, 4))
+        start = 0 if of_tests or rng.random() < 0.2 else rng.randrange(10 ** rng.randint(1, MOST_START_DIGITS))
         goal, over = rng.choice(QUESTIONS).split(", ")
         while True:
             examples = _examples(rng, _drawn(rng, texts, length, of_tests, gold))

@@ -1,7 +1,9 @@
 """Questions about many labelled texts: what is right, where texts come from, and what a trajectory looks at."""
 
+import inspect
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -79,6 +81,18 @@ def test_a_trajectory_stays_local_however_many_examples_there_are():
     rows = [TASK.solve(problem, "retrieval") for problem in [*problems(60), *problems(3, 40)]]
     found = locality(rows)
     assert found.k < 250
+
+
+def test_the_worked_example_is_what_its_problem_gives():
+    text = inspect.getmodule(LabelAggregation).__doc__
+    said = [line.strip().removeprefix("user").strip() for line in text.splitlines()]
+    trajectory = TASK.solve(re.search(r"Worked example, `(.*?)`", text)[1], "retrieval")
+    wanted = [step for step in trajectory.steps if "label" not in (step.content or "") or step.name != "put"]
+    lines = trajectory.steps[0].text.split("\n")
+    assert said[said.index(lines[0]) :][: len(lines)] == lines
+    for step in wanted[1:]:
+        shown = {StepKind.CALL: f"call    {step.name} {step.text}".strip(), StepKind.OUTPUT: f"answer  {step.text}"}
+        assert step.kind is StepKind.THOUGHT or shown.get(step.kind, step.text.strip()) in said
 
 
 def test_a_single_pass_calls_nothing():
