@@ -49,7 +49,7 @@ def main() -> None:
         raise InvalidProblemError(f"{options.model} was trained on {task.name}: its answers have no score")
     model, tokenizer = load_model(options.model), AutoTokenizer.from_pretrained(options.model)
     path = Path(options.model, "aggregation.json")
-    facts = {"weights_sha256": weights_digest(model), "problems": options.num_problems, "seed": options.seed}
+    facts = {"weights_sha256": weights_digest(model), "seed": options.seed}
     facts |= {"task_version": task.version, "environment": task.environment, "variant": variant}
     saved = read_json(path) if path.exists() else {}
     found = saved.pop("sets", {})
@@ -60,7 +60,7 @@ def main() -> None:
     sets = {problems.name: ReferenceTrajectories(problems).problems for problems in drawn}
     sets[SINGLE] = [single_problem(index) for index in range(len(labelled_texts().tested))]
     for name, problems in sets.items():
-        if name not in found:
+        if found.get(name, {}).get("problems") != len(problems):
             answers = answered(model, tokenizer, task, variant, name, problems, options.batch_size)
             found[name] = summary(task, variant, answers)
             write_json(path, {**facts, "sets": found})
@@ -118,6 +118,7 @@ def summary(task: LabelAggregation, variant: str, found: Iterable[Answered]) -> 
         by_kind.setdefault(task.question(problem).kind, []).append(score(expected, answer))
     scores = [each for of in by_kind.values() for each in of]
     return {
+        "problems": len(scores),
         "score": sum(scores) / len(scores),
         "exact": [exact, len(scores)],
         "labels": [right, asked],

@@ -47,7 +47,7 @@ def evaluate_checked(
         raise ValueError(f"{problem_set} has no problem: nothing can be measured")
     renderer = Renderer(tokenizer)
     prompts = [list(renderer.step(step(StepKind.INPUT, problem))) for problem in problems]
-    passed, tokens, start = 0, 0, time.perf_counter()
+    passed, tokens, start, late = 0, 0, time.perf_counter(), _late_calls(tools)
     with in_evaluation_mode(model), tqdm(total=len(problems), desc=f"{problem_set}, free-running", unit="row") as bar:
         for first in range(0, len(problems), batch_size):
             session = Session.start(model, prompts[first : first + batch_size], tools=tools, tokenizer=tokenizer)
@@ -68,4 +68,9 @@ def evaluate_checked(
         first_error=None,
         tokens=tokens,
         seconds=time.perf_counter() - start,
+        late_calls=_late_calls(tools) - late,
     )
+
+
+def _late_calls(tools: Sequence[Any]) -> int:
+    return sum(getattr(tool, "late_calls", 0) for tool in tools)

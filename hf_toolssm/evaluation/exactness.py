@@ -67,6 +67,8 @@ class LengthResult:
         first_error: of the failed problem that failed earliest; None if none failed.
         tokens: tokens after the problems, observations included.
         seconds: wall-clock time of the whole set.
+        late_calls: how many calls a tool ended because they took too long, where a check decides: if other work of the
+            machine held them up, the accuracy is too low.
     """
 
     problem_set: str
@@ -81,6 +83,7 @@ class LengthResult:
     first_error: FirstError | None
     tokens: int
     seconds: float
+    late_calls: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """For `results.json`, with the speed."""

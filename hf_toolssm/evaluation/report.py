@@ -94,6 +94,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _error_text(result: LengthResult) -> str:
     error = result.first_error
+    if result.late_calls:
+        return f"{result.late_calls:,} calls took too long: measure again where nothing else runs"
     if error is None:
         return "-"
     return f"token {error.position}: {error.found} for {error.expected} after {' '.join(error.context)}"

@@ -20,6 +20,7 @@ import io
 import os
 import re
 import tarfile
+import threading
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -92,8 +93,14 @@ class Bash:
         )
         self.sandbox = sandbox
         self.time_limit = time_limit + GRACE
+        self.late_calls, self._counting = 0, threading.Lock()
         self._files_of = workdir if callable(workdir) else None
         self._files = EMPTY if callable(workdir) or workdir is None else self._packed(workdir)
+
+    def count_late(self) -> None:
+        """Counts a command that its time limit has ended; those of several rows run side by side."""
+        with self._counting:
+            self.late_calls += 1
 
     @property
     def description(self) -> str:
@@ -179,6 +186,8 @@ class Shell:
                 "files in parts"
             )
         outcome = run(command, self._directory, self._files, self._tool.limits, self._tool.sandbox)
+        if outcome.is_late:
+            self._tool.count_late()
         if not outcome.ended:
             self._files, self._directory = outcome.files, outcome.directory or self._directory
         return _observation(outcome)

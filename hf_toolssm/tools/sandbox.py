@@ -104,6 +104,7 @@ class Outcome:
     Attributes:
         head, tail: the output's begin and end.
         dropped: bytes of output between them that were not kept.
+        is_late: whether that was its time limit.
         ended: what ended it before its end; "" if nothing did.
         code: the exit code.
         files: a tar archive; of no meaning where it was ended.
@@ -113,6 +114,7 @@ class Outcome:
     head: bytearray = field(default_factory=bytearray)
     tail: bytearray = field(default_factory=bytearray)
     dropped: int = 0
+    is_late: bool = False
     ended: str = ""
     code: int = 0
     files: bytes = b""
@@ -220,6 +222,7 @@ class _Running:
                         selector.unregister(key.fd)
                         self._process.stdin.close()
                 if time.monotonic() >= deadline:
+                    self._outcome.is_late = True
                     self._outcome.ended = f"its time limit of {self._limits.time:g} seconds"
                 elif time.monotonic() >= look:
                     if self._memory() > self._limits.memory:

@@ -120,6 +120,8 @@ class Tool(Protocol):
         not_in_specs: options that a config must not decide on.
         on_error: "observe": the error's text is the observation, of tools that read text if they do not say; "end":
             the row ends with the error, of tools that read cells always, because an error's text is none.
+        late_calls: how many calls, of all rows together, the tool itself has ended because they took too long. Only of
+            tools that do so.
         fork: what becomes of it in a copy of a row: "copy", "shared" (both rows have it) or "never" (a row that has it
             is neither copied nor saved).
     """

@@ -1,6 +1,7 @@
 """Accuracy counts what is exact, names the first wrong token, and cannot be fooled by a wrong model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import written
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from hf_toolssm.errors import UnsupportedArchitectureError
-from hf_toolssm.evaluation import evaluate_free_running, evaluate_teacher_forced, free_running
+from hf_toolssm.evaluation import evaluate_checked, evaluate_free_running, evaluate_teacher_forced, free_running
 from hf_toolssm.evaluation.exactness import (
     FirstError,
     LengthResult,
@@ -23,6 +24,7 @@ from hf_toolssm.evaluation.metric import Exactness
 from hf_toolssm.evaluation.report import table, write_report
 from hf_toolssm.models.architectures import make_model
 from hf_toolssm.protocol.trajectory import Trajectory
+from hf_toolssm.tools.pointer_memory import PointerMemory
 
 
 @given(one=st.lists(st.integers(0, 3)), other=st.lists(st.integers(0, 3)))
@@ -158,3 +160,21 @@ def test_the_report_has_the_figures_the_picture_and_the_machine(tmp_path):
     text = table([*plain, *adversarial])
     assert "token 17: 2 for 1 after 7 8" in text
     assert "free-running" in text
+
+
+def test_calls_that_took_too_long_are_counted_and_said_because_figures_may_be_too_low(model, tokenizer):
+    class Slow(PointerMemory):
+        late_calls = 0
+
+        def start(self, problem, marker):
+            self.late_calls += 1
+            return super().start(problem, marker)
+
+    tool = Slow()
+    problems = ["1+1=", "2+2=", "3+3="]
+    for _ in range(2):  # those of an earlier set are not this one's
+        found = evaluate_checked(model, tokenizer, "length_1", 1, problems, lambda *_: True, [tool], 3, 2)
+        assert found.late_calls == 3
+    assert "3 calls took too long" in table([found])
+    assert "took too long" not in table([replace(found, late_calls=0)])
+    assert LengthResult.from_dict(found.to_dict()) == found

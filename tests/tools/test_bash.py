@@ -162,6 +162,16 @@ def test_a_socket_is_not_kept_and_everything_else_is():
     )
 
 
+def test_a_tool_counts_the_commands_of_all_its_shells_that_took_too_long():
+    tool = Bash(time_limit=1)
+    first, second = tool.start(""), tool.start("")
+    first.call("bash", "sleep 0")
+    assert tool.late_calls == 0
+    second.clone().call("bash", "sleep 60")
+    assert "its time limit of 1 seconds" in first.call("bash", "sleep 60")
+    assert tool.late_calls == 2
+
+
 @pytest.mark.parametrize(
     ("command", "limit", "options"),
     [
