@@ -7,6 +7,7 @@ and then every text of the test split by itself. What is finished stands in the 
 and an interrupted command goes on with the next set.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +16,10 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
-from dataset_builders.algorithms.labelled_texts import labelled_texts
+from dataset_builders.algorithms.labelled_texts import VARIABLE, labelled_texts
 from dataset_builders.mixture import measured_task
 from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from dataset_builders.tasks.label_aggregation import LabelAggregation, given_labels, score, single_problem
-from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.evaluation.exactness import in_evaluation_mode, most_tokens
 from hf_toolssm.evaluation.report import markdown_table, training_facts, weights_digest, write_json
 from hf_toolssm.files import escape_unprintable
@@ -34,6 +34,7 @@ SINGLE = "each alone"
 @dataclass
 class AggregationArguments:
     model: str = field(metadata={"help": "A folder with model and tokenizer."})
+    variant: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
     lengths: list[int] = field(default_factory=lambda: [5, 25, 100, 1000], metadata={"help": "Numbers of examples."})
     num_problems: int = field(default=100, metadata={"help": "Questions of each length."})
     batch_size: int = field(default=25, metadata={"help": "Problems that run side by side."})
@@ -44,26 +45,29 @@ def main() -> None:
     escape_unprintable()
     (options,) = HfArgumentParser(AggregationArguments).parse_args_into_dataclasses()
     about = training_facts(options.model)
-    task, variant = measured_task(about, options.model, None, None)
-    if not isinstance(task, LabelAggregation):
-        raise InvalidProblemError(f"{options.model} was trained on {task.name}: its answers have no score")
+    task = LabelAggregation()
+    _, variant = measured_task(about, options.model, task.name, options.variant)
+    if about.get("task") == task.name and about["environment"] != task.environment:
+        sys.exit(f"{options.model} was trained on {about['environment']}, and {VARIABLE} names {task.environment}")
     model, tokenizer = load_model(options.model), AutoTokenizer.from_pretrained(options.model)
     path = Path(options.model, "aggregation.json")
     facts = {"weights_sha256": weights_digest(model), "seed": options.seed}
     facts |= {"task_version": task.version, "environment": task.environment, "variant": variant}
-    saved = read_json(path) if path.exists() else {}
-    found = saved.pop("sets", {})
-    if saved != facts:  # of other weights or other problems
-        found = {}
+    runs = read_json(path)["runs"] if path.exists() else []  # those of other weights and problems stay beside these
+    run = next((each for each in runs if {**each, "sets": {}} == {**facts, "sets": {}}), None)
+    if run is None:
+        run = {**facts, "sets": {}}
+        runs.append(run)
+    found = run["sets"]
     lengths = options.lengths
     drawn = evaluation_sets(task, variant, lengths, lengths, options.num_problems, options.seed)
-    sets = {problems.name: ReferenceTrajectories(problems).problems for problems in drawn}
+    sets = {f"{each.name} x {options.num_problems}": ReferenceTrajectories(each).problems for each in drawn}
     sets[SINGLE] = [single_problem(index) for index in range(len(labelled_texts().tested))]
     for name, problems in sets.items():
-        if found.get(name, {}).get("problems") != len(problems):
+        if name not in found:
             answers = answered(model, tokenizer, task, variant, name, problems, options.batch_size)
             found[name] = summary(task, variant, answers)
-            write_json(path, {**facts, "sets": found})
+            write_json(path, {"runs": runs})
     rows = []
     for name in sets:
         set_found = found[name]
@@ -115,10 +119,10 @@ def summary(task: LabelAggregation, variant: str, found: Iterable[Answered]) -> 
         right += sum(label == other for label, other in zip(wanted, labels))
         asked += len(wanted)
         exact += answer == expected
-        by_kind.setdefault(task.question(problem).kind, []).append(score(expected, answer))
+        asks = task.question(problem)
+        by_kind.setdefault(asks.kind, []).append(score(expected, answer, is_count=asks.label is not None))
     scores = [each for of in by_kind.values() for each in of]
     return {
-        "problems": len(scores),
         "score": sum(scores) / len(scores),
         "exact": [exact, len(scores)],
         "labels": [right, asked],

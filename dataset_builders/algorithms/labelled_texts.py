@@ -5,9 +5,10 @@ The variable `LABELLED_TEXTS` names them:
 - a folder with the files `train.txt` and `test.txt` as TREC's questions have them, a line of a label, a colon, a finer
   label and the question (Li & Roth, 2002), in Latin-1;
 - or a dataset of the Hub, or a folder that `load_dataset` opens, with the splits `train` and `test`, a column of class
-  labels and one of text.
+  labels, named `label` where there are several, and one of strings, named `text` where there are several. Rows without
+  a text, or without a label (-1), are left out.
 
-No text of the test split is in the training split.
+A text that is in the test split, letter by letter, is not in the training split.
 """
 
 import hashlib
@@ -21,6 +22,8 @@ from typing import NamedTuple
 from hf_toolssm.errors import LabelledTextsError
 
 VARIABLE = "LABELLED_TEXTS"
+
+_STRINGS = ("string", "large_string")
 
 _OF_TREC = {
     "ABBR": "abbreviation",
@@ -79,8 +82,11 @@ def _read(named: str) -> LabelledTexts:
     train = [each for each in train if each.text not in texts]
     labels = sorted({label for _, label in train})
     unknown = sorted({label for _, label in test} - set(labels))
-    if unknown or len(labels) < 2:
-        raise LabelledTextsError(f"{named} has the labels {labels} in training, and in the tests {unknown} besides")
+    if unknown or len(labels) < 2 or not test:
+        raise LabelledTextsError(
+            f"{named} has {len(test):,} labelled texts in the tests, the labels {labels} in training, and in the tests"
+            f" {unknown} besides: there are at least one text and two labels, and none in the tests alone"
+        )
     digest = hashlib.sha256(repr((train, test)).encode("utf-8", "surrogatepass")).hexdigest()
     about = f"{len(train):,} and {len(test):,} labelled texts, SHA-256 {digest[:16]}"
     return LabelledTexts(labels, _by_label(train), _by_label(test), test, about)
@@ -114,18 +120,25 @@ def _of_dataset(named: str) -> tuple[list[LabelledText], list[LabelledText]]:
     if not {"train", "test"} <= splits.keys():
         raise LabelledTextsError(f"{named} has the splits {', '.join(splits)}: it needs train and test")
     features = splits["train"].features
-    label = next((name for name, each in features.items() if isinstance(each, ClassLabel)), None)
-    text = next((name for name, each in features.items() if each == Value("string")), None)
-    if label is None or text is None:
-        raise LabelledTextsError(
-            f"{named} has the columns {features}: it needs one of class labels and one of strings"
-        )
+    label = _column(named, "label", [name for name, each in features.items() if isinstance(each, ClassLabel)])
+    text = _column(named, "text", [name for name, each in features.items() if each in map(Value, _STRINGS)])
+    names = [" ".join(each.split()) for each in features[label].names]
+    if len(set(names)) < len(names) or not all(names):
+        raise LabelledTextsError(f"{named} has the labels {names}: each needs a name of its own")
     train, test = (
         [
-            LabelledText(" ".join(row[text].split()), " ".join(features[label].int2str(row[label]).split()))
-            for row in splits[split]
-            if row[label] >= 0 and row[text].split()  # -1 is no label
+            LabelledText(" ".join(row[text].split()), names[row[label]])
+            for row in splits[split].select_columns([text, label])
+            if row[label] not in (None, -1) and (row[text] or "").split()
         ]
         for split in ("train", "test")
     )
     return train, test
+
+
+def _column(named: str, usual: str, found: list[str]) -> str:
+    if len(found) == 1 or usual in found:
+        return usual if usual in found else found[0]
+    raise LabelledTextsError(
+        f"{named} has the columns {found} for the {usual}s: it needs one, or one named {usual!r} among them"
+    )

@@ -1,8 +1,8 @@
 """Aggregation over real text: how many examples have a label, or which label is the most frequent (PAPER, task 7).
 
-The questions are those of Oolong's synthetic half (arXiv 2511.02817): over all examples, over those of a user, or over
-those before a date. The labelled texts are real (`labelled_texts.py`); users and dates are made up, as Oolong's are,
-four fifths of the examples by a fifth of the users.
+The questions are some of those of Oolong's synthetic half (arXiv 2511.02817): over all examples, over those of a user,
+or over those before a date. The labelled texts are real (`labelled_texts.py`); users and dates are made up, as
+Oolong's are: four times of five an example is one of the busiest fifth of the users, else any one's.
 
 Worked example, `2 examples, gold; seed 1233`, where a label stands in the place of the text, with the labels of TREC:
 
@@ -69,6 +69,7 @@ Adversarial set:
     gold: labels in the place of the texts, so that nothing but the aggregation can be wrong.
 """
 
+import json
 import random
 import re
 from collections import Counter
@@ -94,7 +95,7 @@ MOST_START_DIGITS = 4
 LARGEST_USER = 999
 _FIRST_DAY, _DAYS = date(2022, 1, 1), 1_461
 _PROBLEM = re.compile(r"([1-9]\d*) examples(, tested)?(, gold)?; seed (\d+)|tested text (\d+)")
-_COUNTED = re.compile(r'\{"key":"label (.*)","amount":1\}')
+_LABEL = "label "
 
 
 class Example(NamedTuple):
@@ -265,16 +266,24 @@ def single_problem(index: int) -> str:
 
 
 def given_labels(trajectory: Trajectory) -> list[str]:
-    """The labels that a trajectory counts, in their order."""
-    found = (_COUNTED.fullmatch(step.text) for step in trajectory.steps if step.name == "add")
-    return [each[1] for each in found if each is not None]
+    """The labels that a trajectory counts, in their order; "" where an `add` counts none."""
+    return [_label(step.text) for step in trajectory.steps if step.name == "add"]
 
 
-def score(right: str, answer: str | None) -> float:
-    """What Oolong gives an answer: of a number 0.75 to the power of its distance, of a label 1 or 0 (section 3)."""
+def _label(argument: str) -> str:
+    try:
+        read = json.loads(argument)
+    except ValueError:  # what a model writes may be anything
+        return ""
+    key = read.get("key") if isinstance(read, dict) else None
+    return key.removeprefix(_LABEL) if isinstance(key, str) and key.startswith(_LABEL) else ""
+
+
+def score(right: str, answer: str | None, is_count: bool) -> float:
+    """What Oolong gives an answer: of a count 0.75 to the power of its distance, of a label 1 or 0 (section 3)."""
     if answer is None:
         return 0.0
-    if right.isdecimal():
+    if is_count:
         return 0.75 ** abs(int(right) - int(answer)) if re.fullmatch("[0-9]{1,9}", answer) else 0.0
     return float(answer == right)
 

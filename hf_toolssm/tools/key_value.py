@@ -194,14 +194,18 @@ class Store:
         return self.pairs.state()
 
 
-def _sum(key: str, value: str | None, amount: int) -> str:
+def _sum(key: str, value: str | None, amount: float) -> str:
     """The value of a key and an amount."""
     if value is not None and not _NUMBER.fullmatch(value):
         raise InvalidArgumentsError(f"add: the value of {key[:60]!r} is no whole number of at most 1,000 digits")
-    total = str(int(value or 0) + int(amount))
-    if not _NUMBER.fullmatch(total):
+    if isinstance(amount, float) and abs(amount) >= 2**53:
+        raise InvalidArgumentsError(
+            f"add: {amount} stands for several whole numbers: write all digits, without a point"
+        )
+    total = int(value or 0) + int(amount)
+    if abs(total) >= 10**1000:
         raise InvalidArgumentsError("add: the sum has more than 1,000 digits")
-    return total
+    return str(total)
 
 
 def _lines(found: Sequence[Any], most: int) -> str:

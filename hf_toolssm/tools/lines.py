@@ -6,14 +6,16 @@ task 7: retrieval over a long context).
 | `next_line` | `line: ` and the next line as it is, or `end` behind the last one |
 | `skip_line` | `skipped`, or `end` behind the last one |
 
-The text is the problem, the first input of a session. A line ends as it does for Python's `splitlines`, and `line: `
-keeps what a user wrote apart from what the tool says.
+    Lines()                # over the problem: what a session, or `generate`, begins with
+    Lines(text=document)   # over a text of the caller's, as in a chat, whose problem is the whole rendered prompt
+
+A line ends as it does for Python's `splitlines`, and `line: ` keeps what was written apart from what the tool says.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from hf_toolssm.errors import UnknownCallError
+from hf_toolssm.errors import UnknownCallError, UnknownToolError
 
 LINE = "line: "
 """Before a line."""
@@ -22,16 +24,29 @@ SKIPPED, END = "skipped", "end"
 
 
 class Lines:
-    """The tool."""
+    """The tool.
 
+    Args:
+        text: to be read; None is the problem's.
+
+    Raises:
+        UnknownToolError: it is no text.
+    """
+
+    name = "lines"
     has_side_effects = False
     time_limit = None
     calls: Mapping[str, bool] = {"next_line": False, "skip_line": False}
-    description = "Goes through what the user wrote, one line a call."
+    description = "next_line shows the next line of the text that is to be read, and skip_line passes over it."
+
+    def __init__(self, text: str | None = None) -> None:
+        if text is not None and not isinstance(text, str):
+            raise UnknownToolError(f"lines: text is a text, or None for the problem's, and not {text!r:.60}")
+        self._text = text
 
     def start(self, problem: str) -> "LinesAtWork":
         """A pointer before the first line."""
-        return LinesAtWork(tuple(problem.splitlines()), 0)
+        return LinesAtWork(tuple((problem if self._text is None else self._text).splitlines()), 0)
 
     def restore(self, state: Mapping[str, Any]) -> "LinesAtWork":
         """The pointer that had that state."""

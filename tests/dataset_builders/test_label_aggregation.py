@@ -20,6 +20,7 @@ from dataset_builders.tasks.label_aggregation import (
 )
 from hf_toolssm.errors import InvalidProblemError, LabelledTextsError
 from hf_toolssm.protocol.locality import locality
+from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.trajectory import StepKind
 
 TASK = LabelAggregation()
@@ -122,6 +123,15 @@ def test_gold_shows_labels_and_the_most_frequent_one_is_never_tied():
             assert len(best) == 1 or best[0] > best[1]
 
 
+def test_what_a_model_counts_is_read_as_the_store_reads_it():
+    pen = Recorder("x", *TASK.make_tools("retrieval"))
+    for argument in ('{"amount": 1, "key": "label say \\"x\\" \\u00e9"}', '{"key":"other","amount":1}', "{", "[]"):
+        pen.call("add", argument)
+    pen.begin_answer()
+    pen.output("1")
+    assert given_labels(pen.trajectory()) == ['say "x" é', "", "", ""]
+
+
 def test_every_tested_text_can_be_asked_for_alone():
     for index, (text, label) in enumerate(labelled_texts().tested):
         problem = single_problem(index)
@@ -144,7 +154,12 @@ def test_every_tested_text_can_be_asked_for_alone():
     ],
 )
 def test_scores_are_oolongs(right, answer, expected):
-    assert score(right, answer) == expected
+    assert score(right, answer, is_count=right == "7") == expected
+
+
+def test_a_label_that_is_a_number_is_a_label():
+    assert score("2", "1", is_count=False) == 0
+    assert score("2", "2", is_count=False) == 1
 
 
 @pytest.mark.parametrize("problem", ["", "5 examples", "0 examples; seed 1", "5 examples, silver; seed 1"])
@@ -167,23 +182,54 @@ def test_texts_that_are_not_named_or_cannot_be_read_are_refused_by_name(tmp_path
         labelled_texts()
 
 
+def save(folder, columns, train, test, labels=("the sea", "air")):
+    types = {"label": ClassLabel(names=list(labels)), "topic": ClassLabel(names=list(labels)), "id": Value("int32")}
+    features = Features({name: types.get(name, Value("large_string")) for name in columns})
+    for split, rows in (("train", train), ("test", test)):
+        content = dict(zip(columns, map(list, zip(*rows))))
+        Dataset.from_dict(content, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
 def test_a_dataset_with_class_labels_is_as_good(tmp_path, monkeypatch):
-    features = Features(
-        {"id": Value("int32"), "title": Value("string"), "topic": ClassLabel(names=["the sea", "air"])}
-    )
-    rows = {
-        "train": [(1, "fish\nswim", 0), (2, "birds", 1), (3, "both", 0), (4, "unlabelled", -1)],
-        "test": [(5, "whales", 0), (6, "both", 1)],
-    }
-    for split, part in rows.items():
-        columns = dict(zip(features, map(list, zip(*part))))
-        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    train = [
+        (1, "fish\nswim", 0),
+        (2, "birds", 1),
+        (3, "both", 0),
+        (4, "unlabelled", -1),
+        (5, "so", None),
+        (6, None, 1),
+    ]
+    save(tmp_path, ("id", "title", "topic"), train, [(7, "whales", 0), (8, "both", 1)])
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     texts = labelled_texts()
     assert texts.labels == ["air", "the sea"]
     assert texts.train == {"the sea": ["fish swim"], "air": ["birds"]}  # "both" is tested
     assert [*texts.tested] == [("whales", "the sea"), ("both", "air")]
     assert TASK.solve("5 examples; seed 7", "retrieval").answer == TASK.answer("5 examples; seed 7", "retrieval")
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "labels", "said"),
+    [
+        (("title", "body", "label"), ("a", "b", 0), ("x", "y"), "'title', 'body'"),
+        (("body", "id"), ("a", 1), ("x", "y"), "for the labels"),
+        (("text", "label"), ("a", -1), ("x", "y"), "has 0 labelled texts in the tests"),
+        (("text", "label"), ("a", 0), ("", "y"), "a name of its own"),
+        (("text", "label"), ("a", 0), ("a b", "a  b"), "a name of its own"),
+    ],
+)
+def test_a_dataset_that_leaves_a_question_open_is_refused(columns, row, labels, said, tmp_path, monkeypatch):
+    save(tmp_path, columns, [row], [row], labels)
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    with pytest.raises(LabelledTextsError, match=said):
+        labelled_texts()
+
+
+def test_of_several_columns_those_with_the_usual_names_are_taken(tmp_path, monkeypatch):
+    rows = [("1", "one", 0, 1), ("2", "two", 1, 0)]
+    save(tmp_path, ("name", "text", "topic", "label"), rows, [("3", "three", 0, 1)])
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    assert labelled_texts().train == {"air": ["one"], "the sea": ["two"]}
 
 
 @pytest.mark.slow
@@ -201,8 +247,8 @@ def test_a_model_is_scored_by_length_and_on_every_text_alone_and_a_finished_set_
     command = ["recipes/aggregation.py", "--model", model, "--lengths", 2, "--num_problems", 3]
     printed = run_script(*command)
     saved = model / "aggregation.json"
-    found = json.loads(saved.read_text(encoding="utf-8"))["sets"]
-    assert [*found] == ["length_2", "gold_2", "each alone"]
+    found = json.loads(saved.read_text(encoding="utf-8"))["runs"][0]["sets"]
+    assert [*found] == ["length_2 x 3", "gold_2 x 3", "each alone"]
     assert found["each alone"]["exact"][1] == found["each alone"]["labels"][1] == len(labelled_texts().tested)
     assert all(0 <= each["score"] <= 1 for each in found.values())
     before = saved.stat().st_mtime_ns

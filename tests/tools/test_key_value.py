@@ -318,6 +318,14 @@ def test_a_sum_has_at_most_1000_digits_and_an_amount_is_a_whole_number(tool):
     with pytest.raises(InvalidArgumentsError, match="1,000 digits"):
         of(store, "add", key="a", amount=1)
     assert of(store, "add", key="a", amount=-(10**1000 - 1)) == "found: 0"
+    for amount in (2.0**53, 1e300, -1e23):
+        with pytest.raises(InvalidArgumentsError, match="write all digits"):
+            of(store, "add", key="a", amount=amount)
+    for amount in (2.0, -2, int("9" * 999), int("-" + "9" * 999)):
+        of(store, "add", key="a", amount=amount)
+    with pytest.raises(InvalidArgumentsError, match="1,000 digits"):
+        of(store, "add", key="a", amount=10**4300 - 1)
+    assert of(store, "get", key="a") == "found: 0"
     for amount in ("1.5", '"1"', "true", "1e999"):
         with pytest.raises(InvalidArgumentsError):
             argument_of(facts, "add", f'{{"key": "a", "amount": {amount}}}')

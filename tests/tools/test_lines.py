@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_toolssm.errors import UnknownCallError
+from hf_toolssm.errors import UnknownCallError, UnknownToolError
 from hf_toolssm.tools import facts_of, make_tool
 
 TOOL = make_tool({"name": "lines"})
@@ -20,6 +20,13 @@ def test_lines_are_read_or_skipped_in_their_order_by_any_copy(text, data):
         assert at_work.call("skip_line" if skips else "next_line", "") == ("skipped" if skips else f"line: {line}")
         assert left.call("next_line", "") == f"line: {line}"  # a copy stands where it was
     assert [at_work.call(name, "") for name in ("next_line", "skip_line", "next_line")] == ["end"] * 3
+
+
+def test_a_text_of_the_callers_own_takes_the_place_of_the_problem():
+    at_work = make_tool({"name": "lines", "text": "a\nb"}).start("the problem")
+    assert [at_work.call("next_line", "") for _ in range(3)] == ["line: a", "line: b", "end"]
+    with pytest.raises(UnknownToolError, match="is a text"):
+        make_tool({"name": "lines", "text": 3})
 
 
 def test_it_is_a_tool_of_text_whose_calls_have_no_argument():
