@@ -280,7 +280,7 @@ def _label(argument: str) -> str:
 
 
 def score(right: str, answer: str | None, is_count: bool) -> float:
-    """What Oolong gives an answer: of a count 0.75 to the power of its distance, of a label 1 or 0 (arXiv 2511.02817)."""
+    """What Oolong (arXiv 2511.02817) gives: to a count 0.75 to the power of its distance, to a label 1 or 0."""
     if answer is None:
         return 0.0
     if is_count:
