@@ -45,6 +45,8 @@ def main() -> None:
     escape_unprintable()
     (options,) = HfArgumentParser(AggregationArguments).parse_args_into_dataclasses()
     about = training_facts(options.model)
+    if not Path(options.model).is_dir():
+        sys.exit(f"{options.model} is no folder, and the scores are written into the model's: give a folder")
     task = LabelAggregation()
     _, variant = measured_task(about, options.model, task.name, options.variant)
     if about.get("task") == task.name and about["environment"] != task.environment:
@@ -110,17 +112,17 @@ def answered(
 def summary(task: LabelAggregation, variant: str, found: Iterable[Answered]) -> dict[str, Any]:
     """The mean score, how many answers are exact, and how many of the labels on the way are right.
 
-    A label is right if it is that of the example which the reference labels at the same place; a row that labels fewer
+    A label is right if it is that of the example which is to be labelled at the same place; a row that labels fewer
     examples has wrong ones for the others.
     """
     by_kind, exact, right, asked = dict[str, list[float]](), 0, 0, 0
     for problem, answer, labels in found:
-        wanted, expected = given_labels(task.solve(problem, variant)), task.answer(problem, variant)
+        question = task.question(problem)
+        expected, wanted = question.answer(), question.labels() if variant == "retrieval" else []
         right += sum(label == other for label, other in zip(wanted, labels))
         asked += len(wanted)
         exact += answer == expected
-        asks = task.question(problem)
-        by_kind.setdefault(asks.kind, []).append(score(expected, answer, is_count=asks.label is not None))
+        by_kind.setdefault(question.kind, []).append(score(expected, answer, is_count=question.label is not None))
     scores = [each for of in by_kind.values() for each in of]
     return {
         "score": sum(scores) / len(scores),

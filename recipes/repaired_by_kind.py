@@ -6,6 +6,7 @@ gives it 50 modules with each of four kinds of bug, 200 in all. A kind that is f
 in `repaired_by_kind.json`, and an interrupted command goes on with the next.
 """
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,8 @@ class RepairArguments:
 def main() -> None:
     escape_unprintable()
     (options,) = HfArgumentParser(RepairArguments).parse_args_into_dataclasses()
+    if not Path(options.model).is_dir():
+        sys.exit(f"{options.model} is no folder, and what is repaired is written into the model's: give a folder")
     task, model = ModuleFixing(), load_model(options.model)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     path = Path(options.model, "repaired_by_kind.json")

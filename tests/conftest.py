@@ -8,7 +8,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import atexit
 import contextlib
-import functools
 import importlib
 import io
 import runpy
@@ -69,7 +68,6 @@ ASKED = {
 }
 
 
-@functools.cache
 def labelled_texts_folder():
     """Our own questions in the form of TREC's, for tasks over labelled texts; it stays as long as the process."""
     folder = tempfile.TemporaryDirectory()

@@ -134,9 +134,18 @@ class Question:
         """Whether the question is about an example."""
         return {"all": True, "user": str(example.user) == self.value, "before": example.day < self.value}[self.over]
 
+    def labels(self) -> list[str]:
+        """Those of the examples that are meant, in their order."""
+        return [example.label for example in self.examples if self.is_meant(example)]
+
     def counts(self) -> Counter[str]:
         """How many of the examples that are meant have each label."""
-        return Counter(example.label for example in self.examples if self.is_meant(example))
+        return Counter(self.labels())
+
+    def answer(self) -> str:
+        """The right one."""
+        counts = self.counts()
+        return str(self.start + counts[self.label]) if self.label is not None else counts.most_common(1)[0][0]
 
     def text(self) -> str:
         """What the user writes: an example is two lines, and the question the last one."""
@@ -215,7 +224,7 @@ class LabelAggregation(Task):
     def solve(self, problem: str, variant: str) -> Trajectory:
         question = self.question(problem)
         pen = Recorder(question.text(), *self.make_tools(variant))
-        answer = self._retrieved(pen, question) if variant == "retrieval" else _right(question)
+        answer = self._retrieved(pen, question) if variant == "retrieval" else question.answer()
         pen.begin_answer()
         pen.output(answer)
         return pen.trajectory()
@@ -257,7 +266,7 @@ class LabelAggregation(Task):
 
     def answer(self, problem: str, variant: str) -> str:
         self.check_variant(variant)
-        return _right(self.question(problem))
+        return self.question(problem).answer()
 
 
 def single_problem(index: int) -> str:
@@ -286,15 +295,6 @@ def score(right: str, answer: str | None, is_count: bool) -> float:
     if is_count:
         return 0.75 ** abs(int(right) - int(answer)) if re.fullmatch("[0-9]{1,9}", answer) else 0.0
     return float(answer == right)
-
-
-def _right(question: Question) -> str:
-    counts = question.counts()
-    return (
-        max(counts, key=lambda label: counts[label])
-        if question.label is None
-        else str(question.start + counts[question.label])
-    )
 
 
 def _read(problem: str) -> re.Match[str]:

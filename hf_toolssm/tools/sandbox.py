@@ -104,8 +104,8 @@ class Outcome:
     Attributes:
         head, tail: the output's begin and end.
         dropped: bytes of output between them that were not kept.
-        is_late: whether that was its time limit.
         ended: what ended it before its end; "" if nothing did.
+        is_late: whether that was its time limit.
         code: the exit code.
         files: a tar archive; of no meaning where it was ended.
         directory: where its shell was at its end, from `WORK` on; "" if it did not say.
@@ -114,8 +114,8 @@ class Outcome:
     head: bytearray = field(default_factory=bytearray)
     tail: bytearray = field(default_factory=bytearray)
     dropped: int = 0
-    is_late: bool = False
     ended: str = ""
+    is_late: bool = False
     code: int = 0
     files: bytes = b""
     directory: str = ""
