@@ -85,16 +85,16 @@ def repair(observation: str, program: str = "main.py") -> str:
     if found := re.search(r"missing 1 required positional argument: '(\w+)'", error):
         if found[1] == MISSING:
             return _pass_on(frames, defined=True)
-        return _edit_with_name(program, last.file, _argument(last, "$n"))
+        return _edit_with_name(program, last.file, "a", _argument(last, "$a"))
     if found := re.match(r"NameError: name '(\w+)' is not defined(?:\. Did you mean: '(\w+)'\?)?", error):
         name, hint = found.groups()
         if name == MISSING:
             return _pass_on(frames, defined=False)
         if re.fullmatch(r"f\d+|foo", name):
-            return _edit_with_name(program, last.file, "1i from $n import $n")
+            return _edit_with_name(program, last.file, "i", "1i from $i import $i")
         if re.fullmatch(r"F\d+|Foo", name) or (hint and name in (hint[0] + hint, hint[0].upper() + hint[1:])):
-            return _edit_with_name(program, last.file, rf"{last.line}s/\b$n\b/$m/g", _SPELT)
-        return _edit_with_name(program, last.file, f"0,/{_FIRST_STATEMENT}/s//import $n\\n&/")
+            return _edit_with_name(program, last.file, "n", rf"{last.line}s/\b$n\b/$m/g", _SPELT)
+        return _edit_with_name(program, last.file, "i", f"0,/{_FIRST_STATEMENT}/s//import $i\\n&/")
     raise InvalidProblemError(f"no rule repairs {error!r}")
 
 
@@ -125,11 +125,14 @@ _SPELT = r"m=$(sed 's/^\(.\)\1/\1/;t;s/./\l&/' <<<$n); "
 """A misspelt name as it should be: of a letter that is there twice once, else with a small one."""
 
 
-def _edit_with_name(program: str, file: str, script: str, more: str = "") -> str:
-    """The script's `$n` is the first name that stands between quotes in the error.
+def _edit_with_name(program: str, file: str, variable: str, script: str, more: str = "") -> str:
+    """A shell variable holds the first name that stands between quotes in the error.
 
     Args:
-        more: a command before it that knows `$n` too.
+        variable: one for each kind of edit: the command's first letter says what is to be done, while the error is
+            near. Behind the same first 55 characters a model took one kind for another.
+        script: it may use the variable.
+        more: a command before it that may use it too.
     """
     named = rf"python3 {program} 2>&1 >/dev/null | tail -n 1 | cut -d\' -f2"
-    return f'n=$({named}); {more}sed -i "{script}" {file}'
+    return f'{variable}=$({named}); {more}sed -i "{script}" {file}'

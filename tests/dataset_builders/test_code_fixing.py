@@ -138,9 +138,9 @@ def test_no_more_than_so_many_files_are_edited_in_a_turn(variant, most):
 
 
 FRAME = '  File "/work/{0}.py", line {1}, in {2}\n    {3}\n'
-NAMED = r"n=$(python3 main.py 2>&1 >/dev/null | tail -n 1 | cut -d\' -f2); "
-SPELT = NAMED + r"""m=$(sed 's/^\(.\)\1/\1/;t;s/./\l&/' <<<$n); sed -i "7s/\b$n\b/$m/g" f2.py"""
-IMPORT = NAMED + 'sed -i "1i from $n import $n" f2.py'
+NAMED = r"=$(python3 main.py 2>&1 >/dev/null | tail -n 1 | cut -d\' -f2); "
+SPELT = "n" + NAMED + r"""m=$(sed 's/^\(.\)\1/\1/;t;s/./\l&/' <<<$n); sed -i "7s/\b$n\b/$m/g" f2.py"""
+IMPORT = "i" + NAMED + 'sed -i "1i from $i import $i" f2.py'
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ IMPORT = NAMED + 'sed -i "1i from $n import $n" f2.py'
         ("NameError: name 'F6' is not defined. Did you mean: 'v6'?", SPELT),
         ("NameError: name 'V3' is not defined. Did you mean: 'v3'?", SPELT),
         ("NameError: name 'vv3' is not defined. Did you mean: 'v3'?", SPELT),
-        ("TypeError: f5() missing 1 required positional argument: 'v3'", NAMED + 'sed -i "7s/)/, $n)/" f2.py'),
+        ("TypeError: f5() missing 1 required positional argument: 'v3'", "a" + NAMED + 'sed -i "7s/)/, $a)/" f2.py'),
         (
             "TypeError: f5() missing 1 required positional argument: 'v10'",
             "sed -i '/v10):/!s/):/, v10):/;7s/)/, v10)/' f2.py",
