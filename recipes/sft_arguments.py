@@ -34,9 +34,7 @@ class RecipeArguments:
     num_examples: int = field(default=40_000, metadata={"help": "Training rows to build."})
     dataset_seed: int = field(default=0, metadata={"help": "Another seed gives other problems."})
     num_proc: int = field(default=2, metadata={"help": "Processes that build and render rows."})
-    model: str | None = field(
-        default=None, metadata={"help": "A Mamba checkpoint to fine-tune; from scratch without."}
-    )
+    model: str | None = field(default=None, metadata={"help": "A checkpoint to fine-tune; from scratch without."})
     tokenizer: str | None = field(
         default=None,
         metadata={

@@ -13,11 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_toolssm.errors import ToolSSMError, UnsafeTrainingError
 from hf_toolssm.evaluation.report import REPORT_FILES
+from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.hub.publish import Destination
 from hf_toolssm.hub.publish_model import publish_model
 from hf_toolssm.models import tool_models
 from hf_toolssm.models.architectures import TOOL_MAMBA
+from hf_toolssm.training.adapter_targets import what_trains
 from hf_toolssm.training.checkpoints import last_whole_checkpoint
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer
@@ -29,8 +31,8 @@ def base_tokenizer(recipe: RecipeArguments) -> PreTrainedTokenizerBase | None:
         return None
     if recipe.architecture != TOOL_MAMBA:
         raise UnsafeTrainingError(
-            f"architecture {recipe.architecture} is of a model from scratch, and a checkpoint is fine-tuned as a "
-            "ToolMamba: leave out --architecture or --model"
+            f"architecture {recipe.architecture} is of a model from scratch, and a checkpoint has its own: leave out "
+            "--architecture or --model"
         )
     return tool_models.checkpoint_tokenizer(recipe.model, recipe.tokenizer)
 
@@ -57,11 +59,14 @@ def train(
     """
     output = Path(config.output_dir)
     revision = recipe.model and tool_models.checkpoint_revision(recipe.model)  # now: asking may fail
+    ModelRunner(model)  # refuses what could not work through tools once it is trained
     if recipe.lora_rank:
         from hf_toolssm.training.lora import add_lora  # needs the extra `peft`
 
         model = add_lora(model, recipe.lora_rank, new_tokens)
     trainer = ToolSFTTrainer(model, config, rows, processing_class=tokenizer, **selection or {})
+    if trainer.accelerator.is_main_process:
+        print(what_trains(model))
     resume = config.resume_from_checkpoint
     if str(resume).lower() == "true":  # the last checkpoint; anything else is a checkpoint's folder
         resume = str(last_whole_checkpoint(output))

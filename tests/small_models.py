@@ -139,8 +139,8 @@ RECURRENT = ("lstm", "gru", "rmt")
 ARCHITECTURES = ["tool_mamba", *RECURRENT, *STOCK]
 
 
-def small_model(name, tokenizer, specs, seed=0):
-    """A model of that architecture for the addition tokenizer."""
+def small_model(name, tokenizer, specs, seed=0, **more):
+    """A model of that architecture for the addition tokenizer; `more` is of the config of a stock one."""
     if name == "tool_mamba":
         return random_model(tokenizer, specs, seed)
     torch.manual_seed(seed)
@@ -158,7 +158,7 @@ def small_model(name, tokenizer, specs, seed=0):
             prefix, options = {**HYBRIDS, **REFUSED}[name]
             model_class = getattr(transformers, f"{prefix}ForCausalLM")
             config_class = model_class.config_class
-        model = model_class(config_class(**{**shape, **options})).eval()
+        model = model_class(config_class(**{**shape, **options, **more})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

@@ -44,6 +44,7 @@ def model_card(folder: Path, template: Path, repo_id: str | None = None) -> str:
         return environment.from_string(template.read_text(encoding="utf-8")).render(
             results=results,
             config=config,
+            layers=config.get("num_hidden_layers") or len(config["layers_block_type"]),  # Nemotron-H says each
             certificate=read_json(certificate) if certificate.exists() else {"proved": False},
             path=repo_id or ".",
             example=json.dumps(results["example_problem"]),

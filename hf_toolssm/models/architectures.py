@@ -88,8 +88,12 @@ def make_model(
     )
 
 
-def load_model(checkpoint: str) -> PreTrainedModel:
-    """The model of a folder or a Hub id; a Mamba of transformers or of mamba_ssm becomes a ToolMamba."""
+def load_model(checkpoint: str, **options: Any) -> PreTrainedModel:
+    """The model of a folder or a Hub id; a Mamba of transformers or of mamba_ssm becomes a ToolMamba.
+
+    Args:
+        options: of `from_pretrained`, for example its `dtype`.
+    """
     config, _ = PreTrainedConfig.get_config_dict(checkpoint)
     is_mamba = is_native(config) or config.get("model_type") in ("mamba", ToolMambaConfig.model_type)
-    return (ToolMambaForCausalLM if is_mamba else AutoModelForCausalLM).from_pretrained(checkpoint)
+    return (ToolMambaForCausalLM if is_mamba else AutoModelForCausalLM).from_pretrained(checkpoint, **options)

@@ -30,9 +30,6 @@ from hf_toolssm.ops.projection import are_projectable, project
 from hf_toolssm.ops.rms_norm import ToolMambaNorm
 from hf_toolssm.ops.selective_scan import selective_scan
 
-ADAPTER_TARGETS = ("in_proj", "x_proj", "dt_proj", "out_proj")
-"""The layers that a LoRA can train and merge: PEFT merges none into a depthwise convolution."""
-
 
 class ToolMambaMixer(MambaMixer):
     """The Mamba block (arXiv 2312.00752, section 3.4) from any state.

@@ -8,8 +8,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_toolssm.errors import TokenizerNeededError, UnsafeTrainingError
-from hf_toolssm.models.architectures import make_model
-from hf_toolssm.models.modeling_tool_mamba import ToolMambaForCausalLM
+from hf_toolssm.models.architectures import load_model, make_model
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model, fit_to_tokenizer
 from hf_toolssm.protocol.chat_template import ChatTemplate
 from hf_toolssm.protocol.special_tokens import add_tool_tokens
@@ -41,7 +40,9 @@ def from_scratch(
 def from_checkpoint(
     checkpoint: str, tokenizer: PreTrainedTokenizerBase, specs: Sequence[Mapping[str, Any]]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A Mamba checkpoint, transformers' or mamba_ssm's, to which tool tokens and their embeddings are added.
+    """A checkpoint of any causal language model, to which tool tokens and their embeddings are added.
+
+    A Mamba, transformers' or mamba_ssm's, becomes a ToolMamba.
 
     Args:
         checkpoint: a folder or a Hub id.
@@ -74,7 +75,7 @@ def chat_from_scratch(architecture: str, tokenizer: PreTrainedTokenizerBase, **s
 def chat_from_checkpoint(
     checkpoint: str, tokenizer: PreTrainedTokenizerBase, trained_vocabulary: int
 ) -> PreTrainedModel:
-    """A Mamba checkpoint, transformers' or mamba_ssm's, that is to chat.
+    """A checkpoint of any causal language model that is to chat; a Mamba becomes a ToolMamba.
 
     Args:
         checkpoint: a folder or a Hub id.
@@ -85,7 +86,7 @@ def chat_from_checkpoint(
         UnsafeTrainingError: the tokenizer had more tokens than the checkpoint, or that calls its tools by tokens.
     """
     model = _loaded(checkpoint, trained_vocabulary)
-    if model.config.tool_token_ids:
+    if getattr(model.config, "tool_token_ids", None):
         raise UnsafeTrainingError(
             f"{checkpoint} was trained to call its tools by tokens, not by a chat template: take another checkpoint, "
             "or train it on trajectories"
@@ -103,7 +104,7 @@ def _ready_to_chat(
 
 def _loaded(checkpoint: str, trained_vocabulary: int) -> PreTrainedModel:
     # Full precision: in bfloat16 small updates of the weights would be rounded away.
-    model = ToolMambaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model = load_model(checkpoint, dtype=torch.float32)
     rows = model.get_input_embeddings().num_embeddings
     if trained_vocabulary > rows:
         raise UnsafeTrainingError(

@@ -6,26 +6,50 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import nn
 
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS, ToolMambaMixer
+from hf_toolssm.models.modeling_tool_mamba import ToolMambaMixer
 from hf_toolssm.protocol.render import IGNORED
+from hf_toolssm.training.adapter_targets import check_adapters
 from hf_toolssm.training.heads import Head
-from hf_toolssm.training.sft_config import ToolSFTConfig
+from hf_toolssm.training.sft_config import PASSED, ToolSFTConfig
 
 logger = logging.getLogger(__name__)
-
-
-def own_models(model: Any) -> list[Any]:
-    """The causal language models in it that have a state to pass on."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()  # a name is loaded by TRL
-    return [module for module in modules if hasattr(type(module), "state_class")]
 
 
 def datasets_in(rows: Any) -> list[Dataset]:
     """What can be looked at of one set of rows, or of several by name."""
     return [each for each in (rows.values() if isinstance(rows, dict) else [rows]) if isinstance(each, Dataset)]
+
+
+def settle_state_passing(model: Any, owner: Any, args: ToolSFTConfig) -> None:
+    """Says how many batches go on where nothing was said: as many as help, if the model (`owner`) can go on."""
+    if args.state_passing_share is None:
+        args.state_passing_share = PASSED if owner is not None else 0.0
+        if owner is None:
+            what = (
+                "every batch starts from zeros: a %s takes no state in training (any Mamba does, as a ToolMamba)"
+            )
+            logger.warning(what, type(model).__name__)
+
+
+def settle_router_loss(model: Any, args: ToolSFTConfig) -> None:
+    """Switches off a loss on routers where TRL would stop at it: where there are no experts, or it cannot count them.
+
+    Raises:
+        UnsafeTrainingError: that loss was asked for.
+    """
+    config = model.config.get_text_config() if hasattr(model, "config") else None
+    if not hasattr(config, "output_router_logits") or getattr(config, "num_experts", None):
+        return
+    experts = getattr(config, "num_local_experts", None)
+    if args.router_aux_loss_coef:
+        raise UnsafeTrainingError(
+            f"router_aux_loss_coef balances experts, and TRL finds none in a {type(model).__name__}: leave it out"
+        )
+    args.router_aux_loss_coef = 0.0
+    if experts:
+        logger.warning("the load of the %d experts of a %s is not balanced by a loss", experts, type(model).__name__)
 
 
 def check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
@@ -65,11 +89,7 @@ def check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
             "the embeddings of the tool tokens are frozen and stay as they are: if they are new, pass a LoraConfig as "
             "peft_config to the trainer, or use hf_toolssm.training.lora.add_lora, which train them"
         )
-    for name, module in model.named_modules():
-        if hasattr(module, "lora_A") and name.rpartition(".")[2] not in ADAPTER_TARGETS:
-            raise UnsafeTrainingError(
-                f"a LoRA on {name} would not train or not merge: target only {', '.join(ADAPTER_TARGETS)}"
-            )
+    check_adapters(model)
 
 
 def check_rows(dataset: Dataset, heads: Sequence[Head]) -> None:

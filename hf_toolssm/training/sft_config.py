@@ -7,6 +7,9 @@ from trl import SFTConfig
 
 from hf_toolssm.errors import UnsafeTrainingError
 
+PASSED = 0.5
+"""The share of batches that go on, of a model with a state that can be passed on, where none is said."""
+
 
 @dataclass
 class ToolSFTConfig(SFTConfig):
@@ -16,11 +19,12 @@ class ToolSFTConfig(SFTConfig):
         UnsafeTrainingError: an option would quietly train something else than the trajectories.
     """
 
-    state_passing_share: float = field(
-        default=0.5,
+    state_passing_share: float | None = field(
+        default=None,
         metadata={
             "help": "Share of batches that start from the final states of the batch before instead of zeros "
-            "(Ruiz & Gu, arXiv 2507.02782). 0 switches it off."
+            f"(Ruiz & Gu, arXiv 2507.02782). 0 switches it off; by default it is {PASSED} for a model that takes a "
+            "state in training, and 0 for any other."
         },
     )
     state_noise_share: float = field(
@@ -90,7 +94,7 @@ class ToolSFTConfig(SFTConfig):
             )
         if self.bptt_length is not None and self.bptt_length < 1:
             raise UnsafeTrainingError(f"bptt_length is a number of tokens, at least 1, not {self.bptt_length}")
-        shares = (self.state_passing_share, self.state_noise_share)
+        shares = (PASSED if self.state_passing_share is None else self.state_passing_share, self.state_noise_share)
         if min(shares) < 0 or sum(shares) > 1:
             raise UnsafeTrainingError(
                 "state_passing_share and state_noise_share are shares from 0 to 1, together at most 1, and not "
@@ -99,5 +103,5 @@ class ToolSFTConfig(SFTConfig):
 
     @property
     def starts_from_states(self) -> bool:
-        """Whether any batch starts from more than zeros."""
-        return self.state_passing_share > 0 or self.state_noise_share > 0
+        """Whether any batch starts from more than zeros, if the model has a state that can be passed on."""
+        return self.state_passing_share != 0 or self.state_noise_share > 0

@@ -6,8 +6,8 @@ them.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from hf_toolssm.training.checks import (
     check_model,
     check_rows,
     datasets_in,
-    own_models,
+    settle_router_loss,
+    settle_state_passing,
 )
 from hf_toolssm.training.curriculum import EpochOfRows
 from hf_toolssm.training.freed_memory import keep_freed_memory
@@ -47,6 +48,7 @@ from hf_toolssm.training.pieces import cut, labels_of_next_tokens
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.slow_decay import slow_decays
 from hf_toolssm.training.token_means import TokenMeans
+from hf_toolssm.training.wrapped_models import as_saved, causal_lm_in, own_forwards, own_models, take_off_forwards
 
 logger = logging.getLogger(__name__)
 
@@ -112,16 +114,15 @@ class ToolSFTTrainer(SFTTrainer):
             from hf_toolssm.training.lora import complete_lora  # needs the extra `peft`
 
             kwargs["peft_config"] = complete_lora(model, kwargs["peft_config"])
-        before = {module: vars(module).get("forward") for module in own_models(model)}
+        settle_router_loss(model, args)
+        before = own_forwards(model)
         super().__init__(model, args=args, train_dataset=train_dataset, **kwargs)
-        for module in own_models(self.model):
-            del module.forward  # TRL's: `compute_loss` does without
-            if before.get(module) is not None:
-                module.forward = before[module]
+        take_off_forwards(self.model, before)
         self._check_loss()
         self._owner: Any = next(iter(own_models(self.model)), None)
+        self._causal_lm = causal_lm_in(self.model)
+        settle_state_passing(self._causal_lm, self._owner, args)
         check_model(self.model, self._owner, args)
-        self._causal_lm = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         self._means = TokenMeans(self.accelerator)
         self._take_heads()
         self.states: CarriedStates | None = None
@@ -168,7 +169,7 @@ class ToolSFTTrainer(SFTTrainer):
             model = self.accelerator.unwrap_model(self.model)
             # Of PEFT's wrapper, the model with the adapters in it, which can run free.
             free = model.get_base_model() if hasattr(model, "get_base_model") else model
-            with _as_saved(model), self._heads_on_model(False):
+            with as_saved(model), self._heads_on_model(False):
                 accuracy = self._accuracy(free)
             # At most a thousandth, less than one problem of many is worth.
             tie_break = 1e-3 / (1 + metrics["eval_loss"])
@@ -337,7 +338,7 @@ class ToolSFTTrainer(SFTTrainer):
 
     def _initial_state(self, rows: int) -> RecurrentState:
         if self.states is not None:
-            return self.states.draw(rows, self.args.state_passing_share, self.args.state_noise_share)
+            return self.states.draw(rows, self.args.state_passing_share or 0.0, self.args.state_noise_share)
         return type(self._owner).state_class(self._owner.config)
 
     def _pieces(self, inputs: dict[str, Any]) -> list[dict[str, Tensor]]:
@@ -386,14 +387,3 @@ class ToolSFTTrainer(SFTTrainer):
             super()._load_best_model()
         if self.heads:
             load_heads(self.heads, self.state.best_model_checkpoint)
-
-
-@contextmanager
-def _as_saved(model: Any) -> Iterator[None]:
-    """Takes off what accelerate puts on a model for mixed precision, which is no part of what is saved."""
-    mixed = vars(model).pop("forward", None) if hasattr(model, "_original_forward") else None
-    try:
-        yield
-    finally:
-        if mixed is not None:
-            model.forward = mixed

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from datasets import Dataset
+from small_models import small_model
 from small_run import losses, make_trainer
 from transformers import AutoTokenizer
 
@@ -10,13 +12,14 @@ from hf_toolssm.generation.tool_loop import generate_with_tools
 from hf_toolssm.models.architectures import BASELINES, load_model, make_model
 from hf_toolssm.models.modeling_rnn import RnnState
 from hf_toolssm.training.hidden_states import CarriedStates
+from hf_toolssm.training.sft_config import ToolSFTConfig
+from hf_toolssm.training.trainer import ToolSFTTrainer
 
 CARRIES_STATE = ("lstm", "gru", "rmt")
 
 
 def trained(output, architecture, **options):
-    share = 0.5 if architecture in CARRIES_STATE else 0.0
-    trainer = make_trainer(output, 8, 6, architecture=architecture, **{"state_passing_share": share, **options})
+    trainer = make_trainer(output, 8, 6, architecture=architecture, **options)
     trainer.train()
     return trainer
 
@@ -38,7 +41,32 @@ def test_a_baseline_trains_calls_tools_and_is_loaded_again(tmp_path, architectur
 @pytest.mark.parametrize("architecture", sorted(set(BASELINES) - set(CARRIES_STATE)))
 def test_a_state_that_a_baseline_does_not_have_cannot_be_passed_on(tmp_path, architecture):
     with pytest.raises(UnsafeTrainingError, match="state_passing_share: 0"):
-        make_trainer(tmp_path, 8, 1, architecture=architecture)
+        make_trainer(tmp_path, 8, 1, architecture=architecture, state_passing_share=0.5)
+
+
+def test_whether_states_are_passed_on_is_settled_by_the_model_and_said(tmp_path, caplog):
+    assert make_trainer(tmp_path, 8, 1, architecture="lstm").args.state_passing_share == 0.5
+    assert not caplog.records
+    trainer = make_trainer(tmp_path, 8, 1, architecture="mamba2")
+    assert trainer.args.state_passing_share == 0
+    assert trainer.states is None
+    assert "a Mamba2ForCausalLM takes no state in training" in caplog.text
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_a_loss_on_routers_that_trl_stops_at_is_off_or_refused(tokenizer, specs, tmp_path, experts):
+    """TRL asks a Granite for `num_experts`, which it calls otherwise, and one without experts for their load."""
+    rows = Dataset.from_list([{"input_ids": [3, 4, 5, 6], "labels": [-100, 4, 5, 6]}])
+    model = small_model("granite_moe_hybrid", tokenizer, specs, num_local_experts=experts, shared_intermediate_size=64)
+
+    def trainer(**options):
+        config = ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1, **options)
+        return ToolSFTTrainer(model, config, rows, processing_class=tokenizer)
+
+    with pytest.raises(UnsafeTrainingError, match="TRL finds none in a GraniteMoeHybridForCausalLM"):
+        trainer(router_aux_loss_coef=0.1)
+    trainer().train()
+    assert model.config.output_router_logits is False
 
 
 def test_an_lstm_resumed_from_a_checkpoint_loses_what_it_would_have_lost(tmp_path):

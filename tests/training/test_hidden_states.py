@@ -254,7 +254,7 @@ def test_a_peft_config_trains_the_rows_of_the_tool_tokens_and_every_projection(t
 def test_a_peft_config_for_what_cannot_take_it_is_refused_with_the_reason(tmp_path):
     trainer = make_trainer(tmp_path, 4, 1, adapter=LoraConfig(r=4))
     options = {"processing_class": trainer.processing_class, "peft_config": LoraConfig(r=4)}
-    with pytest.raises(UnsafeTrainingError, match="pass ToolMambaForCausalLM.from_pretrained"):
+    with pytest.raises(UnsafeTrainingError, match="pass hf_toolssm.models.architectures.load_model"):
         ToolSFTTrainer("some/folder", trainer.args, trainer.train_dataset, **options)
     with pytest.raises(UnsafeTrainingError, match="has an adapter already"):
         ToolSFTTrainer(trainer.model, trainer.args, trainer.train_dataset, **options)

@@ -1,12 +1,19 @@
 """A LoRA trains the projections and the tool tokens, nothing else, and merges exactly."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import relative_distance
+from peft import LoraConfig, PeftModel, get_peft_model
+from small_models import HYBRIDS, STOCK, small_model
 from small_run import losses, make_trainer
 
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.models.modeling_tool_mamba import ADAPTER_TARGETS
+from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
+from hf_toolssm.training.adapter_targets import adapter_targets, check_adapters
 from hf_toolssm.training.lora import add_lora
 
 
@@ -38,9 +45,10 @@ def test_a_lora_trains_merges_exactly_and_leaves_the_rest(tmp_path):
     assert len(changed) > len(tool_ids) // 2
 
 
-def test_every_target_exists(model):
-    names = {name.rsplit(".")[-1] for name, _ in model.named_modules()}
-    assert set(ADAPTER_TARGETS) <= names
+def test_the_projections_of_a_tool_mamba_are_targets(model):
+    layers = model.config.num_hidden_layers
+    found = sorted(name.rpartition(".")[2] for name in adapter_targets(model))
+    assert found == sorted(["in_proj", "x_proj", "dt_proj", "out_proj"] * layers)
 
 
 def test_a_lora_without_tool_tokens_or_rank_is_refused(model):
@@ -48,3 +56,63 @@ def test_a_lora_without_tool_tokens_or_rank_is_refused(model):
         add_lora(ToolMambaForCausalLM(ToolMambaConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1)), 4)
     with pytest.raises(UnsafeTrainingError, match="at least 1"):
         add_lora(model, 0)
+
+
+LINEAR = ["mamba", "mamba2", "falcon_h1", "gpt_neox"]
+NEVER_TIED = ("nemotron_h", "kimi_linear", "bailing_hybrid")
+MORE = [
+    pytest.param(name, tied, marks=pytest.mark.slow)
+    for name in (*STOCK, *HYBRIDS)
+    for tied in (True, False)
+    if name not in LINEAR and not (tied and name in NEVER_TIED)
+]
+
+
+@pytest.mark.parametrize(("name", "tied"), [(name, tied) for name in LINEAR for tied in (True, False)] + MORE)
+def test_every_adapter_of_any_architecture_trains_merges_and_is_loaded_again(name, tied, tokenizer, specs, tmp_path):
+    model = small_model(name, tokenizer, specs, tie_word_embeddings=tied)
+    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
+    base = copy.deepcopy(model)
+    adapted = add_lora(model, 2)
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter += 0.1 * torch.randn_like(parameter)
+    ids = torch.randint(3, len(tokenizer), (2, 24))
+    adapted.train()
+    F.cross_entropy(adapted(ids, use_cache=False).logits.flatten(0, 1), ids.flatten()).backward()
+    assert [name for name, p in trained.items() if p.grad is None or not p.grad.abs().max() > 0] == []
+    adapted.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = adapted.eval()(ids).logits
+        assert relative_distance(base(ids).logits, expected) > 1e-3
+        loaded = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
+        assert relative_distance(loaded(ids).logits, expected) < 1e-4
+        merged = adapted.merge_and_unload()
+        assert type(merged) is type(base)
+        assert relative_distance(merged(ids).logits, expected) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_head_that_only_the_config_calls_tied_is_refused(tokenizer, specs):
+    model = small_model("nemotron_h", tokenizer, specs, tie_word_embeddings=True)
+    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
+    with pytest.raises(UnsafeTrainingError, match="says tie_word_embeddings=True"):
+        add_lora(model, 2)
+
+
+def test_a_model_without_a_linear_layer_is_refused(tokenizer, specs):
+    model = small_model("lstm", tokenizer, specs)
+    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
+    with pytest.raises(UnsafeTrainingError, match="calls no linear layer"):
+        add_lora(model, 2)
+
+
+def test_an_adapter_that_a_kernel_passes_by_is_refused(tokenizer, specs):
+    """The step projection of a stock Mamba is read, and never called."""
+    model = small_model("mamba", tokenizer, specs)
+    add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["dt_proj"]))
+    with pytest.raises(UnsafeTrainingError, match="dt_proj would not train"):
+        check_adapters(adapted)

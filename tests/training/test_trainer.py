@@ -246,14 +246,14 @@ def test_options_that_would_quietly_train_something_else_are_refused(tmp_path, o
 
 def test_a_model_that_this_trainer_cannot_train_is_refused(model, tokenizer, tmp_path):
     rows = Dataset.from_list([{"input_ids": [1, 2], "labels": [-100, 2]}])
-    config = ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True)
+    config = ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, state_passing_share=0.5)
     stock = MambaForCausalLM(MambaConfig(vocab_size=30, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(UnsafeTrainingError, match="MambaForCausalLM has no state.*state_passing_share: 0"):
         ToolSFTTrainer(stock, config, rows, processing_class=tokenizer)
     with pytest.raises(UnsafeTrainingError, match="IterableDataset, whose labels cannot be checked"):
         ToolSFTTrainer(model, config, rows.to_iterable_dataset(), processing_class=tokenizer)
     lora = LoraConfig(r=64, target_modules=["in_proj", "conv1d"])
-    with pytest.raises(UnsafeTrainingError, match="conv1d would not train.*in_proj"):
+    with pytest.raises(UnsafeTrainingError, match="conv1d would not train"):
         ToolSFTTrainer(model, config, rows, processing_class=tokenizer, peft_config=lora)
 
 
