@@ -27,9 +27,7 @@ def settle_state_passing(model: Any, owner: Any, args: ToolSFTConfig) -> None:
     if args.state_passing_share is None:
         args.state_passing_share = PASSED if owner is not None else 0.0
         if owner is None:
-            what = (
-                "every batch starts from zeros: a %s takes no state in training (any Mamba does, as a ToolMamba)"
-            )
+            what = "every batch starts from zeros: a %s takes no state in training (any Mamba does, as a ToolMamba)"
             logger.warning(what, type(model).__name__)
 
 

@@ -6,11 +6,13 @@ import random
 import pytest
 from conftest import import_recipe, run_script
 from datasets import load_dataset
+from small_models import small_model
 from transformers import AutoTokenizer
 
-from hf_toolssm import Chat, ToolMambaConfig, ToolMambaForCausalLM
+from hf_toolssm import Chat, ToolMambaForCausalLM
 from hf_toolssm.errors import ChatTemplateError, UnsafeTrainingError
 from hf_toolssm.hub.publish_model import check_finished
+from hf_toolssm.models.architectures import load_model
 from hf_toolssm.protocol.text_tokenizer import build_text_tokenizer
 from hf_toolssm.tools.function import Function
 
@@ -74,18 +76,18 @@ def test_the_card_says_that_nothing_but_the_loss_was_measured_and_the_folder_can
 
 
 @pytest.mark.parametrize("rank", [0, 4])
-def test_a_checkpoint_without_a_template_learns_ours(rank, dataset, tmp_path):
+@pytest.mark.parametrize("name", ["mamba", "lfm2"])
+def test_a_checkpoint_without_a_template_learns_ours(name, rank, dataset, tmp_path):
     tokenizer = build_text_tokenizer(["please order the taxi"], 300)
     tokenizer.save_pretrained(tmp_path / "base")
-    config = ToolMambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
-    ToolMambaForCausalLM(config).save_pretrained(tmp_path / "base")
+    small_model(name, tokenizer, []).save_pretrained(tmp_path / "base")
     words = ["--model", tmp_path / "base", "--lora_rank", rank]
     with pytest.raises(ChatTemplateError, match="add_chat_tokens") as caught:
         train(dataset, tmp_path / "no", *words)
     assert "--chat_template toolssm" in caught.value.__notes__[0]
-    before = ToolMambaForCausalLM.from_pretrained(tmp_path / "base").get_input_embeddings().weight
+    before = load_model(tmp_path / "base").get_input_embeddings().weight
     train(dataset, tmp_path / "chat", *words, "--chat_template", "toolssm", "--learning_rate", "1e-2")
-    model = ToolMambaForCausalLM.from_pretrained(tmp_path / "chat")
+    model = load_model(tmp_path / "chat")
     known = AutoTokenizer.from_pretrained(tmp_path / "chat")
     after = model.get_input_embeddings().weight
     assert len(known) == len(tokenizer) + 10 == after.shape[0]
