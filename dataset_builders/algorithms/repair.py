@@ -13,8 +13,9 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
     NameError of anything else           `import` of that module is missing: it is put before the first statement
     SyntaxError: expected ':'            the line gets one
 
-A name that an error says is missing or misspelt is copied by the shell, which takes it from the error of another run:
-the command itself holds nothing of an observation but a file and a line.
+An edit begins with the file and the line, in the order in which the observation ends with them, so that they are
+copied over few characters; what follows is the same for every repair of its kind. A name that an error says is missing
+or misspelt is copied by the shell, which takes it from the error of another run.
 
 The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was
 not imported it may say `Did you mean: 'f4'?`; and of F6 it says v6, if there is one. So spelling decides, and then the
@@ -79,22 +80,22 @@ def repair(observation: str, program: str = "main.py") -> str:
         raise InvalidProblemError(f"no frame of /work is shown beside {error!r}")
     last = frames[-1]
     if error == "SyntaxError: expected ':'":
-        return _edit(last.file, f"{last.line}s/$/:/")
+        return _edit(last, r"$l s/\$/:/")
     if _TOO_MANY.search(error):
-        return _edit(last.file, f"{last.line}s/, [^,{')' * (last.text.count(')') > 1)}]*)/)/")
+        return _edit(last, f"$l s/, [^,{')' * (last.text.count(')') > 1)}]*)/)/")
     if found := re.search(r"missing 1 required positional argument: '(\w+)'", error):
         if found[1] == MISSING:
             return _pass_on(frames, defined=True)
-        return _edit_with_name(program, last.file, "a", _argument(last, "$a"))
+        return _edit_with_name(program, last, "a", _argument("$a"))
     if found := re.match(r"NameError: name '(\w+)' is not defined(?:\. Did you mean: '(\w+)'\?)?", error):
         name, hint = found.groups()
         if name == MISSING:
             return _pass_on(frames, defined=False)
         if re.fullmatch(r"f\d+|foo", name):
-            return _edit_with_name(program, last.file, "i", "1i from $i import $i")
+            return _edit_with_name(program, last, "i", "1i from $i import $i")
         if re.fullmatch(r"F\d+|Foo", name) or (hint and name in (hint[0] + hint, hint[0].upper() + hint[1:])):
-            return _edit_with_name(program, last.file, "n", rf"{last.line}s/\b$n\b/$m/g", _SPELT)
-        return _edit_with_name(program, last.file, "i", f"0,/{_FIRST_STATEMENT}/s//import $i\\n&/")
+            return _edit_with_name(program, last, "n", r"$l s/\b$n\b/$m/g", _SPELT)
+        return _edit_with_name(program, last, "i", f"0,/{_FIRST_STATEMENT}/s//import $i\\n&/")
     raise InvalidProblemError(f"no rule repairs {error!r}")
 
 
@@ -106,33 +107,33 @@ def _pass_on(frames: list[Frame], defined: bool) -> str:
     """
     commands, call = [], defined
     for at, frame in reversed([*enumerate(frames)]):
-        commands.append(_edit(frame.file, f"{_DEFINITION};{_argument(frame, MISSING)}" if call else _DEFINITION))
+        commands.append(_edit(frame, f"{_DEFINITION};{_argument(MISSING)}" if call else _DEFINITION))
         if at and MISSING in frames[at - 1].text:
             break
         call = True
     return "; ".join(commands)
 
 
-def _argument(frame: Frame, name: str) -> str:
-    return f"{frame.line}s/)/, {name})/"
+def _argument(name: str) -> str:
+    return f"$l s/)/, {name})/"
 
 
-def _edit(file: str, script: str) -> str:
-    return f"sed -i '{script}' {file}"
+def _edit(frame: Frame, script: str, before: str = "") -> str:
+    return f'f={frame.file} l={frame.line}; {before}sed -i "{script}" $f'
 
 
 _SPELT = r"m=$(sed 's/^\(.\)\1/\1/;t;s/./\l&/' <<<$n); "
 """A misspelt name as it should be: of a letter that is there twice once, else with a small one."""
 
 
-def _edit_with_name(program: str, file: str, variable: str, script: str, more: str = "") -> str:
+def _edit_with_name(program: str, frame: Frame, variable: str, script: str, more: str = "") -> str:
     """A shell variable holds the first name that stands between quotes in the error.
 
     Args:
-        variable: one for each kind of edit: the command's first letter says what is to be done, while the error is
-            near. Behind the same first 55 characters a model took one kind for another.
+        variable: one for each kind of edit, so that its letter says what is to be done while the error is near. Behind
+            55 characters that were the same for all, a model took one kind for another.
         script: it may use the variable.
         more: a command before it that may use it too.
     """
     named = rf"python3 {program} 2>&1 >/dev/null | tail -n 1 | cut -d\' -f2"
-    return f'{variable}=$({named}); {more}sed -i "{script}" {file}'
+    return _edit(frame, script, f"{variable}=$({named}); {more}")

@@ -13,7 +13,7 @@ Worked example, `module json.decoder; seed 7`:
               NegInf = Float('-inf')
           NameError: name 'Float' is not defined. Did you mean: 'float'?
             File "/work/module.py", line 17, in <module>
-    bash    n=...; m=...; sed -i "17s/\\b$n\\b/$m/g" module.py; (the run)
+    bash    f=module.py l=17; n=...; m=...; sed -i "$l s/\\b$n\\b/$m/g" $f; (the run)
           passed
     answer  fixed
 
@@ -53,7 +53,7 @@ class ModuleFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing one bug in a module of Python's standard library, with a shell"
-    version = "6"
+    version = "7"
     variants: Sequence[str] = ("interactive",)
     adversarial: Sequence[str] = tuple(f"{_SET}{kind}" for kind in KINDS)
     unit = "bugs"

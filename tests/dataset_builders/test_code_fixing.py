@@ -138,27 +138,31 @@ def test_no_more_than_so_many_files_are_edited_in_a_turn(variant, most):
 
 
 FRAME = '  File "/work/{0}.py", line {1}, in {2}\n    {3}\n'
+AT = "f=f2.py l=7; "
 NAMED = r"=$(python3 main.py 2>&1 >/dev/null | tail -n 1 | cut -d\' -f2); "
-SPELT = "n" + NAMED + r"""m=$(sed 's/^\(.\)\1/\1/;t;s/./\l&/' <<<$n); sed -i "7s/\b$n\b/$m/g" f2.py"""
-IMPORT = "i" + NAMED + 'sed -i "1i from $i import $i" f2.py'
+SPELT = AT + "n" + NAMED + r"""m=$(sed 's/^\(.\)\1/\1/;t;s/./\l&/' <<<$n); sed -i "$l s/\b$n\b/$m/g" $f"""
+IMPORT = AT + "i" + NAMED + 'sed -i "1i from $i import $i" $f'
 
 
 @pytest.mark.parametrize(
     ("error", "command"),
     [
-        ("NameError: name 'v10' is not defined. Did you mean: 'v0'?", "sed -i '/v10):/!s/):/, v10):/' f2.py"),
+        ("NameError: name 'v10' is not defined. Did you mean: 'v0'?", AT + 'sed -i "/v10):/!s/):/, v10):/" $f'),
         ("NameError: name 'f40' is not defined. Did you mean: 'f4'?", IMPORT),
         ("NameError: name 'foo' is not defined", IMPORT),
         ("NameError: name 'F6' is not defined. Did you mean: 'v6'?", SPELT),
         ("NameError: name 'V3' is not defined. Did you mean: 'v3'?", SPELT),
         ("NameError: name 'vv3' is not defined. Did you mean: 'v3'?", SPELT),
-        ("TypeError: f5() missing 1 required positional argument: 'v3'", "a" + NAMED + 'sed -i "7s/)/, $a)/" f2.py'),
+        (
+            "TypeError: f5() missing 1 required positional argument: 'v3'",
+            AT + "a" + NAMED + 'sed -i "$l s/)/, $a)/" $f',
+        ),
         (
             "TypeError: f5() missing 1 required positional argument: 'v10'",
-            "sed -i '/v10):/!s/):/, v10):/;7s/)/, v10)/' f2.py",
+            AT + 'sed -i "/v10):/!s/):/, v10):/;$l s/)/, v10)/" $f',
         ),
-        ("TypeError: f5() takes 1 positional argument but 2 were given", "sed -i '7s/, [^,]*)/)/' f2.py"),
-        ("TypeError: f5() takes 2 positional arguments but 3 were given", "sed -i '7s/, [^,]*)/)/' f2.py"),
+        ("TypeError: f5() takes 1 positional argument but 2 were given", AT + 'sed -i "$l s/, [^,]*)/)/" $f'),
+        ("TypeError: f5() takes 2 positional arguments but 3 were given", AT + 'sed -i "$l s/, [^,]*)/)/" $f'),
     ],
 )
 def test_the_rule_for_an_error_is_decided_by_the_last_frame_and_the_spelling(error, command):

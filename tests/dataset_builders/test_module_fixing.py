@@ -155,15 +155,14 @@ def test_training_and_test_never_share_a_module():
 @pytest.mark.parametrize(
     ("error", "command"),
     [
-        ("TypeError: Foo.__init__() takes from 1 to 2 positional arguments but 3 were given", "7s/, [^,]*)/)/"),
-        ("TypeError: compile expected at most 1 argument, got 2", "7s/, [^,]*)/)/"),
-        ("TypeError: len() takes exactly one argument (2 given)", "7s/, [^,]*)/)/"),
+        ("TypeError: Foo.__init__() takes from 1 to 2 positional arguments but 3 were given", "$l s/, [^,]*)/)/"),
+        ("TypeError: compile expected at most 1 argument, got 2", "$l s/, [^,]*)/)/"),
+        ("TypeError: len() takes exactly one argument (2 given)", "$l s/, [^,]*)/)/"),
     ],
 )
 def test_real_names_and_errors_have_rules(error, command):
-    assert (
-        repair(f'  File "/work/a.py", line 7, in <module>\n    x = foo(y, z)\n{error}\n') == f"sed -i '{command}' a.py"
-    )
+    run = f'  File "/work/a.py", line 7, in <module>\n    x = foo(y, z)\n{error}\n'
+    assert repair(run) == f'f=a.py l=7; sed -i "{command}" $f'
 
 
 @pytest.mark.parametrize(
@@ -199,7 +198,7 @@ def test_of_many_parentheses_the_nearest_ends_the_call():
     observation = (
         '  File "/work/a.py", line 7, in f\n    if f(v, int, v) and g(w):\nTypeError: f expected 2 arguments, got 3\n'
     )
-    assert repair(observation) == "sed -i '7s/, [^,)]*)/)/' a.py"
+    assert repair(observation) == 'f=a.py l=7; sed -i "$l s/, [^,)]*)/)/" $f'
 
 
 @pytest.mark.parametrize("problem", ["", "module json", "module json; seed x", "module j son; seed 1"])
