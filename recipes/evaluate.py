@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from free_running import free_running
 from transformers import AutoTokenizer, HfArgumentParser
 
@@ -59,7 +60,7 @@ def main() -> None:
     plain, adversarial = drawn(options.lengths, []), drawn([], options.adversarial_lengths)
     forced = drawn(options.teacher_forced_lengths, [])
 
-    model = load_model(options.model)
+    model = load_model(options.model).to(PartialState().device)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
 
     def measure(references: ReferenceTrajectories) -> LengthResult:

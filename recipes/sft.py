@@ -1,4 +1,4 @@
-"""Trains a Mamba on tool trajectories, then measures it free-running; or on conversations (`sft_messages.py`).
+"""Trains a model on tool trajectories, then measures it free-running; or on conversations (`sft_messages.py`).
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml \\
         recipes/sft.py --config recipes/configs/addition_cpu.yaml

@@ -23,6 +23,7 @@ from hf_toolssm.training.adapter_targets import what_trains
 from hf_toolssm.training.checkpoints import last_whole_checkpoint
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer
+from hf_toolssm.training.wrapped_models import move
 
 
 def base_tokenizer(recipe: RecipeArguments) -> PreTrainedTokenizerBase | None:
@@ -59,6 +60,7 @@ def train(
     """
     output = Path(config.output_dir)
     revision = recipe.model and tool_models.checkpoint_revision(recipe.model)  # now: asking may fail
+    move(model, config.device)  # whose kernels decide what runs, and where an adapter trains
     ModelRunner(model)  # refuses what could not work through tools once it is trained
     if recipe.lora_rank:
         from hf_toolssm.training.lora import add_lora  # needs the extra `peft`
@@ -97,7 +99,7 @@ def train(
         "steps": trainer.state.global_step,
         "batch_size": config.train_batch_size * config.gradient_accumulation_steps * config.world_size,
         "learning_rate": config.learning_rate,
-        "state_passing_share": config.state_passing_share,
+        "state_passing_share": trainer.args.state_passing_share,
         "state_noise_share": config.state_noise_share,
         "slow_decay_weight": config.slow_decay_weight,
         "selected_step": trainer.state.best_global_step if selection else None,

@@ -14,7 +14,7 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
     SyntaxError: expected ':'            the line gets one
 
 An edit begins with the file and the line, in the order in which the observation ends with them, so that they are
-copied over few characters; what follows is the same for every repair of its kind. A name that an error says is missing
+copied over few characters; what follows holds nothing of the observation. A name that an error says is missing
 or misspelt is copied by the shell, which takes it from the error of another run.
 
 The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was

@@ -16,9 +16,13 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.ops.plain_modules import input_device
+
+_LINEAR = (nn.Linear, Conv1D)
+"""What PEFT merges into; the second is GPT-2's linear layer."""
 
 _REFUSED_BY_PEFT = dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), "out_proj")
 """By model type, a name that PEFT takes for a layer that a fused kernel reads, whether one does or not."""
@@ -28,14 +32,17 @@ _LAYER = re.compile(r"(.*?\.\d+)\.")
 
 def adapter_targets(model: PreTrainedModel) -> list[str]:
     """The names of the layers that a LoRA is put on: all linear ones that are called, with a weight of their own, but
-    for the head.
+    for the head and what PEFT refuses.
+
+    Args:
+        model: on the device where it will be trained, because the kernels there decide.
 
     Raises:
         UnsafeTrainingError: there is none.
     """
-    may_have_one = _may_have_one(model)
+    is_adaptable = _adaptable_in(model)
     refused = _REFUSED_BY_PEFT.get(model.config.model_type)
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and may_have_one(module)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, _LINEAR) and is_adaptable(module)]
     found = [name for name in linear if name.rpartition(".")[2] != refused]
     if not found:
         raise UnsafeTrainingError(
@@ -53,9 +60,9 @@ def check_adapters(model: Any) -> None:
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
     if not adapted:
         return
-    may_have_one = _may_have_one(model)
+    is_adaptable = _adaptable_in(model)
     for name, module in adapted.items():
-        if not (isinstance(module.get_base_layer(), nn.Linear) and may_have_one(module)):
+        if not (isinstance(module.get_base_layer(), _LINEAR) and is_adaptable(module)):
             raise UnsafeTrainingError(
                 f"a LoRA on {name} would not train or not merge: leave out target_modules, and all layers that can "
                 "have one get it"
@@ -76,15 +83,15 @@ def what_trains(model: nn.Module) -> str:
     )
 
 
-def _may_have_one(model: Any) -> Callable[[Any], bool]:
-    """Whether a module of the model is called, and its weight nobody else's; the head's is no part of a layer."""
+def _adaptable_in(model: Any) -> Callable[[Any], bool]:
+    """Runs the model once, and says of modules whether one is called, its weight nobody else's, and not the head."""
     called, head = _called(model), model.get_output_embeddings()
     owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
 
-    def may_have_one(module: Any) -> bool:
+    def is_adaptable(module: Any) -> bool:
         return module in called and module is not head and owners[id(module.weight)] == 1
 
-    return may_have_one
+    return is_adaptable
 
 
 def _called(model: Any) -> set[nn.Module]:

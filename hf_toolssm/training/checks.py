@@ -26,7 +26,7 @@ def settle_state_passing(model: Any, owner: Any, args: ToolSFTConfig) -> None:
     """Says how many batches go on where nothing was said: as many as help, if the model (`owner`) can go on."""
     if args.state_passing_share is None:
         args.state_passing_share = PASSED if owner is not None else 0.0
-        if owner is None:
+        if owner is None and args.process_index == 0:
             what = "every batch starts from zeros: a %s takes no state in training (any Mamba does, as a ToolMamba)"
             logger.warning(what, type(model).__name__)
 
@@ -38,7 +38,7 @@ def settle_router_loss(model: Any, args: ToolSFTConfig) -> None:
         UnsafeTrainingError: that loss was asked for.
     """
     config = model.config.get_text_config() if hasattr(model, "config") else None
-    if not hasattr(config, "output_router_logits") or getattr(config, "num_experts", None):
+    if not hasattr(config, "output_router_logits") or (getattr(config, "num_experts", None) or 0) > 1:
         return
     experts = getattr(config, "num_local_experts", None)
     if args.router_aux_loss_coef:
@@ -46,12 +46,17 @@ def settle_router_loss(model: Any, args: ToolSFTConfig) -> None:
             f"router_aux_loss_coef balances experts, and TRL finds none in a {type(model).__name__}: leave it out"
         )
     args.router_aux_loss_coef = 0.0
-    if experts:
+    if experts and args.process_index == 0:
         logger.warning("the load of the %d experts of a %s is not balanced by a loss", experts, type(model).__name__)
 
 
-def check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
-    """Raises UnsafeTrainingError where a model, or the one of ours in it (`owner`), cannot be trained as asked."""
+def check_model(model: Any, causal_lm: Any, owner: Any, args: ToolSFTConfig) -> None:
+    """Raises UnsafeTrainingError where a model cannot be trained as asked.
+
+    Args:
+        model: PEFT's wrapper of `causal_lm`, or that itself.
+        owner: the one of ours in it, whose state can be passed on; None where there is none.
+    """
     if owner is None and (args.starts_from_states or args.bptt_length is not None):
         raise UnsafeTrainingError(
             f"{type(model).__name__} has no state that this trainer could pass on: set state_passing_share: 0, no "
@@ -81,8 +86,11 @@ def check_model(model: Any, owner: Any, args: ToolSFTConfig) -> None:
         raise UnsafeTrainingError(
             "an adapter of virtual tokens shifts every label: train a LoRA or all weights instead"
         )
-    frozen = owner is not None and not any(p.requires_grad for p in owner.get_input_embeddings().parameters())
-    if frozen and owner.config.tool_token_ids:
+    tables = [causal_lm.get_input_embeddings()]
+    if not causal_lm.config.get_text_config().tie_word_embeddings:
+        tables.append(causal_lm.get_output_embeddings())
+    frozen = not all(any(weight.requires_grad for weight in table.parameters()) for table in tables)
+    if frozen and getattr(causal_lm.config, "tool_token_ids", None):
         logger.warning(
             "the embeddings of the tool tokens are frozen and stay as they are: if they are new, pass a LoraConfig as "
             "peft_config to the trainer, or use hf_toolssm.training.lora.add_lora, which train them"

@@ -1,6 +1,6 @@
 """LoRA on any causal language model: which weights an adapter may touch, and the new token embeddings beside it.
 
-Adapters stand on every linear layer that a forward calls (see `adapter_targets`). PEFT merges none into a depthwise
+Adapters stand on the linear layers that a forward calls (see `adapter_targets`). PEFT merges none into a depthwise
 convolution, and one on the tied embedding or head would be merged into both: those are never targets. The rows of the
 tool tokens, or of a chat's new markers, train in full, as PEFT's trainable tokens, also in a head that is not tied.
 """
@@ -60,9 +60,11 @@ def complete_lora(model: PreTrainedModel, config: LoraConfig, new_tokens: Sequen
         raise UnsafeTrainingError(
             "the model has no tool tokens, whose new embeddings must be trained: call add_tool_tokens_to_model first"
         )
-    tables = _tables(model)
     rows = config.trainable_token_indices
-    chosen = rows if isinstance(rows, dict) else dict.fromkeys(tables, rows or ids)
+    tables = _tables(model) if ids or rows else []
+    chosen = dict.fromkeys(tables, rows or ids)
+    if isinstance(rows, dict):  # PEFT takes the end of a name too
+        chosen = {next((t for t in tables if f".{t}".endswith(f".{name}")), name): rows[name] for name in rows}
     if config.modules_to_save or not all(set(ids) <= set(chosen.get(table, ())) for table in tables):
         raise UnsafeTrainingError(
             "the rows of new tokens must be trained, and only as trainable tokens are they merged rightly: leave "

@@ -1,4 +1,4 @@
-"""`SFTConfig` for recurrent models on tool trajectories: right defaults, and guards for what is quietly wrong."""
+"""`SFTConfig` for models of tool trajectories: right defaults, and guards for what is quietly wrong."""
 
 import math
 from dataclasses import dataclass, field

@@ -5,6 +5,7 @@ share of the batches from the final states of the batch before (Ruiz & Gu, arXiv
 them.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -48,7 +49,15 @@ from hf_toolssm.training.pieces import cut, labels_of_next_tokens
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.slow_decay import slow_decays
 from hf_toolssm.training.token_means import TokenMeans
-from hf_toolssm.training.wrapped_models import as_saved, causal_lm_in, own_forwards, own_models, take_off_forwards
+from hf_toolssm.training.wrapped_models import (
+    as_saved,
+    causal_lm_in,
+    give_head_a_bias,
+    move,
+    own_forwards,
+    own_models,
+    take_off_forwards,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +66,8 @@ _TARGET_COUNTS = "target_counts"
 
 
 class ToolSFTTrainer(SFTTrainer):
-    """TRL's `SFTTrainer` on rendered trajectories (`input_ids` and `labels`), for ToolMamba and for its baselines.
+    """TRL's `SFTTrainer` on rendered trajectories (`input_ids` and `labels`), for ToolMamba and any other causal
+    language model.
 
     A model with a `state_class` (ToolMamba, LSTM, GRU, RMT) can have its state passed on; any other trains as it is.
 
@@ -101,6 +111,7 @@ class ToolSFTTrainer(SFTTrainer):
         heads: Sequence[Head] = (),
         **kwargs: Any,
     ) -> None:
+        args = copy.copy(args)  # what is settled by this model is not said of the next
         self.heads = list(heads)
         self._head_modules = modules_of(self.heads)
         held_out = kwargs.get("eval_dataset")
@@ -113,6 +124,7 @@ class ToolSFTTrainer(SFTTrainer):
         if kwargs.get("peft_config") is not None:
             from hf_toolssm.training.lora import complete_lora  # needs the extra `peft`
 
+            move(model, args.device)
             kwargs["peft_config"] = complete_lora(model, kwargs["peft_config"])
         settle_router_loss(model, args)
         before = own_forwards(model)
@@ -121,8 +133,9 @@ class ToolSFTTrainer(SFTTrainer):
         self._check_loss()
         self._owner: Any = next(iter(own_models(self.model)), None)
         self._causal_lm = causal_lm_in(self.model)
+        give_head_a_bias(self._causal_lm)
         settle_state_passing(self._causal_lm, self._owner, args)
-        check_model(self.model, self._owner, args)
+        check_model(self.model, self._causal_lm, self._owner, args)
         self._means = TokenMeans(self.accelerator)
         self._take_heads()
         self.states: CarriedStates | None = None
@@ -167,10 +180,8 @@ class ToolSFTTrainer(SFTTrainer):
         metrics = super().evaluate(*args, **kwargs)
         if self._accuracy is not None:
             model = self.accelerator.unwrap_model(self.model)
-            # Of PEFT's wrapper, the model with the adapters in it, which can run free.
-            free = model.get_base_model() if hasattr(model, "get_base_model") else model
             with as_saved(model), self._heads_on_model(False):
-                accuracy = self._accuracy(free)
+                accuracy = self._accuracy(causal_lm_in(model))
             # At most a thousandth, less than one problem of many is worth.
             tie_break = 1e-3 / (1 + metrics["eval_loss"])
             measured = {"eval_accuracy": accuracy, "eval_selection": accuracy + tie_break}

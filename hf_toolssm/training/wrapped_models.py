@@ -27,15 +27,22 @@ def take_off_forwards(model: Any, before: dict[Any, Any]) -> None:
 
 
 def causal_lm_in(model: Any) -> Any:
-    """The causal language model in PEFT's wrapper, or the model itself.
+    """The causal language model in PEFT's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
-    TRL's loss asks its head for a bias, and where rows of the head train, PEFT's wrapper has none: it gets one.
-    """
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+
+def give_head_a_bias(causal_lm: Any) -> None:
+    """TRL's loss asks the head for one, and where its rows train, PEFT's wrapper of it has none."""
     head = causal_lm.get_output_embeddings()
     if not hasattr(head, "bias"):
         head.bias = None
-    return causal_lm
+
+
+def move(model: Any, device: Any) -> None:
+    """Moves a model to where it will be trained; one that is quantized or spread over devices stays."""
+    stays = getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None) is not None
+    if isinstance(model, nn.Module) and not stays:
+        model.to(device)
 
 
 @contextmanager

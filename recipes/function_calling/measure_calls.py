@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="a folder for table.md and results.json; by default the model's")
     options = parser.parse_args()
     model, tokenizer = load_model(str(options.model)), AutoTokenizer.from_pretrained(options.model)
+    model.to(PartialState().device)
     groups = [measure(group, list(GROUPS[group]), model, tokenizer, options.num_problems) for group in GROUPS]
     evaluation = {
         "command": f"by recipes/function_calling/measure_calls.py --num-problems {options.num_problems}",

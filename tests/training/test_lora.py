@@ -1,4 +1,4 @@
-"""A LoRA trains the projections and the tool tokens, nothing else, and merges exactly."""
+"""A LoRA trains linear layers and the tool tokens, nothing else, and merges exactly, in any architecture."""
 
 import copy
 
@@ -9,12 +9,13 @@ from conftest import relative_distance
 from peft import LoraConfig, PeftModel, get_peft_model
 from small_models import HYBRIDS, STOCK, small_model
 from small_run import losses, make_trainer
+from transformers import PhiConfig, PhiForCausalLM
 
 from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
 from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.models.tool_embeddings import add_tool_tokens_to_model
 from hf_toolssm.training.adapter_targets import adapter_targets, check_adapters
-from hf_toolssm.training.lora import add_lora
+from hf_toolssm.training.lora import add_lora, complete_lora
 
 
 def test_a_lora_trains_merges_exactly_and_leaves_the_rest(tmp_path):
@@ -100,6 +101,34 @@ def test_a_head_that_only_the_config_calls_tied_is_refused(tokenizer, specs):
     add_tool_tokens_to_model(model, tokenizer, specs, trained_vocabulary=0)
     with pytest.raises(UnsafeTrainingError, match="says tie_word_embeddings=True"):
         add_lora(model, 2)
+
+
+def test_rows_are_named_as_peft_names_them_and_a_head_with_a_bias_is_refused_only_where_they_train(tokenizer, specs):
+    model = small_model("tool_mamba", tokenizer, specs)
+    ids = sorted(model.config.tool_token_ids.values())
+    completed = complete_lora(model, LoraConfig(trainable_token_indices={"embeddings": ids}))
+    assert completed.trainable_token_indices == {"backbone.embeddings": ids}
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    phi = PhiForCausalLM(PhiConfig(**shape, intermediate_size=32))
+    assert "lm_head" not in complete_lora(phi, LoraConfig(), ()).target_modules
+    with pytest.raises(UnsafeTrainingError, match="has a bias"):
+        complete_lora(phi, LoraConfig(), [3])
+
+
+def test_what_a_kernel_of_this_device_passes_by_is_no_target(tokenizer, specs, monkeypatch):
+    """On a GPU a fused kernel reads the output projection's weight, as this forward does."""
+    model = small_model("bamba", tokenizer, specs)
+    mixer = next(module for name, module in model.named_modules() if name.endswith("layers.0.mamba"))
+    assert any(name.endswith("layers.0.mamba.out_proj") for name in adapter_targets(model))
+
+    def fused(self, hidden_states, *args, **kwargs):
+        projected = self.in_proj(hidden_states)[..., : self.out_proj.in_features]
+        return F.linear(projected, self.out_proj.weight)
+
+    monkeypatch.setattr(type(mixer), "forward", fused)
+    targets = adapter_targets(model)
+    assert any(name.endswith("layers.0.mamba.in_proj") for name in targets)
+    assert not any(name.endswith("layers.0.mamba.out_proj") for name in targets)
 
 
 def test_a_model_without_a_linear_layer_is_refused(tokenizer, specs):
