@@ -18,7 +18,7 @@ from hf_toolssm.hub.model_card import write_model_card
 from hf_toolssm.hub.publish import Destination
 from hf_toolssm.hub.publish_model import publish_model
 from hf_toolssm.models import tool_models
-from hf_toolssm.models.architectures import TOOL_MAMBA
+from hf_toolssm.models.architectures import TOOL_MAMBA, check_checkpoint
 from hf_toolssm.training.adapter_targets import what_trains
 from hf_toolssm.training.checkpoints import last_whole_checkpoint
 from hf_toolssm.training.sft_config import ToolSFTConfig
@@ -35,6 +35,7 @@ def base_tokenizer(recipe: RecipeArguments) -> PreTrainedTokenizerBase | None:
             f"architecture {recipe.architecture} is of a model from scratch, and a checkpoint has its own: leave out "
             "--architecture or --model"
         )
+    check_checkpoint(recipe.model)
     return tool_models.checkpoint_tokenizer(recipe.model, recipe.tokenizer)
 
 

@@ -55,16 +55,9 @@ class ModelRunner:
                 f"{type(model).__name__} is PEFT's wrapper: pass its get_base_model(), which has the adapters in it"
             )
         itself = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-        parameters = inspect.signature(type(itself).forward).parameters
-        names = [name for name in ("cache_params", "past_key_values") if name in parameters]
-        if not names:
-            raise UnsupportedArchitectureError(
-                f"{type(itself).__name__} takes neither cache_params nor past_key_values, so its memory cannot be "
-                "carried through tool calls: use a causal language model with a cache"
-            )
+        self._cache_name = cache_argument(type(itself))
         self.model = model
-        self._cache_name = names[0]
-        self._takes_positions = "position_ids" in parameters
+        self._takes_positions = "position_ids" in inspect.signature(type(itself).forward).parameters
         self.prefill = Prefill.BATCHED if getattr(model, "rows_run_side_by_side", False) else self._measure()
 
     @property
@@ -198,6 +191,22 @@ class ModelRunner:
             f"{type(self.model).__name__} gives other results when its tokens come one at a time (relative distance "
             f"{singly:.2g}), so it cannot work through tools exactly: use a model whose cache is exact"
         )
+
+
+def cache_argument(model_class: Any) -> str:
+    """The name of the forward's argument that carries a model's memory.
+
+    Raises:
+        UnsupportedArchitectureError: there is none.
+    """
+    parameters = inspect.signature(model_class.forward).parameters
+    for name in ("cache_params", "past_key_values"):
+        if name in parameters:
+            return name
+    raise UnsupportedArchitectureError(
+        f"{model_class.__name__} takes neither cache_params nor past_key_values, so its memory cannot be carried "
+        "through tool calls: use a causal language model with a cache"
+    )
 
 
 def _distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

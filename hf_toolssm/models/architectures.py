@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     FalconH1Config,
     FalconH1ForCausalLM,
@@ -22,7 +24,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_toolssm.errors import UnknownArchitectureError
+from hf_toolssm.errors import UnknownArchitectureError, UnsupportedArchitectureError
+from hf_toolssm.generation.model_runner import cache_argument
 from hf_toolssm.models.configuration_rmt import RmtConfig
 from hf_toolssm.models.configuration_rnn import CELLS, RnnConfig
 from hf_toolssm.models.configuration_tool_mamba import ToolMambaConfig
@@ -88,12 +91,33 @@ def make_model(
     )
 
 
+def check_checkpoint(checkpoint: str) -> None:
+    """Finds by its config alone that a checkpoint is no model that could work through tools.
+
+    Raises:
+        UnsupportedArchitectureError: it is none.
+    """
+    if not _is_mamba(checkpoint):
+        try:
+            config = AutoConfig.from_pretrained(checkpoint)
+            model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        except (KeyError, ValueError) as error:
+            raise UnsupportedArchitectureError(
+                f"transformers loads no causal language model from {checkpoint}: {error}"
+            ) from error
+        cache_argument(model_class)
+
+
 def load_model(checkpoint: str, **options: Any) -> PreTrainedModel:
     """The model of a folder or a Hub id; a Mamba of transformers or of mamba_ssm becomes a ToolMamba.
 
     Args:
         options: of `from_pretrained`, for example its `dtype`.
     """
+    model_class = ToolMambaForCausalLM if _is_mamba(checkpoint) else AutoModelForCausalLM
+    return model_class.from_pretrained(checkpoint, **options)
+
+
+def _is_mamba(checkpoint: str) -> bool:
     config, _ = PreTrainedConfig.get_config_dict(checkpoint)
-    is_mamba = is_native(config) or config.get("model_type") in ("mamba", ToolMambaConfig.model_type)
-    return (ToolMambaForCausalLM if is_mamba else AutoModelForCausalLM).from_pretrained(checkpoint, **options)
+    return is_native(config) or config.get("model_type") in ("mamba", ToolMambaConfig.model_type)

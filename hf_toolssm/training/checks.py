@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import AutoConfig
 
 from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.models.modeling_tool_mamba import ToolMambaMixer
@@ -37,7 +38,8 @@ def settle_router_loss(model: Any, args: ToolSFTConfig) -> None:
     Raises:
         UnsafeTrainingError: that loss was asked for.
     """
-    config = model.config.get_text_config() if hasattr(model, "config") else None
+    config = AutoConfig.from_pretrained(model) if isinstance(model, str) else getattr(model, "config", None)
+    config = None if config is None else config.get_text_config()
     if not hasattr(config, "output_router_logits") or (getattr(config, "num_experts", None) or 0) > 1:
         return
     experts = getattr(config, "num_local_experts", None)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import ROOT, run_script
 from small_models import small_model
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig
 
 from dataset_builders import build
 from hf_toolssm import Renderer, generate_with_tools
+from hf_toolssm.errors import UnsupportedArchitectureError
 from hf_toolssm.models.architectures import load_model
 
 NAMES = ("mamba", "falcon_mamba", "falcon_h1", "bamba", "granite_moe_hybrid", "granite_hybrid_with_rope")
@@ -39,7 +40,7 @@ def generated(folder):
 def in_a_fresh_process(*folders):
     code = f"import sys; sys.path[:0] = {[str(ROOT / 'tests' / 'recipes'), str(ROOT / 'tests')]!r}\n" + FRESH
     command = [sys.executable, "-c", code, *map(str, folders)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
+    return json.loads(subprocess.run(command, check=True, capture_output=True, encoding="utf-8", cwd=ROOT).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,20 @@ def test_it_trains_merges_saves_and_calls_tools(name, rows, byte_tokenizer, tmp_
     here = [generated(folder) for folder in folders.values()]
     assert in_a_fresh_process(*folders.values()) == here
     assert all(sum(calls) > 10 for _, calls in here)
+
+
+def test_a_checkpoint_that_cannot_work_through_tools_is_refused_before_rows_are_built(byte_tokenizer, tmp_path):
+    byte_tokenizer.save_pretrained(tmp_path / "base")
+    small_model("rwkv", byte_tokenizer, []).save_pretrained(tmp_path / "base")
+    words = ["--model", tmp_path / "base", "--output_dir", tmp_path / "tuned", "--use_cpu", "true"]
+    with pytest.raises(UnsupportedArchitectureError, match="RwkvForCausalLM takes neither"):
+        run_script("recipes/sft.py", *words)
+    BertConfig().save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"model_type": "vit"}), encoding="utf-8")
+    with pytest.raises(UnsupportedArchitectureError, match="no causal language model"):
+        run_script("recipes/sft.py", *words)
+    assert not (tmp_path / "tuned").exists()
 
 
 def changes(after, before):
