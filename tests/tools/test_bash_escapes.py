@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -499,7 +498,7 @@ class Host:
         with ThreadPoolExecutor(1) as beside:
             neighbour = beside.submit(self.neighbour.call, "bash", "sleep 0.1; cat alive")
             observation = shell.call("bash", self.command(attempt))
-            alive = alive_in(NAMESPACE.match(observation)[0], time.time())
+            alive = alive_in(NAMESPACE.match(observation)[0], ticks())
         assert "\ntried" in observation, observation
         assert "escaped" not in observation, observation
         assert len(observation) < 5000
@@ -533,13 +532,21 @@ def own_address():
 
 def alive_in(namespace, now):
     """The processes of a process namespace, dead ones that nobody has waited for included. A namespace that has begun
-    since may have its name."""
+    since may have its name; `now` is in ticks since the machine started, because a date is right to a second only."""
     found = []
     for process in psutil.process_iter():
         with suppress(OSError, psutil.NoSuchProcess):
-            if os.readlink(f"/proc/{process.pid}/ns/pid") == namespace and process.create_time() <= now:
-                found.append(process)
+            if os.readlink(f"/proc/{process.pid}/ns/pid") == namespace:
+                fields = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+                if int(fields[19]) < now:  # its start
+                    found.append(process)
     return found
+
+
+def ticks():
+    """Since the machine started."""
+    seconds = Path("/proc/uptime").read_text(encoding="utf-8").split()[0]
+    return round(float(seconds) * os.sysconf("SC_CLK_TCK"))
 
 
 def mounts():
