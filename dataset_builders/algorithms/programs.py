@@ -34,7 +34,10 @@ MOST_CALLS = 6
 _NAMES = (100, 1000, 10_000)
 """A program's functions are numbered below one of these, or below twice their count: there names are most alike, and
 the interpreter's hints mislead most. With each bound most names have one digit less than it, so that names of two,
-three and four digits are about as frequent in training, where no program has a hundred functions."""
+three and four digits are about as frequent in training, where no program has a hundred functions.
+
+Half of the programs that are small enough are numbered by two digits alone (f8, f87, f877, f8787): which digit comes
+next in a name is then told by its place in the name and by nothing else, as it is anywhere among a thousand names."""
 
 _MOST_LINES = 30
 """Lines of a file, blank ones among them."""
@@ -160,8 +163,7 @@ def sample_values(rng: random.Random) -> tuple[int, ...]:
 
 def sample_program(rng: random.Random, length: int) -> Program:
     """A program of so many functions, `foo` among them, that runs in a bounded number of calls at any length."""
-    numbers = sorted(rng.sample(range(rng.choice((2 * length, *(max(most, length) for most in _NAMES)))), length - 1))
-    names = [MAIN, *(f"f{number}" for number in numbers), FOO]
+    names = [MAIN, *(f"f{number}" for number in _sample_numbers(rng, length)), FOO]
     calls = _sample_calls(rng, names)
     parameters = {name: tuple(sorted(rng.sample(VARIABLES, rng.randint(1, 3)))) for name in names[1:]}
     parameters[MAIN] = VARIABLES
@@ -175,6 +177,15 @@ def sample_program(rng: random.Random, length: int) -> Program:
         for name, function in functions.items()
     }
     return replace(program, functions=spaced)
+
+
+def _sample_numbers(rng: random.Random, length: int) -> list[int]:
+    """The numbers of the functions but `foo`, in order."""
+    two = {*rng.sample("0123456789", 2)}
+    alike = [number for number in range(max(_NAMES)) if two.issuperset(str(number))]
+    is_alike = rng.random() < 0.5 and len(alike) >= length - 1
+    numbers = alike if is_alike else range(rng.choice((2 * length, *(max(most, length) for most in _NAMES))))
+    return sorted(rng.sample(numbers, length - 1))
 
 
 def _sample_calls(rng: random.Random, names: list[str]) -> dict[str, list[str]]:

@@ -62,7 +62,7 @@ class CodeFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing a repository of many files, with a shell"
-    version = "11"
+    version = "12"
     variants: Sequence[str] = (*_RUNS, "single_turn")
     adversarial: Sequence[str] = (ALL_KINDS,)
     unit = "functions"
