@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hf_toolssm.protocol.special_tokens import add_tool_tokens
     from hf_toolssm.protocol.trajectory import Step, StepKind, Trajectory
     from hf_toolssm.tools.bash import Bash
-    from hf_toolssm.tools.function import Function
+    from hf_toolssm.tools.function import Declared, Function
     from hf_toolssm.tools.mcp import Mcp
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ _HOME_OF = {
     "add_chat_tokens": "hf_toolssm.protocol.chat_tokens",
     "add_tool_tokens": "hf_toolssm.protocol.special_tokens",
     "Bash": "hf_toolssm.tools.bash",
+    "Declared": "hf_toolssm.tools.function",
     "Function": "hf_toolssm.tools.function",
     "Mcp": "hf_toolssm.tools.mcp",
     "generate_with_tools": "hf_toolssm.generation.tool_loop",
@@ -58,7 +59,7 @@ _HOME_OF = {
 
 __all__ = ["Chat", "Renderer", "Session", "Step", "StepKind", "Trajectory", "add_chat_tokens", "add_tool_tokens"]
 __all__ += ["generate_with_tools"]
-__all__ += ["Bash", "Function", "Mcp"]
+__all__ += ["Bash", "Declared", "Function", "Mcp"]
 __all__ += ["MambaState", "ToolMambaConfig", "ToolMambaForCausalLM", "ToolMambaModel"]
 __all__ += ["RmtConfig", "RmtForCausalLM", "RmtModel", "RnnConfig", "RnnForCausalLM", "RnnModel"]
 

@@ -9,7 +9,6 @@ Every token is fed once. What the model sampled stays as it is, and only what is
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,52 +16,29 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.errors import (
-    ChatTemplateError,
     HistoryRewrittenError,
+    MessageError,
     SnapshotError,
     UnforkableToolError,
     UnsupportedGenerationError,
 )
-from hf_toolssm.generation.chat_row import ChatProtocol, ChatRow
+from hf_toolssm.generation.chat_reply import Reply, reply_of
+from hf_toolssm.generation.chat_row import ChatProtocol, ChatRow, result_message
 from hf_toolssm.generation.chat_stream import Heard, Piece, Speech
 from hf_toolssm.generation.events import EventSink
-from hf_toolssm.generation.protocols import make_protocol
+from hf_toolssm.generation.protocols import make_chat_protocol
 from hf_toolssm.generation.recording import RecordingFile
 from hf_toolssm.generation.sampler import Sampler
 from hf_toolssm.generation.session import Session, limit_of
 from hf_toolssm.generation.snapshot import Value, state_from_tensors
 from hf_toolssm.protocol.chat_messages import check_messages
 from hf_toolssm.protocol.given_tools import GivenTool
-from hf_toolssm.protocol.plain_text import check_spells
 
 MAX_NEW_TOKENS = 16_384
 """Of a reply, where neither the caller nor the model's `generation_config` says another number."""
 
 SLICE = 8
 """Tokens that the model writes between two looks of a stream."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model and the tools said to one message of a user.
-
-    Attributes:
-        content: of the model's last turn, as far as it went.
-        reasoning_content: its thoughts, where the template has such; "" otherwise.
-        tool_calls: every call of the reply, in order.
-        messages: all of it that is said, in order; a turn that was cut off stands in `content` alone.
-        finished: whether the model ended its turn; `Chat.resume` goes on with one that was cut.
-        error: what ended the reply, where a tool's error does.
-        tokens: how many were fed for it, what the user and the tools said included, but for a session's first prompt.
-    """
-
-    content: str
-    reasoning_content: str
-    tool_calls: list[dict[str, Any]]
-    messages: list[dict[str, Any]]
-    finished: bool
-    error: str | None
-    tokens: int
 
 
 class _Before(NamedTuple):
@@ -98,6 +74,7 @@ class Chat(Value):
         self.messages = check_messages(messages)
         self.session: Session | None = None
         self.template = protocol.template
+        self._is_declared = protocol.declared
         self._started = started  # what a session is started with
         self._user = 0  # behind the last user's message
         self._state: ModelState | None = None  # where that message ends; only where the template rewrites
@@ -122,7 +99,8 @@ class Chat(Value):
         Args:
             model: any causal language model with a cache.
             tokenizer: with a chat template; `hf_toolssm.add_chat_tokens` gives ours to one that has none.
-            tools: Python functions, `Function`, `Mcp`, tools; none runs that is not given here.
+            tools: Python functions, `Function`, `Mcp`, tools; none runs that is not given here. Or all `Declared`: a
+                reply then ends at the model's calls, and `answer` goes on.
             messages: what stands before, such as `{"role": "system", "content": "..."}`, or an earlier conversation.
             temperature: 0 is greedy.
             seed: of the sampling.
@@ -138,7 +116,7 @@ class Chat(Value):
         """
         settings: dict[str, Any] = {"temperature": temperature, "seed": seed, "record": record}
         settings |= {"tools": tools, "tokenizer": tokenizer, "chat_template_kwargs": chat_template_kwargs}
-        protocol = _protocol_of(model, tokenizer, tools, chat_template_kwargs)
+        protocol = make_chat_protocol(model, tokenizer, tools, chat_template_kwargs)
         return cls(model, tokenizer, protocol, settings, messages)
 
     def send(
@@ -158,15 +136,47 @@ class Chat(Value):
             sink: hears of every token of the reply.
 
         Raises:
-            MessageError: the content is no text.
+            MessageError: the content is no text, or calls wait for their results.
             UnspellableTextError: it holds what the tokenizer cannot write. Nothing is changed then.
             UnsupportedGenerationError: `max_new_tokens` is no whole number.
         """
-        tokens, limit = 0 if self.session is None else self.session.tokens, self._limit(max_new_tokens)
+        tokens, limit = self._tokens, self._limit(max_new_tokens)
         self._say(content)
-        start = len(self.messages)
-        self._run(limit, sampler=sampler, sink=sink)
-        return self._reply(start, tokens)
+        return self._run(limit, tokens, sampler, sink)
+
+    def answer(
+        self,
+        results: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        sampler: Sampler | None = None,
+        sink: EventSink | None = None,
+    ) -> Reply:
+        """Gives the model the results of the calls that its last turn ended with, and lets it go on.
+
+        Args:
+            results: of every call, in order; of one that failed a text that says so.
+            max_new_tokens, sampler, sink: see `send`.
+
+        Raises:
+            MessageError: no calls wait, or there are more or fewer than results, or one is no text.
+            UnspellableTextError: of a chat that begins with these calls, whose history has no tokens.
+        """
+        calls = self._waiting()
+        if isinstance(results, str) or len(results) != len(calls):
+            raise MessageError(f"{len(calls)} calls wait for a text each, and not for {results!r:.80}")
+        said = check_messages([*map(result_message, calls, results)], self.messages[-1])
+        tokens, limit = self._tokens, self._limit(max_new_tokens)
+        if self.session is None:
+            users = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
+            self._user = users[-1] + 1 if users else 0
+            self.session, begun = self._begun([*self.messages, *said])
+            self.session.append([begun])
+            self.messages += said
+        else:
+            self._row.go_on(self.messages[-1], said)
+            self._take()
+        return self._run(limit, tokens, sampler, sink)
 
     def resume(
         self, *, max_new_tokens: int | None = None, sampler: Sampler | None = None, sink: EventSink | None = None
@@ -174,9 +184,7 @@ class Chat(Value):
         """Goes on with a reply that was cut off, for as many more tokens; see `send`."""
         if self.session is None:
             raise UnsupportedGenerationError("nothing was said that could be gone on with: use send")
-        tokens, start = self.session.tokens, len(self.messages)
-        self._run(self._limit(max_new_tokens), sampler=sampler, sink=sink)
-        return self._reply(start, tokens)
+        return self._run(self._limit(max_new_tokens), self._tokens, sampler, sink)
 
     def stream(
         self, content: str, *, max_new_tokens: int | None = None, sampler: Sampler | None = None
@@ -279,7 +287,7 @@ class Chat(Value):
         """
         settings: dict[str, Any] = {"tools": tools, "tokenizer": tokenizer}
         settings["chat_template_kwargs"] = chat_template_kwargs
-        protocol = _protocol_of(model, tokenizer, tools, chat_template_kwargs)
+        protocol = make_chat_protocol(model, tokenizer, tools, chat_template_kwargs)
         session = Session.load(path, model, record=record, **settings)
         facts = session.beside.get("chat")
         if facts is None:
@@ -297,13 +305,31 @@ class Chat(Value):
         assert self.session is not None
         return cast(ChatRow, self.session.rows[0])
 
+    def _waiting(self) -> list[dict[str, Any]]:
+        """The calls whose results the caller owes.
+
+        Raises:
+            MessageError: there are none.
+        """
+        calls = self.messages[-1].get("tool_calls", []) if self.messages and self._is_declared else []
+        is_cut = self.session is not None and not self._row.finished
+        if not calls or is_cut:
+            raise MessageError("no calls wait for results: they do where a reply of declared tools ends with some")
+        return calls
+
+    def _begun(self, messages: list[dict[str, Any]]) -> tuple[Session, list[int]]:
+        """A session that has read messages, and what begins the model's turn."""
+        said, begun = self.template.prompt(messages)
+        return Session.start(self.model, [said], **self._started), begun
+
     def _say(self, content: str) -> None:
         """Feeds what a user says."""
         (message,) = check_messages([{"role": "user", "content": content}])
+        if self._is_declared and self.messages and "tool_calls" in self.messages[-1]:
+            raise MessageError("the model's calls wait for their results: give them by answer()")
         if self.session is None:
             before: Any = _Before(None, len(self.messages), 0, None)
-            said, begun = self.template.prompt([*self.messages, message])
-            self.session = Session.start(self.model, [said], **self._started)
+            self.session, begun = self._begun([*self.messages, message])
             self._state = self.session.state if self.template.rewrites else None
         else:
             try:
@@ -345,53 +371,34 @@ class Chat(Value):
         self, messages: list[dict[str, Any]], message: dict[str, Any]
     ) -> tuple[Any, Any, ModelState | None]:
         """What is to be fed in place of what the model remembers, and what it remembers before."""
-        try:
-            return *self.template.rewritten(messages[self._user :], message), self._state
-        except HistoryRewrittenError:
-            return *self.template.prompt([*messages, message]), None
+        if self._state is not None:
+            try:
+                return *self.template.rewritten(messages[self._user :], message), self._state
+            except HistoryRewrittenError:
+                pass
+        return *self.template.prompt([*messages, message]), None
 
     def _limit(self, max_new_tokens: int | None) -> int:
         if max_new_tokens is None:
             max_new_tokens = self.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
         return limit_of(max_new_tokens)
 
-    def _run(self, limit: int, **options: Any) -> None:
+    @property
+    def _tokens(self) -> int:
+        """Fed so far, but for the first prompt."""
+        return 0 if self.session is None else self.session.tokens
+
+    def _run(self, limit: int, tokens: int, sampler: Sampler | None, sink: EventSink | None) -> Reply:
+        """Lets the model reply; `tokens` were fed before."""
         assert self.session is not None
+        start = len(self.messages)
         try:
-            self.session.run(limit + len(self._row.pending), **options)  # which the user has said
+            self.session.run(limit + len(self._row.pending), sampler=sampler, sink=sink)  # which the user has said
         finally:
             self._take()
+        return reply_of(self._row, self.messages[start:], self.session.tokens - tokens)
 
     def _take(self) -> None:
         """Takes the messages of the row."""
         self.messages += self._row.messages
         self._row.messages = []
-
-    def _reply(self, start: int, tokens: int) -> Reply:
-        assert self.session is not None
-        row, messages = self._row, self.messages[start:]
-        last: dict[str, Any] = next((m for m in reversed(messages) if m["role"] == "assistant"), {})
-        if not row.finished:
-            last, _ = row.protocol.read_turn(row.turn, row.begun)
-        return Reply(
-            content=last.get("content", ""),
-            reasoning_content=last.get("reasoning_content", ""),
-            tool_calls=[call for message in messages for call in message.get("tool_calls", [])],
-            messages=messages,
-            finished=row.complete,
-            error=row.error,
-            tokens=self.session.tokens - tokens,
-        )
-
-
-def _protocol_of(
-    model: Any, tokenizer: PreTrainedTokenizerBase, tools: Sequence[GivenTool], options: Mapping[str, Any]
-) -> ChatProtocol:
-    protocol = make_protocol(model, tools, tokenizer, None, options)
-    if not isinstance(protocol, ChatProtocol):
-        raise ChatTemplateError(
-            "the tokenizer has no chat template, or the calls of this model have tokens of their own: give the "
-            "tokenizer a template (hf_toolssm.add_chat_tokens), or use Session and generate"
-        )
-    check_spells(tokenizer)
-    return protocol

@@ -1,7 +1,8 @@
 """Rows whose calls are written as the checkpoint's chat template says.
 
 The model writes until the token that ends its turn. The turn is then read as a message; its calls are carried out,
-their results are fed as the template writes them, and the model goes on, until a turn calls nothing.
+their results are fed as the template writes them, and the model goes on, until a turn calls nothing. Where tools are
+only declared, a turn that calls ends the row too, until the caller gives the results.
 """
 
 import json
@@ -18,6 +19,7 @@ from hf_toolssm.errors import (
     ToolFaultError,
     ToolSSMError,
     UnknownCallError,
+    UnknownToolError,
     UnspellableTextError,
 )
 from hf_toolssm.generation.row import Row
@@ -27,6 +29,7 @@ from hf_toolssm.protocol.chat_template import ChatTemplate
 from hf_toolssm.protocol.plain_text import encode_plain
 from hf_toolssm.protocol.trajectory import ANSWER, Step, StepKind, Trajectory, Writer, canonical
 from hf_toolssm.tools import ToolFacts
+from hf_toolssm.tools.function import Declared
 from hf_toolssm.tools.tool import error_text
 
 
@@ -38,6 +41,12 @@ class ChatProtocol(TokenProtocol):
         template: made with these tools.
         end_ids: tokens that end a turn beside the template's own.
         caller: carries out calls.
+
+    Attributes:
+        declared: whether the tools are, so that calls are left to the caller.
+
+    Raises:
+        UnknownToolError: some of the tools are declared, and some are not.
     """
 
     def __init__(
@@ -46,6 +55,12 @@ class ChatProtocol(TokenProtocol):
         super().__init__(tools, {*template.ends, *end_ids}, caller)
         self.template = template
         self.tool_of = {name: index for index, facts in enumerate(tools) for name in facts.calls}
+        kinds = {isinstance(facts.tool, Declared) for facts in tools}
+        if len(kinds) > 1:
+            raise UnknownToolError(
+                "some tools are declared, whose calls the caller carries out, and some are not: declare all or none"
+            )
+        self.declared = kinds == {True}
 
     def check_asked(self, prompts: Sequence[Sequence[int]]) -> None:
         for row, prompt in enumerate(prompts):
@@ -148,7 +163,9 @@ class ChatRow(Row[ChatProtocol]):
             return
         self.answer = self.turn
         message, error = self.end_turn()
-        if error is not None:
+        if self.protocol.declared:
+            self.finished = self.complete = True
+        elif error is not None:
             self._answer(message, [{"role": "tool", "content": error_text(error)}])
         elif "tool_calls" in message:
             self.calling = message
@@ -163,7 +180,7 @@ class ChatRow(Row[ChatProtocol]):
         if token not in self.protocol.ends:
             return False
         message, error = self.protocol.read_turn(self.turn, self.begun)
-        return error is not None or "tool_calls" in message
+        return not self.protocol.declared and (error is not None or "tool_calls" in message)
 
     def end_turn(self) -> tuple[dict[str, Any], MalformedCallError | None]:
         """Takes what the model has written as its turn."""
@@ -178,6 +195,12 @@ class ChatRow(Row[ChatProtocol]):
             self.end_turn()
         Row.append(self, tokens)
         self.begun = self.protocol.beginning(self.pending)
+
+    def go_on(self, message: dict[str, Any], results: list[dict[str, Any]]) -> None:
+        """Feeds the results of the calls of the turn that ended, which the caller has carried out."""
+        self.finished = self.complete = False
+        self.answer = []
+        self._answer(message, results)
 
     def receive(self) -> None:
         calls, self.call = self.call, None
@@ -194,8 +217,7 @@ class ChatRow(Row[ChatProtocol]):
                 result = error_text(result)
             else:
                 self.tool_calls += 1
-            answers = {"tool_call_id": call["id"]} if "id" in call else {}
-            results.append({"role": "tool", "name": name, "content": result, **answers})
+            results.append(result_message(call, result))
         self._answer(message, results)
 
     def _answer(self, message: dict[str, Any], results: list[dict[str, Any]]) -> None:
@@ -231,6 +253,12 @@ class ChatRow(Row[ChatProtocol]):
         facts, at_work = protocol.tools[index], self.tools[index]
         run = partial(protocol.caller.observe, facts, at_work, name, function["arguments"])
         return Work(run, facts.time_limit, facts.owner(at_work))
+
+
+def result_message(call: dict[str, Any], content: str) -> dict[str, Any]:
+    """What a tool says to a call."""
+    answers = {"tool_call_id": call["id"]} if "id" in call else {}
+    return {"role": "tool", "name": call["function"]["name"], "content": content, **answers}
 
 
 def _refuse(error: ToolError) -> Any:

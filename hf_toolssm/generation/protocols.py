@@ -13,7 +13,9 @@ from hf_toolssm.generation.tool_calls import ToolCaller
 from hf_toolssm.protocol.calls import call_tokens
 from hf_toolssm.protocol.chat_template import ChatTemplate
 from hf_toolssm.protocol.given_tools import GivenTool
+from hf_toolssm.protocol.plain_text import check_spells
 from hf_toolssm.tools import ToolFacts
+from hf_toolssm.tools.function import Declared
 
 
 def make_protocol(
@@ -30,6 +32,8 @@ def make_protocol(
     """
     made = tools_of_session(model, tools, tokenizer)
     if tokenizer is None or _are_commands(model, made, tokenizer):
+        if any(isinstance(facts.tool, Declared) for facts in made):
+            raise ChatTemplateError("declared tools are of a chat, and this model's calls have tokens of their own")
         if chat_template_kwargs:
             raise ChatTemplateError("this model's calls have tokens of their own: leave out chat_template_kwargs")
         return make_command_protocol(model, made, tokenizer, end_ids)
@@ -41,6 +45,20 @@ def make_protocol(
             f"the tokenizer has {len(tokenizer)} tokens and the model {vocabulary}: resize its embeddings"
         )
     return ChatProtocol(made, template, ends, ToolCaller(vocabulary, tokenizer))
+
+
+def make_chat_protocol(
+    model: Any, tokenizer: PreTrainedTokenizerBase, tools: Sequence[GivenTool], options: Mapping[str, Any]
+) -> ChatProtocol:
+    """The tools of a chat, and the template with its options; see `Chat.start` for the errors."""
+    protocol = make_protocol(model, tools, tokenizer, None, options)
+    if not isinstance(protocol, ChatProtocol):
+        raise ChatTemplateError(
+            "the tokenizer has no chat template, or the calls of this model have tokens of their own: give the "
+            "tokenizer a template (hf_toolssm.add_chat_tokens), or use Session and generate"
+        )
+    check_spells(tokenizer)
+    return protocol
 
 
 def _are_commands(model: Any, tools: Sequence[ToolFacts], tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -11,10 +11,10 @@ from transformers.utils.chat_template_utils import DocstringParsingException, Ty
 
 from hf_toolssm.errors import UndescribedToolError, UnknownToolError
 from hf_toolssm.tools import Tool, facts_of, make_tool
-from hf_toolssm.tools.function import Function
+from hf_toolssm.tools.function import Declared, Function
 from hf_toolssm.tools.tool import check_names
 
-GivenTool: TypeAlias = Mapping[str, Any] | Tool | Callable[..., Any]
+GivenTool: TypeAlias = Mapping[str, Any] | Tool | Function | Declared | Callable[..., Any]
 """A spec, a tool, or a function with type hints and a docstring."""
 
 

@@ -1,4 +1,4 @@
-"""A Python callable as a tool.
+"""A Python callable as a tool, and one that only the caller of a chat can call.
 
 | what it returns | the observation |
 |---|---|
@@ -16,9 +16,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from hf_toolssm.errors import InvalidSchemaError
+from hf_toolssm.errors import InvalidSchemaError, UnknownToolError
 from hf_toolssm.tools.schemas import check_schemas
 from hf_toolssm.tools.tool import TIME_LIMIT
 
@@ -55,13 +55,12 @@ class Function:
     @property
     def schemas(self) -> Mapping[str, Any]:
         """By its name, as `Tool` says them."""
-        said = self.schema.get("function", self.schema) if isinstance(self.schema, Mapping) else self.schema
-        if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
+        try:
+            return _by_name(self.schema)
+        except InvalidSchemaError as error:
             raise InvalidSchemaError(
-                f"{self.callable!r} needs a schema with a name, a description and parameters, and not {said!r:.200}: "
-                "give one, or pass the function itself in tools=, where it is derived"
-            )
-        return {said["name"]: {key: said.get(key) for key in ("description", "parameters")}}
+                f"{self.callable!r}: {error}; or pass the function itself in tools=, where it is derived"
+            ) from None
 
     @property
     def owner(self) -> Any:
@@ -77,3 +76,44 @@ class Function:
         if isinstance(result, str | bytes):
             return result
         return "" if result is None else json.dumps(result, ensure_ascii=False, default=str)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A function that a model is told of, and that the caller of a chat carries out, as a server's clients do.
+
+        chat = Chat.start(model, tokenizer, tools=[Declared(schema)])
+        reply = chat.send("What is the weather in Paris?")  # ends at the model's calls
+        reply = chat.answer([look_up(call["function"]) for call in reply.tool_calls])
+
+    Args:
+        schema: see `Function`.
+
+    Raises:
+        InvalidSchemaError: the schema is none.
+    """
+
+    schema: Mapping[str, Any]
+
+    fork: ClassVar = "copy"
+    time_limit: ClassVar = None
+    has_side_effects: ClassVar = False
+
+    def __post_init__(self) -> None:
+        check_schemas(self.schemas)
+
+    @property
+    def schemas(self) -> Mapping[str, Any]:
+        """By its name, as `Tool` says them."""
+        return _by_name(self.schema)
+
+    def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """Is never called: a chat ends its reply before."""
+        raise UnknownToolError(f"{name} is declared, and only the caller of a chat carries it out")
+
+
+def _by_name(schema: Any) -> Mapping[str, Any]:
+    said = schema.get("function", schema) if isinstance(schema, Mapping) else schema
+    if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
+        raise InvalidSchemaError(f"it needs a schema with a name, a description and parameters, not {said!r:.200}")
+    return {said["name"]: {key: said.get(key) for key in ("description", "parameters")}}

@@ -21,9 +21,7 @@ Results go to one file per category in `--output`, and the same command goes on 
 import ast
 import json
 import random
-import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -39,6 +37,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import HfArgumentParser, PreTrainedTokenizerFast
 
+from bfcl_backend import Worker, json_schema
 from hf_toolssm import Chat, Function, ToolMambaConfig, ToolMambaForCausalLM, add_chat_tokens
 from hf_toolssm.errors import InvalidArgumentsError, ToolSSMError
 from hf_toolssm.evaluation.report import markdown_table
@@ -53,10 +52,6 @@ ANSWER = "Done."
 """What the script says to the user when a turn's calls are over."""
 
 OBSERVATIONS, END_STATE = "observations", "end state"
-
-
-class BackendError(ToolSSMError):
-    """BFCL's environment is missing, or what runs in it has ended."""
 
 
 class ScriptError(ToolSSMError):
@@ -83,46 +78,6 @@ def main() -> None:
             category: measure_category(category, worker, model, tokenizer, options) for category in options.categories
         }
     print(table(found))
-
-
-class Worker:
-    """BFCL's tools in a process of their own; `bfcl_worker.Backend` says what it can be asked.
-
-    Raises:
-        BackendError: there is no such Python, it has no bfcl-eval, or a question ended it.
-    """
-
-    def __init__(self, python: str) -> None:
-        self._python = python
-        self._asking = threading.Lock()  # calls of several environments run side by side
-        try:
-            self._process = subprocess.Popen(
-                [python, str(Path(__file__).with_name("bfcl_worker.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                encoding="utf-8",
-            )
-        except OSError as error:
-            raise BackendError(f"--bfcl_python {python} does not start: {error}") from error
-
-    def ask(self, name: str, *arguments: Any) -> Any:
-        with self._asking:
-            try:
-                print(json.dumps([name, arguments]), file=self._process.stdin, flush=True)
-                answer = self._process.stdout.readline()
-            except BrokenPipeError:
-                answer = ""
-        if not answer:
-            raise BackendError(
-                f"BFCL's process has ended, for the reason above: if a module is missing, run `{self._python} -m pip "
-                "install --no-deps bfcl-eval mpmath`"
-            )
-        return json.loads(answer)
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def tiny_model(tokenizer_file: str) -> tuple[ToolMambaForCausalLM, PreTrainedTokenizerFast]:
@@ -207,20 +162,6 @@ def parse_call(source: str, functions: dict[str, tuple[str, dict[str, Any]]]) ->
     except InvalidArgumentsError as error:
         refusal = error_text(error)
     return Call(environment, name, arguments, refusal)
-
-
-TYPES = {"dict": "object", "float": "number", "tuple": "array"}
-
-
-def json_schema(part: Any) -> Any:
-    """BFCL's schemas as JSON Schemas: some of its types have Python's names."""
-    if isinstance(part, list):
-        return [json_schema(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    kind = part.get("type")  # no text where a parameter is called "type"
-    translated = {key: json_schema(value) for key, value in part.items()}
-    return translated | {"type": TYPES.get(kind, kind)} if isinstance(kind, str) else translated
 
 
 class Environment:

@@ -1,4 +1,4 @@
-"""BFCL's tools, run by BFCL's own code in an environment of its own. `bfcl_replay.py` starts this file.
+"""BFCL's tools and scores, by BFCL's own code in an environment of its own. `bfcl_backend.py` starts this file.
 
 It is asked in lines of JSON on stdin, `[name, arguments]` of a method of `Backend`, and writes what that returns as a
 line of JSON to stdout. It imports nothing of ours.
@@ -7,6 +7,7 @@ line of JSON to stdout. It imports nothing of ours.
 import json
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import bfcl_eval
@@ -17,9 +18,46 @@ from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import state_chec
 
 DATA = Path(bfcl_eval.__file__).parent / "data"
 
+MODEL = "toolssm"
+
 
 class Backend:
     """The episodes of one category, and the environment of the one that was begun last."""
+
+    def entries(self, category: str) -> list[dict[str, Any]]:
+        """The entries of a category of one turn: id, messages, and the functions that are offered."""
+        return [
+            {"id": entry["id"], "messages": entry["question"][0], "functions": entry["function"]}
+            for entry in _lines(DATA / f"BFCL_v4_{category}.json")
+        ]
+
+    def truths(self, category: str) -> dict[str, Any]:
+        """By id, the calls that are right, with the values that every argument may have; where no call is, nothing."""
+        path = DATA / "possible_answer" / f"BFCL_v4_{category}.json"
+        return {truth["id"]: truth["ground_truth"] for truth in _lines(path)} if path.exists() else {}
+
+    def score(self, category: str, path: str) -> dict[str, str]:
+        """What BFCL's checker says of every entry of a file of results: "" of one that is right, or what is wrong."""
+        return self.judge(category, _lines(Path(path)))
+
+    def judge(self, category: str, results: list[dict[str, Any]]) -> dict[str, str]:
+        """The same of results, each with its id, as they stand in such a file."""
+        checker, language = _checker()
+        truths = self.truths(category)
+        offered = {entry["id"]: entry["functions"] for entry in self.entries(category)}
+        found = {}
+        for entry in results:
+            name, result = entry["id"], entry["result"]
+            calls = [] if isinstance(result, str) else [{n: json.loads(a) for n, a in each.items()} for each in result]
+            if not truths:
+                is_right = bool(calls) == ("irrelevance" not in category)
+                found[name] = "" if is_right else "a call" if calls else "no call"
+            elif not calls:
+                found[name] = "no call"
+            else:
+                said = checker(offered[name], calls, truths[name], language, category, MODEL)
+                found[name] = "" if said["valid"] else said["error_type"]
+        return found
 
     def load(self, category: str) -> list[dict[str, Any]]:
         """The category's episodes: id, environment classes, and of every turn what the user says and the calls of the
@@ -83,6 +121,21 @@ class Backend:
             test_entry_id=self._episode,
             long_context=self._category == "long_context",
         )
+
+
+def _checker() -> tuple[Any, Any]:
+    """BFCL's comparison of calls with what is right, and the language of the categories that it is asked for here.
+
+    Its module asks a table of models whether a model's functions are renamed. Making that table would import the
+    clients of all of them; ours are not renamed.
+    """
+    table = ModuleType("bfcl_eval.constants.model_config")
+    table.MODEL_CONFIG_MAPPING = {MODEL: SimpleNamespace(underscore_to_dot=False)}  # type: ignore[attr-defined]
+    sys.modules[table.__name__] = table
+    from bfcl_eval.constants.enums import Language
+    from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker
+
+    return ast_checker, Language.PYTHON
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Episodes in the form of BFCL's replay through the chat loop, and whatever differs from BFCL's own run is noticed."""
 
-import importlib.util
 import json
 import os
 import sys
@@ -8,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import import_recipe, run_script
 
 STAND_IN = {
     "__init__.py": "",
@@ -138,12 +137,7 @@ def lines(values):
 
 @pytest.fixture
 def recipe():
-    spec = importlib.util.spec_from_file_location("bfcl_replay", ROOT / "recipes" / "harness" / "bfcl_replay.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their types up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return import_recipe("bfcl_replay", "recipes/harness")
 
 
 @pytest.fixture
