@@ -1,0 +1,174 @@
+"""Pretraining: pinned archives become a corpus, a model is trained on it, measured, and fine-tuned as a checkpoint."""
+
+import gzip
+import hashlib
+import json
+import math
+import random
+import zipfile
+from collections import Counter
+
+import numpy
+import pytest
+from conftest import import_recipe, run_script
+from datasets import Dataset, load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from hf_toolssm import Chat, ToolMambaForCausalLM
+
+FOLDER = "recipes/pretraining"
+SERVICE = {
+    "metadata": {"serviceFullName": "Letter Service"},
+    "documentation": "<p>Sends &amp; receives letters.</p>",
+    "operations": {"SendLetter": {"input": {"shape": "Letter"}, "documentation": "<p>Sends one.</p>"}},
+    "shapes": {
+        "Letter": {
+            "type": "structure",
+            "members": {"To": {"shape": "Name", "documentation": "<p>A <b>name</b>.</p>"}},
+        },
+        "Name": {"type": "string"},
+    },
+}
+
+
+def probability(train, context, token, vocabulary, order):
+    """Witten and Bell's, by counting again for every token."""
+    if order == 0:
+        return 1 / vocabulary
+    before = tuple(context[len(context) - order + 1 :]) if order > 1 else ()
+    lower = probability(train, context, token, vocabulary, order - 1)
+    if len(before) < order - 1:
+        return lower
+    grams = [tuple(train[at : at + order]) for at in range(len(train) - order + 1)]
+    followed = Counter(gram[-1] for gram in grams if gram[:-1] == before)
+    if not followed:
+        return lower
+    kinds, total = len(followed), sum(followed.values())
+    return (followed[token] + kinds * lower) / (total + kinds)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=8, max_size=40), st.lists(st.integers(0, 4), min_size=5, max_size=12))
+def test_a_5_gram_model_counts_as_its_definition_says(train, test):
+    ngram = import_recipe("ngram", FOLDER)
+    found = ngram.ngram_log2(numpy.array(train), numpy.array(test), vocabulary=5, order=5)
+    expected = [math.log2(probability(train, test[:at], token, 5, 5)) for at, token in enumerate(test)]
+    assert found == pytest.approx(expected)
+
+
+def archive(folder, name, files):
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as packed:
+        for file, content in files.items():
+            packed.writestr(file, content)
+        packed.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        packed.writestr(
+            f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        packed.writestr(f"{name}-1.0.dist-info/RECORD", "")
+    return f"{name}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def prose(seed):
+    rng = random.Random(seed)
+    return " ".join(rng.choice(["a", "letter", "is", "sent", "to", "the", "house"]) for _ in range(400)) + f" {seed}\n"
+
+
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+    """A requirements file with hashes, and the folder that has its archives."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    files = {f"first/{seed}.py": prose(seed) for seed in range(8)}
+    files["first/botocore/data/letters/1/service-2.json.gz"] = gzip.compress(json.dumps(SERVICE).encode())
+    files |= {"first/short.py": "x = 1", "first/picture.png": b"\x89PNG" * 50, "first/broken.txt": b"\xff" * 100}
+    files["first/again.md"] = prose(100)  # which is held out
+    first = archive(folder, "first", files)
+    second = archive(folder, "second_part", {"second/guide.rst": prose(100), "second/twice.txt": prose(100)})
+    path = tmp_path / "archives.txt"
+    path.write_text(f"# trained on\n{first}\n# held out\n{second}\n", encoding="utf-8")
+    return path, folder
+
+
+def build(archives, output):
+    words = ["--archives", archives[0], "--downloads", archives[1], "--output", output]
+    return run_script(f"{FOLDER}/corpus.py", *words)
+
+
+def test_archives_become_texts_and_what_is_held_out_is_in_no_training_row(archives, tmp_path):
+    printed = build(archives, tmp_path / "corpus")
+    corpus = load_dataset(str(tmp_path / "corpus"))
+    held_out, trained = corpus["validation"]["text"][:], corpus["train"]["text"][:]
+    assert held_out == [prose(100)]
+    assert {*trained} >= {prose(seed) for seed in range(8)}
+    assert not {*trained} & {*held_out}
+    (service,) = [text for text in trained if text.startswith("# Letter Service")]
+    assert "Sends & receives letters." in service
+    assert "- To (string): A name ." in service
+    assert not any("x = 1" in text or "\ufffd" in text or "PNG" in text for text in trained)
+    assert "validation: 1 texts" in printed
+    told = json.loads((tmp_path / "corpus" / "corpus.json").read_text(encoding="utf-8"))
+    assert told["validation"]["archives"] == ["second_part==1.0"]
+
+
+def test_another_archive_than_the_pinned_one_is_refused(archives, tmp_path):
+    path, folder = archives
+    path.write_text(path.read_text(encoding="utf-8").replace("sha256:", "sha256:00")[:-10], encoding="utf-8")
+    with pytest.raises(ValueError, match="pip could not get the archives"):
+        build((path, folder), tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_list_without_held_out_archives_is_refused(archives, tmp_path):
+    path, folder = archives
+    path.write_text(path.read_text(encoding="utf-8").replace("# held out\n", ""), encoding="utf-8")
+    with pytest.raises(ValueError, match="# held out"):
+        build((path, folder), tmp_path / "corpus")
+
+
+def test_the_pinned_archives_have_hashes_and_some_are_held_out():
+    corpus = import_recipe("corpus", FOLDER)
+    trained, held_out = corpus.archive_names(corpus.ARCHIVES)
+    lines = [line for line in corpus.ARCHIVES.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    assert len(lines) == len(trained) + len(held_out)
+    assert all("--hash=sha256:" in line for line in lines)
+    assert trained
+    assert held_out
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A model of a few steps."""
+    corpus, output = tmp_path / "corpus", tmp_path / "pretrained"
+    corpus.mkdir()
+    Dataset.from_list([{"text": prose(seed)} for seed in range(60)]).to_parquet(corpus / "train.parquet")
+    Dataset.from_list([{"text": prose(seed)} for seed in range(60, 64)]).to_parquet(corpus / "validation.parquet")
+    words = ["--corpus", corpus, "--output_dir", output, "--vocabulary_size", "320", "--hidden_size", "32"]
+    words += ["--num_hidden_layers", "1", "--block", "64", "--num_proc", "1", "--max_steps", "30"]
+    words += ["--learning_rate", "0.01", "--state_passing_share", "0", "--report_to", "none", "--disable_tqdm", "true"]
+    run_script(f"{FOLDER}/pretrain.py", *words)
+    return output
+
+
+def test_a_model_is_pretrained_measured_and_then_fine_tuned_as_any_checkpoint(pretrained, tmp_path):
+    results = json.loads((pretrained / "results.json").read_text(encoding="utf-8"))
+    found = results["bits_per_byte"]
+    # Seven words, and a blank behind each: log2(7) bits for about five bytes.
+    assert found["5-gram"] < 0.9
+    assert found["model"] < 2.5
+    assert results["held_out_texts"] == 4
+    model, tokenizer = ToolMambaForCausalLM.from_pretrained(pretrained), AutoTokenizer.from_pretrained(pretrained)
+    assert model.config.vocab_size >= len(tokenizer)
+    assert tokenizer.eos_token == "<|endoftext|>"
+    run_script("recipes/function_calling/conversations.py", "--output", tmp_path / "rows", "--num-examples", "16")
+    words = ["--dataset", tmp_path / "rows", "--model", pretrained, "--chat_template", "toolssm", "--max_steps", "1"]
+    words += ["--output_dir", tmp_path / "tuned", "--num_proc", "1", "--report_to", "none", "--disable_tqdm", "true"]
+    run_script("recipes/sft.py", *words)
+    tuned, tokenizer = (
+        ToolMambaForCausalLM.from_pretrained(tmp_path / "tuned"),
+        AutoTokenizer.from_pretrained(tmp_path / "tuned"),
+    )
+    assert Chat.start(tuned, tokenizer).send("a letter", max_new_tokens=3).tokens >= 3
