@@ -13,8 +13,8 @@ of files. In a row of calls X, Y, Z, the last of which has failed:
     NameError of anything else           `import` of that module is missing: it is put before the first statement
     SyntaxError: expected ':'            the line gets one
 
-An edit begins with the file and the line, in the order in which the observation ends with them, so that they are
-copied over few characters; what follows holds nothing of the observation. A name that an error says is missing
+An edit begins with the file and the line, in the words with which the observation ends, so that they are copied over
+few characters; what follows holds nothing of the observation. A name that an error says is missing
 or misspelt is copied by the shell, which takes it from the error of another run.
 
 The interpreter's hint misleads where a name is spelt well: of v10 it says `Did you mean: 'v0'?`, of an f40 that was
@@ -28,11 +28,14 @@ from dataclasses import dataclass
 from dataset_builders.algorithms.programs import MISSING
 from hf_toolssm.errors import InvalidProblemError
 
-LAST_FRAME = "tail -n 3 | sed -n '1h;1!p;${g;p}'"
-"""What shows of a traceback without marks the last frame's text, the error, and then the frame's file and line: what
-is copied into the next command stands next to it, and a variable that an error names is the last one there."""
+LAST_FRAME = r"""tail -n 3 | sed -En '1{s|.*k/(.*)", line (\w+).*|f=\1 l=\2|;h};1!p;${g;p}'"""
+"""What shows of a traceback without marks the last frame's text, the error, and then the frame's file and line in the
+words with which an edit begins, so that they are copied as they stand. As the interpreter writes them, a syntax error
+has one name less than any other, and models copied its file wrong, f9195 for f9190, where they were right in all
+others."""
 
 _FRAME = re.compile(r'^ *File "/work/([^"]+)", line (\d+)(?:, in .+)?\n(?: +(.*))?', re.MULTILINE)
+_SHOWN = re.compile(r"f=(.+) l=(\d+)")
 _ERROR = re.compile(r"\w+Error: ")
 _TOO_MANY = re.compile(r"takes .* given|takes .* arguments$|expected .* arguments?, got")
 _FIRST_STATEMENT = r"^\(import \|from [^_].* import\|class \|def \|\w* = \)"
@@ -54,9 +57,9 @@ def read_run(observation: str) -> tuple[list[Frame], str]:
 
     The error is the last line, or, as `LAST_FRAME` shows it, the last but one.
     """
-    lines = observation.rstrip("\n").split("\n")
-    if _FRAME.match(lines[-1] + "\n"):
-        lines.insert(0, lines.pop())
+    *lines, last = observation.rstrip("\n").split("\n")
+    shown = _SHOWN.fullmatch(last)
+    lines = [f'  File "/work/{shown[1]}", line {shown[2]}', *lines] if shown else [*lines, last]
     if not _ERROR.match(lines[-1]):
         return [], ""
     frames = [Frame(f[1], int(f[2]), f[3] or "") for f in _FRAME.finditer("\n".join(lines))]

@@ -6,14 +6,14 @@ v10 is passed along no path from `main.py` to `foo`; other bugs may stand beside
 Worked example, `2 functions, bugs variable; seed 7`, of which the last frame is shown, its first line last: what is
 copied into the next command, the file and its line, stands nearest to it, and is what the command begins with.
 
-    bash    python3 main.py 2>&1 >/dev/null | grep -v '\\^' | tail -n 3 | sed -n '1h;1!p;${g;p}'         (the run)
+    bash    python3 main.py 2>&1 >/dev/null | grep -v '\\^' | tail -n 3 | sed -En ...         (the run)
               v6 = v10 + v4
           NameError: name 'v10' is not defined
-            File "/work/foo.py", line 23, in foo
+          f=foo.py l=23
     bash    f=foo.py l=23; sed -i "/v10):/!s/):/, v10):/" $f; (the run)
               v9 = foo(v4)
           TypeError: foo() missing 1 required positional argument: 'v10'
-            File "/work/f1.py", line 28, in f1
+          f=f1.py l=28
     bash    f=f1.py l=28; sed -i "/v10):/!s/):/, v10):/;$l s/)/, v10)/" $f; (the run)
     ...
           (nothing: main.py has not failed)
@@ -62,7 +62,7 @@ class CodeFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing a repository of many files, with a shell"
-    version = "12"
+    version = "13"
     variants: Sequence[str] = (*_RUNS, "single_turn")
     adversarial: Sequence[str] = (ALL_KINDS,)
     unit = "functions"

@@ -12,7 +12,7 @@ Worked example, `module json.decoder; seed 7`:
     bash    python3 check.py 2>&1 | sed -En '/\\/work/{p;n;p};/^\\w[^ ]*(:|$)/p' | tail -n 3 | ...    (the run)
               NegInf = Float('-inf')
           NameError: name 'Float' is not defined. Did you mean: 'float'?
-            File "/work/module.py", line 17, in <module>
+          f=module.py l=17
     bash    f=module.py l=17; n=...; m=...; sed -i "$l s/\\b$n\\b/$m/g" $f; (the run)
           passed
     answer  fixed
@@ -53,7 +53,7 @@ class ModuleFixing(ShellTask):
     """See the module's text."""
 
     title = "Fixing one bug in a module of Python's standard library, with a shell"
-    version = "7"
+    version = "8"
     variants: Sequence[str] = ("interactive",)
     adversarial: Sequence[str] = tuple(f"{_SET}{kind}" for kind in KINDS)
     unit = "bugs"

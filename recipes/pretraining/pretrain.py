@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset, load_dataset
-from ngram import ngram_log2
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import TrlParser
+
+from ngram import ngram_log2
 
 sys.path.append(str(Path(__file__).parents[1]))  # the recipes
 from sft_arguments import RecipeArguments

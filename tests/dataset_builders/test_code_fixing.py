@@ -168,8 +168,8 @@ IMPORT = AT + "i" + NAMED + 'sed -i "1i from $i import $i" $f'
 def test_the_rule_for_an_error_is_decided_by_the_last_frame_and_the_spelling(error, command):
     run = FRAME.format("f2", 7, "f2", "v4 = f5(v1)") + error
     assert repair(run) == command
-    file, text, last = run.split("\n")
-    assert repair("\n".join([text, last, file])) == command
+    _, text, last = run.split("\n")
+    assert repair("\n".join([text, last, "f=f2.py l=7"])) == command
 
 
 def test_a_variable_is_passed_on_as_long_as_frames_show_that_it_is_not():

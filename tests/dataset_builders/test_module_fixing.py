@@ -68,7 +68,7 @@ def test_a_bug_shows_in_a_frame_of_the_copy_and_the_teacher_repairs_it(kind, pro
     shell = shell_of(problem)
     observation = shell.call("bash", RUN)
     assert is_shown(kind, observation)
-    assert f'File "/work/{library.FILE}", line ' in observation
+    assert f"\nf={library.FILE} l=" in observation
     assert not TASK.passes(problem, shell)
     assert TASK.passes(problem, repaired(problem))
     assert calls_of(problem)[1] == f"{repair(observation, CHECK)}; {RUN}"
