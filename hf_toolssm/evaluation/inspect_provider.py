@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
+from accelerate import PartialState
 from inspect_ai.model import (
     ChatCompletionChoice,
     ChatMessage,
@@ -38,7 +39,7 @@ _SCHEMA = "toolssm_schema"
 _OBEYED = {"max_tokens", "temperature", "seed"}
 
 _OF_INSPECT = {
-    *("max_retries", "timeout", "attempt_timeout", "max_connections", "adaptive_connections", "stream_idle_timeout"),
+    *("max_retries", "timeout", "max_connections", "adaptive_connections"),
     *("system_message", "max_tool_output", "cache", "fail_on_refusal", "internal_tools", "reasoning_history"),
 }
 """Settings that Inspect itself carries out."""
@@ -51,7 +52,12 @@ class ToolSSMAPI(ModelAPI):
     Args:
         model_name: the folder, or the repository.
         config: Inspect's settings; those that say how tokens are chosen are obeyed or refused.
-        model_args: `-M` of the command line: `device`, and options of the chat template.
+        device: `-M device=cuda`; by default what accelerate finds.
+        keep: `-M keep=64`, how many replies' states are kept; see `Conversations`.
+        template: `-M template="{enable_thinking: false}"`, options of the chat template.
+
+    Raises:
+        UnsupportedGenerationError: an address or a key is given, of which a local model has none.
     """
 
     def __init__(
@@ -61,11 +67,15 @@ class ToolSSMAPI(ModelAPI):
         api_key: str | None = None,
         config: GenerateConfig = GenerateConfig(),  # noqa: B008 - Inspect's signature
         device: str | None = None,
-        **model_args: Any,
+        keep: int = 64,
+        template: dict[str, Any] | None = None,
     ) -> None:
+        if base_url is not None or api_key is not None:
+            raise UnsupportedGenerationError("the model runs here: leave out its address and its key")
         super().__init__(model_name, base_url, api_key, [], config)
         model, tokenizer = load_model(model_name).eval(), AutoTokenizer.from_pretrained(model_name)
-        self._conversations = Conversations(model.to(device) if device else model, tokenizer, **model_args)
+        model.to(device or PartialState().device)
+        self._conversations = Conversations(model, tokenizer, keep=keep, **template or {})
 
     def max_connections(self) -> int:
         """One: turns are written one after the other."""

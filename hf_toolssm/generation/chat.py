@@ -10,7 +10,7 @@ Every token is fed once. What the model sampled stays as it is, and only what is
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,8 +22,8 @@ from hf_toolssm.errors import (
     UnforkableToolError,
     UnsupportedGenerationError,
 )
-from hf_toolssm.generation.chat_reply import Reply, reply_of
-from hf_toolssm.generation.chat_row import ChatProtocol, ChatRow, result_message
+from hf_toolssm.generation.chat_reply import Before, Reply, reply_of
+from hf_toolssm.generation.chat_row import ChatProtocol, ChatRow, result_messages
 from hf_toolssm.generation.chat_stream import Heard, Piece, Speech
 from hf_toolssm.generation.events import EventSink
 from hf_toolssm.generation.protocols import make_chat_protocol
@@ -39,15 +39,6 @@ MAX_NEW_TOKENS = 16_384
 
 SLICE = 8
 """Tokens that the model writes between two looks of a stream."""
-
-
-class _Before(NamedTuple):
-    """A chat as it was before a message."""
-
-    session: Session | None
-    said: int
-    user: int
-    state: ModelState | None
 
 
 class Chat(Value):
@@ -68,17 +59,18 @@ class Chat(Value):
         protocol: ChatProtocol,
         started: Mapping[str, Any],
         messages: Sequence[Mapping[str, Any]],
+        leaves_calls: bool,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.messages = check_messages(messages)
         self.session: Session | None = None
         self.template = protocol.template
-        self._is_declared = protocol.declared
+        self._leaves_calls = protocol.leaves_calls or leaves_calls
         self._started = started  # what a session is started with
         self._user = 0  # behind the last user's message
         self._state: ModelState | None = None  # where that message ends; only where the template rewrites
-        self._before: _Before | UnforkableToolError | None = None
+        self._before: Before | UnforkableToolError | None = None
         self._forks = 0  # that were made of this one
 
     @classmethod
@@ -90,8 +82,9 @@ class Chat(Value):
         tools: Sequence[GivenTool] = (),
         messages: Sequence[Mapping[str, Any]] = (),
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | str = 0,
         record: bool | str | Path = False,
+        leaves_calls: bool = False,
         **chat_template_kwargs: Any,
     ) -> "Chat":
         """A conversation in which nothing was said by the user yet.
@@ -105,6 +98,7 @@ class Chat(Value):
             temperature: 0 is greedy.
             seed: of the sampling.
             record: see `Session.start`.
+            leaves_calls: a reply ends at the model's calls also where no tools are offered.
             chat_template_kwargs: for the template, for example `enable_thinking=False`.
 
         Raises:
@@ -117,7 +111,7 @@ class Chat(Value):
         settings: dict[str, Any] = {"temperature": temperature, "seed": seed, "record": record}
         settings |= {"tools": tools, "tokenizer": tokenizer, "chat_template_kwargs": chat_template_kwargs}
         protocol = make_chat_protocol(model, tokenizer, tools, chat_template_kwargs)
-        return cls(model, tokenizer, protocol, settings, messages)
+        return cls(model, tokenizer, protocol, settings, messages, leaves_calls)
 
     def send(
         self,
@@ -160,20 +154,17 @@ class Chat(Value):
 
         Raises:
             MessageError: no calls wait, or there are more or fewer than results, or one is no text.
-            UnspellableTextError: of a chat that begins with these calls, whose history has no tokens.
+            UnspellableTextError: a result has no tokens. Nothing is changed then.
         """
-        calls = self._waiting()
-        if isinstance(results, str) or len(results) != len(calls):
-            raise MessageError(f"{len(calls)} calls wait for a text each, and not for {results!r:.80}")
-        said = check_messages([*map(result_message, calls, results)], self.messages[-1])
+        said = result_messages(self._waiting(), results, self.tokenizer)
         tokens, limit = self._tokens, self._limit(max_new_tokens)
         if self.session is None:
-            users = [at for at, message in enumerate(self.messages) if message["role"] == "user"]
-            self._user = users[-1] + 1 if users else 0
+            self._user = max((at for at, m in enumerate(self.messages, 1) if m["role"] == "user"), default=0)
             self.session, begun = self._begun([*self.messages, *said])
             self.session.append([begun])
             self.messages += said
         else:
+            self.session.append([[]])  # refuses where it could not go on
             self._row.go_on(self.messages[-1], said)
             self._take()
         return self._run(limit, tokens, sampler, sink)
@@ -260,7 +251,7 @@ class Chat(Value):
         """
         if self.session is None:
             raise SnapshotError("nothing was said yet that could be saved")
-        facts = {"messages": self.messages, "user": self._user}
+        facts = {"messages": self.messages, "user": self._user, "leaves_calls": self._leaves_calls}
         tensors = {} if self._state is None else self._state.to_tensors()
         self.session.save(path, {"chat": facts, **{f"state.{name}": tensor for name, tensor in tensors.items()}})
 
@@ -293,7 +284,13 @@ class Chat(Value):
         if facts is None:
             raise SnapshotError(f"{path} holds a session and no chat: use Session.load")
         settings |= {"temperature": session.temperature}
-        chat = cls(model, tokenizer, protocol, settings, facts["messages"])
+        leaves_calls = facts["leaves_calls"]
+        if protocol.tools and protocol.leaves_calls != leaves_calls:
+            raise SnapshotError(
+                f"{path} holds a chat of tools that are all `Declared`, or that are not: give the same"
+            )
+        chat = cls(model, tokenizer, protocol, settings, facts["messages"], leaves_calls)
+        cast(ChatProtocol, session.protocol).leaves_calls = leaves_calls
         chat.session, chat._user = session, facts["user"]
         state = {n.removeprefix("state."): t for n, t in session.beside.items() if n.startswith("state.")}
         chat._state = state_from_tensors(session.runner, state) if state else None
@@ -302,8 +299,7 @@ class Chat(Value):
 
     @property
     def _row(self) -> ChatRow:
-        assert self.session is not None
-        return cast(ChatRow, self.session.rows[0])
+        return cast(ChatRow, cast(Session, self.session).rows[0])
 
     def _waiting(self) -> list[dict[str, Any]]:
         """The calls whose results the caller owes.
@@ -311,30 +307,31 @@ class Chat(Value):
         Raises:
             MessageError: there are none.
         """
-        calls = self.messages[-1].get("tool_calls", []) if self.messages and self._is_declared else []
-        is_cut = self.session is not None and not self._row.finished
-        if not calls or is_cut:
+        calls = self.messages[-1].get("tool_calls", []) if self.messages and self._leaves_calls else []
+        if not calls:
             raise MessageError("no calls wait for results: they do where a reply of declared tools ends with some")
         return calls
 
     def _begun(self, messages: list[dict[str, Any]]) -> tuple[Session, list[int]]:
         """A session that has read messages, and what begins the model's turn."""
         said, begun = self.template.prompt(messages)
-        return Session.start(self.model, [said], **self._started), begun
+        session = Session.start(self.model, [said], **self._started)
+        cast(ChatProtocol, session.protocol).leaves_calls = self._leaves_calls
+        return session, begun
 
     def _say(self, content: str) -> None:
         """Feeds what a user says."""
         (message,) = check_messages([{"role": "user", "content": content}])
-        if self._is_declared and self.messages and "tool_calls" in self.messages[-1]:
+        if self._leaves_calls and self.messages and "tool_calls" in self.messages[-1]:
             raise MessageError("the model's calls wait for their results: give them by answer()")
         if self.session is None:
-            before: Any = _Before(None, len(self.messages), 0, None)
+            before: Any = Before(None, len(self.messages), 0, None)
             self.session, begun = self._begun([*self.messages, message])
             self._state = self.session.state if self.template.rewrites else None
         else:
             try:
                 clone = self.session.clone()
-                before = _Before(clone, len(self.messages), self._user, self._state)
+                before = Before(clone, len(self.messages), self._user, self._state)
             except UnforkableToolError as error:
                 before = error
             begun = self._follow(message)
@@ -384,8 +381,7 @@ class Chat(Value):
         return limit_of(max_new_tokens)
 
     @property
-    def _tokens(self) -> int:
-        """Fed so far, but for the first prompt."""
+    def _tokens(self) -> int:  # fed so far, but for the first prompt
         return 0 if self.session is None else self.session.tokens
 
     def _run(self, limit: int, tokens: int, sampler: Sampler | None, sink: EventSink | None) -> Reply:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.generation.chat_row import ChatRow
+from hf_toolssm.generation.session import Session
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class Reply:
     finished: bool
     error: str | None
     tokens: int
+
+
+class Before(NamedTuple):
+    """A chat as it was before a message."""
+
+    session: Session | None
+    said: int
+    user: int
+    state: ModelState | None
 
 
 def reply_of(row: ChatRow, messages: Sequence[dict[str, Any]], tokens: int) -> Reply:

@@ -12,9 +12,12 @@ from functools import partial
 from itertools import groupby, takewhile
 from typing import Any, ClassVar, Self
 
+from transformers import PreTrainedTokenizerBase
+
 from hf_toolssm.errors import (
     InvalidProblemError,
     MalformedCallError,
+    MessageError,
     ToolError,
     ToolFaultError,
     ToolSSMError,
@@ -25,6 +28,7 @@ from hf_toolssm.errors import (
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
 from hf_toolssm.generation.tool_calls import ToolCaller, WaitingCalls, Work
+from hf_toolssm.protocol.chat_messages import check_messages
 from hf_toolssm.protocol.chat_template import ChatTemplate
 from hf_toolssm.protocol.plain_text import encode_plain
 from hf_toolssm.protocol.trajectory import ANSWER, Step, StepKind, Trajectory, Writer, canonical
@@ -43,7 +47,7 @@ class ChatProtocol(TokenProtocol):
         caller: carries out calls.
 
     Attributes:
-        declared: whether the tools are, so that calls are left to the caller.
+        leaves_calls: whether calls are left to the caller, as those of tools that are all declared are.
 
     Raises:
         UnknownToolError: some of the tools are declared, and some are not.
@@ -60,7 +64,7 @@ class ChatProtocol(TokenProtocol):
             raise UnknownToolError(
                 "some tools are declared, whose calls the caller carries out, and some are not: declare all or none"
             )
-        self.declared = kinds == {True}
+        self.leaves_calls = kinds == {True}
 
     def check_asked(self, prompts: Sequence[Sequence[int]]) -> None:
         for row, prompt in enumerate(prompts):
@@ -163,7 +167,7 @@ class ChatRow(Row[ChatProtocol]):
             return
         self.answer = self.turn
         message, error = self.end_turn()
-        if self.protocol.declared:
+        if self.protocol.leaves_calls:
             self.finished = self.complete = True
         elif error is not None:
             self._answer(message, [{"role": "tool", "content": error_text(error)}])
@@ -180,7 +184,7 @@ class ChatRow(Row[ChatProtocol]):
         if token not in self.protocol.ends:
             return False
         message, error = self.protocol.read_turn(self.turn, self.begun)
-        return not self.protocol.declared and (error is not None or "tool_calls" in message)
+        return not self.protocol.leaves_calls and (error is not None or "tool_calls" in message)
 
     def end_turn(self) -> tuple[dict[str, Any], MalformedCallError | None]:
         """Takes what the model has written as its turn."""
@@ -199,7 +203,7 @@ class ChatRow(Row[ChatProtocol]):
     def go_on(self, message: dict[str, Any], results: list[dict[str, Any]]) -> None:
         """Feeds the results of the calls of the turn that ended, which the caller has carried out."""
         self.finished = self.complete = False
-        self.answer = []
+        self.answer, self.error = [], None
         self._answer(message, results)
 
     def receive(self) -> None:
@@ -253,6 +257,23 @@ class ChatRow(Row[ChatProtocol]):
         facts, at_work = protocol.tools[index], self.tools[index]
         run = partial(protocol.caller.observe, facts, at_work, name, function["arguments"])
         return Work(run, facts.time_limit, facts.owner(at_work))
+
+
+def result_messages(
+    calls: Sequence[dict[str, Any]], results: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """What the caller says to every call of a turn.
+
+    Raises:
+        MessageError: there are more or fewer results than calls, or one is no text.
+        UnspellableTextError: one has no tokens.
+    """
+    if isinstance(results, str) or not isinstance(results, Sequence) or len(results) != len(calls):
+        raise MessageError(f"{len(calls)} calls wait for a text each, and not for {results!r:.80}")
+    said = check_messages([*map(result_message, calls, results)], {"role": "assistant"})
+    for message in said:
+        encode_plain(tokenizer, message["content"])
+    return said
 
 
 def result_message(call: dict[str, Any], content: str) -> dict[str, Any]:

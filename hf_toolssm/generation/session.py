@@ -88,7 +88,7 @@ class Session(Value):
         end_ids: Sequence[int] | None = None,
         state: ModelState | None = None,
         temperature: float = 0.0,
-        seed: int = 0,
+        seed: int | str = 0,
         step_weights: StepWeights = None,
         record: bool | str | Path = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,

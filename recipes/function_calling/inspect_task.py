@@ -19,10 +19,15 @@ from functions import tested
 from hf_toolssm.evaluation.inspect_provider import message_of, tool_of
 from measure_calls import FIGURES, GROUPS, MAX_NEW_TOKENS, judge
 
+MOST_MESSAGES = 12
+
 
 @task
 def function_calling(num_problems: int = 200) -> Task:
-    """Every group's problems; the figures are told of each group and of all.
+    """Every group's problems; figures are told of all, and the log says the group of each.
+
+    A conversation has at most `MOST_MESSAGES`, as a model may call for ever. In `measure_calls.py` a whole reply has
+    the limit of tokens that a turn has here.
 
     Args:
         num_problems: of each group of functions.
@@ -37,7 +42,8 @@ def function_calling(num_problems: int = 200) -> Task:
         for index, name in enumerate((list(names) * num_problems)[:num_problems])
     ]
     config = GenerateConfig(max_tokens=MAX_NEW_TOKENS)
-    return Task(dataset=samples, solver=[offer_functions(), generate()], scorer=calls(), config=config)
+    solvers = [offer_functions(), generate()]
+    return Task(dataset=samples, solver=solvers, scorer=calls(), config=config, message_limit=MOST_MESSAGES)
 
 
 @solver

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 
 from bfcl_backend import Worker, json_schema
 from hf_toolssm import Chat, Declared
-from hf_toolssm.evaluation.report import hardware, markdown_table, write_json
+from hf_toolssm.evaluation.report import hardware, markdown_table, weights_digest, write_json
 from hf_toolssm.files import escape_unprintable, write_atomically
 from hf_toolssm.models.architectures import load_model
 
@@ -56,15 +56,34 @@ def main() -> None:
     unknown = sorted({*options.categories} - {*CATEGORIES})
     if unknown:
         raise SystemExit(f"--categories {unknown[0]} is none of {', '.join(CATEGORIES)}")
-    output = Path(options.output or Path(options.model) / "bfcl")
-    output.mkdir(parents=True, exist_ok=True)
+    if options.entries is not None and options.entries < 1:
+        raise SystemExit(f"--entries is at least 1, and not {options.entries}")
     with closing(Worker(options.bfcl_python)) as worker:
         model = load_model(options.model).eval().to(PartialState().device)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
+        output = folder_of(options, model)
         found = [measure(name, worker, model, tokenizer, output, options.entries) for name in options.categories]
-    write_json(output / "results.json", {"categories": found, "hardware": hardware()})
+    facts = {"model": options.model, "entries": options.entries, "hardware": hardware()}
+    write_json(output / "results.json", {"categories": found, **facts})
     write_atomically(output / "table.md", table(found))
     print(table(found))
+
+
+def folder_of(options: BfclArguments, model: Any) -> Path:
+    """The folder of the results, which holds those of one model.
+
+    Raises:
+        SystemExit: it holds results of another one.
+    """
+    is_folder = Path(options.model).is_dir()
+    named = Path(options.model) / "bfcl" if is_folder else Path("outputs") / "bfcl" / options.model.replace("/", "--")
+    output = Path(options.output or named)
+    output.mkdir(parents=True, exist_ok=True)
+    facts, path = {"weights_sha256": weights_digest(model), "max_new_tokens": MAX_NEW_TOKENS}, output / "model.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != facts:
+        raise SystemExit(f"{output} holds the results of other weights: name another folder by --output")
+    write_json(path, facts)
+    return output
 
 
 def measure(
@@ -97,7 +116,7 @@ def first_turn(entry: Mapping[str, Any], model: Any, tokenizer: Any) -> str | li
     """The calls of the model's first turn as BFCL's files hold them, or what it says where it calls nothing."""
     tools = [Declared(json_schema(function)) for function in entry["functions"]]
     *before, last = entry["messages"]
-    chat = Chat.start(model, tokenizer, tools=tools, messages=before)
+    chat = Chat.start(model, tokenizer, tools=tools, messages=before, leaves_calls=True)
     reply = chat.send(last["content"], max_new_tokens=MAX_NEW_TOKENS)
     return result_of(reply.tool_calls) or reply.content
 

@@ -7,7 +7,7 @@ import torch
 from scripts import Script, call, says, tiny_model, whole_logits
 from template_families import family_tokenizer
 
-from hf_toolssm.errors import MessageError
+from hf_toolssm.errors import MessageError, UnknownToolError, UnsupportedGenerationError
 from hf_toolssm.generation.conversations import Conversations
 
 SCHEMA = {
@@ -103,6 +103,76 @@ def test_a_call_that_comes_back_as_a_server_writes_it_is_the_same_call():
     ]
     conversations.says(says("Fine."), [USER, {"role": "assistant", "content": None, "tool_calls": written}, *results])
     assert (conversations._started, conversations.continued) == (1, 1)
+
+
+def test_results_with_ids_may_come_in_any_order_and_others_are_refused():
+    conversations = Scripted()
+    conversations.says(ASKS, [USER])
+    calls = [{**each, "id": name} for each, name in zip(ASKS["tool_calls"], ("a", "b"))]
+    paris, rome = ({**each, "tool_call_id": name} for each, name in zip(told("Paris", "Rome"), ("a", "b")))
+    asks = {**ASKS, "tool_calls": calls}
+    conversations.says(says("Fine."), [USER, asks, rome, paris])
+    assert [each["content"] for each in conversations.chat.messages[2:4]] == ["Paris: fine", "Rome: fine"]
+    for results in (
+        [paris, paris],
+        [paris, {**rome, "tool_call_id": "c"}],
+        [paris],
+        [paris, {**rome, "name": "clock"}],
+    ):
+        with pytest.raises(MessageError):
+            conversations.says(says("No."), [USER, asks, *results])
+
+
+def test_a_conversation_ends_without_tools_and_a_call_of_nothing_is_the_turn():
+    conversations = Scripted()
+    conversations.says(ASKS, [USER])
+    turn = conversations.says(says("Fine."), [USER, ASKS, *told("Paris", "Rome")], tools=())
+    assert turn.message == says("Fine.")
+    turn = conversations.says(ASKS, [USER], tools=())
+    assert turn.message == ASKS
+
+
+def test_a_thought_is_part_of_what_is_gone_on_from_and_no_token_is_counted_twice():
+    conversations = Scripted("qwen3_5_think")
+    thinks = says("Yes.", reasoning_content="A long thought of many tokens, of which the template keeps none.")
+    first = conversations.says(thinks, [USER])
+    assert first.message == thinks
+    turn = conversations.says(says("Bye."), [USER, thinks, THANKS])
+    assert conversations.continued == 1
+    assert (turn.read + turn.written, turn.kept > 0) == (conversations.fed, True)
+    conversations.says(says("Bye."), [USER, says("Yes."), THANKS])
+    assert conversations.continued == 1
+
+
+def test_a_seed_repeats_a_turn_however_the_conversation_was_read():
+    tokenizer = family_tokenizer("toolssm", split=False)
+    model = tiny_model(tokenizer)
+    history = [USER, says("Yes."), THANKS]
+
+    def second_turn(conversations):
+        return conversations.reply(history, temperature=1.0, seed=3, max_new_tokens=8).message["content"]
+
+    kept, fresh = Scripted(), Conversations(model, tokenizer)
+    kept.says(says("Yes."), [USER], tools=(), temperature=1.0)
+    turns = []
+    for _ in range(2):
+        kept.script = Script(None)
+        kept.turn = says("")
+        turns.append(second_turn(kept))
+    assert kept.continued == 2
+    assert turns == [second_turn(fresh)] * 2
+
+
+def test_what_is_kept_last_stays_and_a_keep_of_nothing_is_refused():
+    conversations = Scripted(keep=2)
+    for name in ("0", "1", "0", "2"):
+        conversations.says(says("Yes."), [{"role": "user", "content": name}])
+    conversations.says(says("Yes."), [{"role": "user", "content": "0"}, says("Yes."), THANKS])
+    assert conversations.continued == 1
+    with pytest.raises(UnsupportedGenerationError, match="keep"):
+        Scripted(keep=0)
+    with pytest.raises(UnknownToolError, match="list of schemas"):
+        conversations.says(says("No."), [USER], tools=5)
 
 
 def test_only_the_last_conversations_are_kept():

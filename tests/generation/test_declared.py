@@ -5,8 +5,15 @@ import torch
 from scripts import Script, call, says, send, start, tiny_model, whole_logits
 from template_families import family_tokenizer
 
-from hf_toolssm import Chat, Declared, Session
-from hf_toolssm.errors import ChatTemplateError, InvalidSchemaError, MessageError, UnknownToolError
+from hf_toolssm import Chat, Declared, Function, Session
+from hf_toolssm.errors import (
+    ChatTemplateError,
+    InvalidSchemaError,
+    MessageError,
+    SnapshotError,
+    UnknownToolError,
+    UnspellableTextError,
+)
 from hf_toolssm.protocol.trajectory import StepKind
 
 SCHEMA = {
@@ -95,7 +102,7 @@ def test_what_cannot_be_answered_changes_nothing():
         chat.answer([])
     send(chat, "How is it?", ASKS)
     before = list(chat.messages)
-    for results in (["one"], "ab", ["one", "two", "three"], ["one", 2]):
+    for results in (["one"], "ab", ["one", "two", "three"], ["one", 2], iter(["one", "two"]), {"a": 1, "b": 2}):
         with pytest.raises(MessageError):
             chat.answer(results)
     with pytest.raises(MessageError, match=r"answer\(\)"):
@@ -125,6 +132,32 @@ def test_a_saved_chat_waits_for_the_same_results(tmp_path):
     states = [each.session.state.logits for each in (chat, loaded, forked)]
     assert torch.equal(states[0], states[1])
     assert torch.equal(states[0], states[2])
+
+
+def test_a_result_without_tokens_is_refused_and_nothing_is_changed():
+    chat = start([Declared(SCHEMA)])
+    send(chat, "How is it?", ASKS)
+    length = chat.session.rows[0].length
+    with pytest.raises(UnspellableTextError):
+        chat.answer(["Paris: fine", "\ud800"])
+    assert chat.session.rows[0].length == length
+    assert chat.messages[-1] == ASKS
+    assert answer(chat, ["a", "b"], says("Fine.")).error is None
+
+
+def test_a_saved_chat_whose_calls_wait_is_not_loaded_with_tools_that_run(tmp_path):
+    chat = start([Declared(SCHEMA)])
+    send(chat, "How is it?", ASKS)
+    chat.save(tmp_path / "chat.safetensors")
+    with pytest.raises(SnapshotError, match="all `Declared`"):
+        Chat.load(tmp_path / "chat.safetensors", chat.model, chat.tokenizer, tools=[Function(weather, SCHEMA)])
+
+
+def test_calls_are_left_to_the_caller_also_where_nothing_is_offered():
+    chat = start(leaves_calls=True)
+    reply = send(chat, "How is it?", ASKS)
+    assert (reply.tool_calls, reply.finished) == (ASKS["tool_calls"], True)
+    assert answer(chat, ["Paris: fine", "Rome: fine"], says("Fine.")).content == "Fine."
 
 
 def test_declared_tools_are_refused_where_nobody_could_answer():

@@ -145,6 +145,16 @@ def test_the_same_command_goes_on_where_it_was(trained, tmp_path, asked):  # noq
     assert found["multiple"]["right"] == 2
 
 
+def test_results_of_another_model_are_not_taken_for_this_ones(trained, tmp_path, asked):  # noqa: F811
+    run(trained, tmp_path / "out", "--entries", "1")
+    path = tmp_path / "out" / "model.json"
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"weights_sha256": "', '"weights_sha256": "0'), encoding="utf-8"
+    )
+    with pytest.raises(SystemExit, match="the results of other weights"):
+        run(trained, tmp_path / "out")
+
+
 def test_a_category_that_is_none_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(SystemExit, match="simple_pithon is none of simple_python"):
         run_script(

@@ -90,16 +90,24 @@ def recipes(monkeypatch, trained):  # noqa: F811
     return measuring, task
 
 
+def note(prompts, ids):
+    """Keeps what is longer than a result or a turn: a conversation's first prompt."""
+    if ids.shape[1] > 100:
+        prompts.add(tuple(ids[0].tolist()))
+
+
 def test_inspect_finds_what_our_own_evaluation_finds(recipes, trained, tmp_path, monkeypatch):  # noqa: F811
     measuring, task = recipes
     model, tokenizer = measuring.load_model(str(trained)), measuring.AutoTokenizer.from_pretrained(trained)
+    fed, prompts, theirs = [], set(), set()
+    model.register_forward_pre_hook(lambda _, __, given: note(prompts, given["input_ids"]), with_kwargs=True)
     ours = [measuring.measure(name, [*group], model, tokenizer, COUNT) for name, group in measuring.GROUPS.items()]
-    fed = []
     first = measuring.load_model
 
     def counted(*arguments, **options):
         loaded = first(*arguments, **options)
         loaded.register_forward_pre_hook(lambda _, __, given: fed.append(given["input_ids"].numel()), with_kwargs=True)
+        loaded.register_forward_pre_hook(lambda _, __, given: note(theirs, given["input_ids"]), with_kwargs=True)
         return loaded
 
     monkeypatch.setattr("hf_toolssm.evaluation.inspect_provider.load_model", counted)
@@ -118,6 +126,10 @@ def test_inspect_finds_what_our_own_evaluation_finds(recipes, trained, tmp_path,
     (usage,) = log.stats.model_usage.values()
     assert usage.input_tokens + usage.output_tokens == sum(fed)  # nothing was read twice
     assert usage.input_tokens_cache_read > 0
+    begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    prompts, theirs = ({each for each in heard if each[0] == begin} for heard in (prompts, theirs))
+    assert len(prompts) == 3 * COUNT
+    assert theirs == prompts  # the model is asked in the same words
 
 
 @pytest.fixture
