@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from dataset_builders.algorithms.programs import MISSING
 from hf_toolssm.errors import InvalidProblemError
 
-LAST_FRAME = r"""tail -n 3 | sed -En '1{s|.*k/(.*)", line (\w+).*|f=\1 l=\2|;h};1!p;${g;p}'"""
+LAST_FRAME = r"""tail -n 3 | sed -En '1{s|.*"/work/(.*)", line (\w+).*|f=\1 l=\2|;h};1!p;${g;p}'"""
 """What shows of a traceback without marks the last frame's text, the error, and then the frame's file and line in the
 words with which an edit begins, so that they are copied as they stand. As the interpreter writes them, a syntax error
 has one name less than any other, and models copied its file wrong, f9195 for f9190, where they were right in all

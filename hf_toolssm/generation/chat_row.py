@@ -202,8 +202,7 @@ class ChatRow(Row[ChatProtocol]):
 
     def go_on(self, message: dict[str, Any], results: list[dict[str, Any]]) -> None:
         """Feeds the results of the calls of the turn that ended, which the caller has carried out."""
-        self.finished = self.complete = False
-        self.answer, self.error = [], None
+        self.append(())
         self._answer(message, results)
 
     def receive(self) -> None:

@@ -159,7 +159,7 @@ def _in_order(message: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) 
     ids = [call.get("id") for call in calls]
     if None not in ids and all("tool_call_id" in result for result in results):
         by_id = {result["tool_call_id"]: result for result in results}
-        if by_id.keys() != {*ids} or len(results) != len(ids):
+        if by_id.keys() != {*ids} or not len(by_id) == len(results) == len(ids):
             raise MessageError(f"the results are of the calls {', '.join(by_id)}, and the calls are {', '.join(ids)}")
         results = [by_id[each] for each in ids]
     for call, result in zip(calls, results):

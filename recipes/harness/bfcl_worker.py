@@ -6,6 +6,7 @@ line of JSON to stdout. It imports nothing of ours.
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -43,8 +44,7 @@ class Backend:
     def judge(self, category: str, results: list[dict[str, Any]]) -> dict[str, str]:
         """The same of results, each with its id, as they stand in such a file."""
         checker, language = _checker()
-        truths = self.truths(category)
-        offered = {entry["id"]: entry["functions"] for entry in self.entries(category)}
+        truths, offered = self._asked(category)
         found = {}
         for entry in results:
             name, result = entry["id"], entry["result"]
@@ -58,6 +58,11 @@ class Backend:
                 said = checker(offered[name], calls, truths[name], language, category, MODEL)
                 found[name] = "" if said["valid"] else said["error_type"]
         return found
+
+    @cache  # noqa: B019 - there is one backend, which a harness asks for every entry
+    def _asked(self, category: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """By id, what is right in a category and what is offered."""
+        return self.truths(category), {entry["id"]: entry["functions"] for entry in self.entries(category)}
 
     def load(self, category: str) -> list[dict[str, Any]]:
         """The category's episodes: id, environment classes, and of every turn what the user says and the calls of the
@@ -123,6 +128,7 @@ class Backend:
         )
 
 
+@cache
 def _checker() -> tuple[Any, Any]:
     """BFCL's comparison of calls with what is right, and the language of the categories that it is asked for here.
 

@@ -6,6 +6,8 @@ from numpy.typing import NDArray
 BITS = 12
 """Of a token: five of them are one whole number, so that counting is sorting."""
 
+MOST_TOKENS = 1 << BITS
+
 Ids = NDArray[np.int64]
 
 
@@ -21,8 +23,8 @@ def ngram_log2(train: Ids, test: Ids, vocabulary: int, order: int = 5) -> NDArra
         vocabulary: tokens in all, at most 4,096.
         order: tokens counted together.
     """
-    if not 0 < vocabulary <= 1 << BITS:
-        raise ValueError(f"a vocabulary has at most {1 << BITS:,} tokens here, and not {vocabulary:,}")
+    if not 0 < vocabulary <= MOST_TOKENS:
+        raise ValueError(f"a vocabulary has at most {MOST_TOKENS:,} tokens here, and not {vocabulary:,}")
     known = np.full(len(test), 1 / vocabulary)
     for length in range(1, order + 1):
         grams, counts = np.unique(_packed(train, length), return_counts=True)

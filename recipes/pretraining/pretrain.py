@@ -26,12 +26,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, set_seed
 from trl import TrlParser
 
-from ngram import ngram_log2
+from ngram import MOST_TOKENS, ngram_log2
 
 sys.path.append(str(Path(__file__).parents[1]))  # the recipes
 from sft_arguments import RecipeArguments
 from sft_training import train
 
+from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.evaluation.report import hardware, write_json
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.models.architectures import TOOL_MAMBA, make_model
@@ -61,11 +62,15 @@ class PretrainingArguments:
 def main() -> None:
     escape_unprintable()
     options, config = TrlParser((PretrainingArguments, ToolSFTConfig)).parse_args_and_config()
+    if options.vocabulary_size > MOST_TOKENS:  # said before hours of training, behind which it is needed
+        raise UnsafeTrainingError(f"--vocabulary_size is at most {MOST_TOKENS:,}, and not {options.vocabulary_size:,}")
     start, state = time.perf_counter(), PartialState()
     with state.main_process_first():
         texts = load_dataset(options.corpus)
         tokenizer = learn_tokenizer(texts["train"], options.vocabulary_size)
         rows, held_out = (blocks(texts[split], tokenizer, options) for split in ("train", "validation"))
+    if not len(rows) or not len(held_out):
+        raise UnsafeTrainingError(f"--block {options.block} is longer than the texts of a split: take a shorter one")
     set_seed(config.seed)
     shape = {"width": options.hidden_size, "depth": options.num_hidden_layers, "state_size": options.state_size}
     model = make_model(TOOL_MAMBA, len(tokenizer), **shape, mamba={"time_step_min": 0.001, "time_step_max": 0.1})
@@ -127,8 +132,9 @@ def measure(
     bits = 0.0
     said = [text["text"] for text in texts]
     size = sum(len(text.encode()) for text in said)
-    for text in tqdm(said, desc="held-out texts"):
-        ids = [tokenizer.eos_token_id, *tokenizer(text, split_special_tokens=True)["input_ids"]]
+    written = tokenizer(said, split_special_tokens=True)["input_ids"]
+    for text in tqdm(written, desc="held-out texts"):
+        ids = [tokenizer.eos_token_id, *text]
         for at in range(0, len(ids) - 1, MEASURED_AT_ONCE):
             piece = torch.tensor([ids[at : at + MEASURED_AT_ONCE + 1]], device=model.device)
             with torch.inference_mode():
@@ -138,7 +144,7 @@ def measure(
     log2 = ngram_log2(train, test, len(tokenizer))
     is_text = test != tokenizer.eos_token_id
     # Of the blocks, which leave out the last tokens of a batch of texts: so by bytes a token.
-    tokens = sum(len(tokenizer(text, split_special_tokens=True)["input_ids"]) for text in said)
+    tokens = sum(map(len, written))
     packed = len(lzma.compress("".join(said).encode(), preset=9 | lzma.PRESET_EXTREME)) * 8
     return {
         "held_out_texts": len(said),

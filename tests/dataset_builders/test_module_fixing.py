@@ -9,7 +9,7 @@ from conftest import in_sandbox, run_script
 from dataset_builders.algorithms import library
 from dataset_builders.algorithms.library import CHECK, PASSED, RUN, module_names
 from dataset_builders.algorithms.library_bugs import KINDS, changed, changes, is_shown
-from dataset_builders.algorithms.repair import repair
+from dataset_builders.algorithms.repair import LAST_FRAME, repair
 from dataset_builders.catalog import load_task
 from dataset_builders.problem_sets import TRAINING, ProblemSet, evaluation_sets, problem_at
 from dataset_builders.task import split_of
@@ -180,6 +180,15 @@ def test_a_spelling_is_changed_in_no_other_word_of_its_line(line, right):
     shell.put("a.py", f"foo = ffast = Fast = Foot = Food = str\n{line}\n")
     shell.call("bash", repair(shell.call("bash", "python3 a.py 2>&1 >/dev/null | grep -v '\\^'"), "a.py"))
     assert shell.files()["a.py"].decode().split("\n")[1] == right
+
+
+def test_the_file_of_a_frame_is_told_whole_wherever_it_stands():
+    (bash,) = load_task("code_fixing").make_tools("interactive")
+    shell = bash.start("4 functions, bugs variable; seed 1")
+    shell.call("bash", "mkdir -p work/k; echo 'if 1' >work/k/a.py")
+    observation = shell.call("bash", f"python3 work/k/a.py 2>&1 | grep -v '\\^' | {LAST_FRAME}")
+    assert observation.endswith("\nf=work/k/a.py l=1\n")
+    assert repair(observation) == 'f=work/k/a.py l=1; sed -i "$l s/\\$/:/" $f'
 
 
 @pytest.mark.parametrize("hint", ["", ". Did you mean: 'pos'?"])

@@ -19,6 +19,25 @@ def says(content, *calls, **more):
     return {"role": "assistant", "content": content, **({"tool_calls": list(calls)} if calls else {}), **more}
 
 
+SCHEMA = {
+    "name": "weather",
+    "description": "The weather of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+FAMILIES = ("toolssm", "granite_4", "qwen3_5_think")
+"""Templates of which the last takes thoughts away."""
+
+ASKS = says("", call("weather", city="Paris"), call("weather", city="Rome"))
+
+
+def weather(city):
+    return f"{city}: fine"
+
+
+def told(*cities):
+    return [{"role": "tool", "name": "weather", "content": weather(city)} for city in cities]
+
+
 class RowScript:
     """A sampler that lets the rows of a session write given tokens."""
 

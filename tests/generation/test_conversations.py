@@ -4,23 +4,11 @@ import json
 
 import pytest
 import torch
-from scripts import Script, call, says, tiny_model, whole_logits
+from scripts import ASKS, FAMILIES, SCHEMA, Script, call, says, tiny_model, told, whole_logits
 from template_families import family_tokenizer
 
 from hf_toolssm.errors import MessageError, UnknownToolError, UnsupportedGenerationError
 from hf_toolssm.generation.conversations import Conversations
-
-SCHEMA = {
-    "name": "weather",
-    "description": "The weather of a city.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
-FAMILIES = ("toolssm", "granite_4", "qwen3_5_think")
-ASKS = says("", call("weather", city="Paris"), call("weather", city="Rome"))
-
-
-def told(*cities):
-    return [{"role": "tool", "name": "weather", "content": f"{city}: fine"} for city in cities]
 
 
 class Scripted(Conversations):
@@ -113,6 +101,9 @@ def test_results_with_ids_may_come_in_any_order_and_others_are_refused():
     asks = {**ASKS, "tool_calls": calls}
     conversations.says(says("Fine."), [USER, asks, rome, paris])
     assert [each["content"] for each in conversations.chat.messages[2:4]] == ["Paris: fine", "Rome: fine"]
+    twice = {**ASKS, "tool_calls": [calls[0], {**calls[1], "id": "a"}]}
+    with pytest.raises(MessageError):  # two calls of one id, of which either result could be meant
+        conversations.says(says("No."), [USER, twice, paris, {**rome, "tool_call_id": "a"}])
     for results in (
         [paris, paris],
         [paris, {**rome, "tool_call_id": "c"}],

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scripts import Script, call, says, send, start, tiny_model, whole_logits
+from scripts import ASKS, FAMILIES, SCHEMA, Script, says, send, start, tiny_model, told, weather, whole_logits
 from template_families import family_tokenizer
 
 from hf_toolssm import Chat, Declared, Function, Session
@@ -15,22 +15,6 @@ from hf_toolssm.errors import (
     UnspellableTextError,
 )
 from hf_toolssm.protocol.trajectory import StepKind
-
-SCHEMA = {
-    "name": "weather",
-    "description": "The weather of a city.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
-FAMILIES = ("toolssm", "granite_4", "qwen3_5_think")
-ASKS = says("", call("weather", city="Paris"), call("weather", city="Rome"))
-
-
-def weather(city):
-    return f"{city}: fine"
-
-
-def told(*cities):
-    return [{"role": "tool", "name": "weather", "content": weather(city)} for city in cities]
 
 
 def answer(chat, results, *turns):

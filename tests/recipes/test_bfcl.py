@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from bfcl_package import install, lines
 from conftest import import_recipe, run_script
 
 sys.path.append(str(Path(__file__).parents[1] / "generation"))
@@ -86,15 +87,7 @@ def stand_in(tmp_path, monkeypatch):
         files[f"data/BFCL_v4_{category}.json"] = lines(said)
         if truths:
             files[f"data/possible_answer/BFCL_v4_{category}.json"] = lines(truths)
-    for name, text in files.items():
-        path = tmp_path / "bfcl_eval" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-
-
-def lines(values):
-    return "\n".join(map(json.dumps, values))
+    install(files, tmp_path, monkeypatch)
 
 
 @pytest.fixture

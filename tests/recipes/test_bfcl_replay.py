@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+from bfcl_package import install, lines
 from conftest import import_recipe, run_script
 
 STAND_IN = {
@@ -116,7 +117,6 @@ EPISODES = [
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """The two episodes, where the worker's Python finds them."""
-    package = tmp_path / "bfcl_eval"
     entries = [
         episode | {"question": [[{"role": "user", "content": text} for text in turn] for turn in episode["question"]]}
         for episode in EPISODES
@@ -124,15 +124,7 @@ def stand_in(tmp_path, monkeypatch):
     files = STAND_IN | {f"data/multi_turn_func_doc/{name}": lines(group) for name, group in DOCUMENTS.items()}
     for folder in ("", "possible_answer/"):
         files[f"data/{folder}BFCL_v4_multi_turn_base.json"] = lines(entries)
-    for name, text in files.items():
-        path = package / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-
-
-def lines(values):
-    return "\n".join(map(json.dumps, values))
+    install(files, tmp_path, monkeypatch)
 
 
 @pytest.fixture

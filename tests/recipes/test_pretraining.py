@@ -139,6 +139,17 @@ def test_the_pinned_archives_have_hashes_and_some_are_held_out():
     assert held_out
 
 
+@pytest.mark.parametrize(
+    ("words", "error"), [(("--vocabulary_size", "5000"), "at most 4,096"), (("--block", "9000"), "--block 9000")]
+)
+def test_what_could_not_be_measured_is_said_before_the_training(words, error, tmp_path):
+    for split in ("train", "validation"):
+        Dataset.from_list([{"text": prose(0)}]).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(ValueError, match=error):
+        run_script(f"{FOLDER}/pretrain.py", "--corpus", tmp_path, "--output_dir", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def pretrained(tmp_path):
     """A model of a few steps."""
