@@ -42,9 +42,18 @@ def on_windows(name, globals=None, *more, **options):
     return real(name, globals, *more, **options)
 
 builtins.__import__ = on_windows
-names = [m.name for each in ("hf_toolssm", "dataset_builders") for m in pkgutil.walk_packages([each], each + ".")]
-for name in names:
-    importlib.import_module(name)
+names = []
+
+def load(name):
+    try:
+        names.append(importlib.import_module(name).__name__)
+    except ModuleNotFoundError as error:
+        if error.name != "inspect_ai":  # an extra; where it is installed, its modules are imported too
+            raise
+
+for folder in ("hf_toolssm", "dataset_builders"):
+    for module in pkgutil.walk_packages([folder], folder + "."):
+        load(module.name)
 here = list(sys.path)
 for package in ["recipes", *map(str, Path("recipes").iterdir())]:
     sys.path[:] = [package, "recipes", *here]  # as for a command of that folder, whose files import each other by name
@@ -52,7 +61,7 @@ for package in ["recipes", *map(str, Path("recipes").iterdir())]:
         sys.modules.pop(path.stem, None)
     for path in Path(package).glob("*.py"):
         if not path.stem.endswith("_worker"):  # it runs where another package is
-            names.append(importlib.import_module(path.stem).__name__)
+            load(path.stem)
 print(len(names))
 """
 
