@@ -183,3 +183,31 @@ def test_a_model_is_pretrained_measured_and_then_fine_tuned_as_any_checkpoint(pr
         AutoTokenizer.from_pretrained(tmp_path / "tuned"),
     )
     assert Chat.start(tuned, tokenizer).send("a letter", max_new_tokens=3).tokens >= 3
+
+
+def forgetting(corpus, output, *models):
+    words = ["--models", *models, "--corpus", corpus, "--output", output]
+    return run_script("recipes/harness/forgetting.py", *words)
+
+
+def test_lm_eval_finds_the_bits_per_byte_of_our_own_measure_and_what_a_fine_tuning_forgets(pretrained, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install -e '.[lm-eval]'")
+    run_script("recipes/function_calling/conversations.py", "--output", tmp_path / "rows", "--num-examples", "16")
+    words = ["--dataset", tmp_path / "rows", "--model", pretrained, "--chat_template", "toolssm", "--max_steps", "20"]
+    words += ["--output_dir", tmp_path / "tuned", "--num_proc", "1", "--report_to", "none", "--disable_tqdm", "true"]
+    run_script("recipes/sft.py", *words, "--learning_rate", "0.01")
+    printed = forgetting(tmp_path / "corpus", tmp_path / "found", pretrained, tmp_path / "tuned")
+    told = json.loads((tmp_path / "found" / "results.json").read_text(encoding="utf-8"))
+    before, after = told["models"].values()
+    ours = json.loads((pretrained / "results.json").read_text(encoding="utf-8"))["bits_per_byte"]["model"]
+    assert before["texts"] == 4
+    assert before["bits_per_byte"] == pytest.approx(ours, abs=2e-4)
+    assert after["bits_per_byte"] > before["bits_per_byte"] + 0.1
+    assert f"{after['bits_per_byte'] - before['bits_per_byte']:+.4f}" in printed
+    written = (tmp_path / "found" / "results.json").stat().st_mtime_ns
+    again = forgetting(tmp_path / "corpus", tmp_path / "found", pretrained, tmp_path / "tuned")
+    assert again.splitlines()[-1] == printed.splitlines()[-1]
+    assert (tmp_path / "found" / "results.json").stat().st_mtime_ns == written, "measured again"
+    Dataset.from_list([{"text": prose(1)}]).to_parquet(tmp_path / "corpus" / "validation.parquet")
+    with pytest.raises(SystemExit, match="figures of other texts"):
+        forgetting(tmp_path / "corpus", tmp_path / "found", pretrained)
