@@ -79,18 +79,8 @@ def train(output: Path, model: list[str], words: list[str], batch_size: int) -> 
     """Two steps: the tokens of both, seconds, peak memory, and what trains."""
     command = [sys.executable, str(SFT), "--task", "addition", *model, *words, "--output_dir", str(output)]
     command += ["--max_steps", "2", "--per_device_train_batch_size", str(batch_size), "--num_examples", "64"]
-    command += [
-        "--logging_steps",
-        "1",
-        "--save_strategy",
-        "no",
-        "--disable_tqdm",
-        "true",
-        "--eval_lengths",
-        "2",
-        "--eval_num_problems",
-        "1",
-    ]
+    command += ["--logging_steps", "1", "--save_strategy", "no", "--disable_tqdm", "true"]
+    command += ["--eval_lengths", "2", "--eval_num_problems", "1"]
     log = output.with_suffix(".log")
     with open(log, "w", encoding="utf-8") as printed:
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT)

@@ -8,9 +8,9 @@ gives is what the function gives, which is really called.
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 
@@ -71,7 +71,7 @@ def offer(rng: random.Random, function: SyntheticFunction) -> list[SyntheticFunc
     return rng.sample(list(known.values()), len(known))
 
 
-def turn(rng: random.Random, offered: list[SyntheticFunction]) -> list[dict[str, Any]]:
+def turn(rng: random.Random, offered: Sequence[Any]) -> list[dict[str, Any]]:
     """A user's request, its calls and results, and what the assistant says: one call, two at once, or none."""
     kind = rng.random()
     if kind < 0.1:
@@ -96,13 +96,29 @@ def turn(rng: random.Random, offered: list[SyntheticFunction]) -> list[dict[str,
     ]
 
 
-def test_problem(name: str, index: int) -> tuple[list[SyntheticFunction], str, dict[str, Any]]:
-    """What is offered, what the user says in the test's wordings, and the arguments of the right call."""
+class Problem(NamedTuple):
+    """A request of the test.
+
+    Attributes:
+        offered: the functions that a model may call.
+        right: the one that it should call.
+        request: what the user says, in the test's wordings.
+        arguments: of the right call.
+    """
+
+    offered: list[Any]
+    right: Any
+    request: str
+    arguments: dict[str, Any]
+
+
+def test_problem(name: str, index: int) -> Problem:
+    """A problem about a function of the test."""
     rng = example_rng("function calling", "test", name, index)
     function = tested(name)
     arguments = function.draw(rng)
     request = rng.choice(TEST_FRAMES).format(function.request(rng, arguments, TEST))
-    return offer(rng, function), request, arguments
+    return Problem(offer(rng, function), function, request, arguments)
 
 
 if __name__ == "__main__":

@@ -128,12 +128,18 @@ class SyntheticFunction:
         return " ".join([verb, "the", self.noun, *told])
 
     def __call__(self, **arguments: Any) -> str:
-        rng = example_rng("function", self.name, json.dumps(arguments, sort_keys=True))
-        if rng.random() < 0.125:
-            return json.dumps({"error": rng.choice(FAILURES)})
-        if self.verb in ACTS:
-            return json.dumps({"reference": f"{rng.choice('WXYZ')}{rng.randint(100, 999)}"})
-        return json.dumps({"value": rng.randint(2, 999)})
+        return drawn_result(self.name, arguments, is_act=self.verb in ACTS)
+
+
+def drawn_result(name: str, arguments: Mapping[str, Any], is_act: bool) -> str:
+    """What a function gives, as JSON, the same at every call: an error now and then; else a value, or the reference of
+    what it did."""
+    rng = example_rng("function", name, json.dumps(arguments, sort_keys=True))
+    if rng.random() < 0.125:
+        return json.dumps({"error": rng.choice(FAILURES)})
+    if is_act:
+        return json.dumps({"reference": f"{rng.choice('WXYZ')}{rng.randint(100, 999)}"})
+    return json.dumps({"value": rng.randint(2, 999)})
 
 
 def tested(name: str) -> SyntheticFunction:

@@ -15,7 +15,6 @@ from inspect_ai.scorer import Score, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, TaskState, generate, solver
 
 from conversations import test_problem
-from functions import tested
 from hf_toolssm.evaluation.inspect_provider import message_of, tool_of
 from measure_calls import FIGURES, GROUPS, MAX_NEW_TOKENS, judge
 
@@ -35,7 +34,7 @@ def function_calling(num_problems: int = 200) -> Task:
     samples = [
         Sample(
             id=f"{group}, {index}",
-            input=test_problem(name, index)[1],
+            input=test_problem(name, index).request,
             metadata={"group": group, "name": name, "index": index},
         )
         for group, names in GROUPS.items()
@@ -51,8 +50,8 @@ def offer_functions() -> Any:
     """Offers a problem's functions."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        offered, _, _ = test_problem(state.metadata["name"], state.metadata["index"])
-        state.tools = [tool_of(function.schema()["function"], function) for function in offered]
+        problem = test_problem(state.metadata["name"], state.metadata["index"])
+        state.tools = [tool_of(function.schema()["function"], function) for function in problem.offered]
         return state
 
     return solve
@@ -63,9 +62,9 @@ def calls() -> Any:
     """Whether a conversation reaches each of the figures of `measure_calls.py`."""
 
     async def score(state: TaskState, target: Target) -> Score:
-        offered, _, arguments = test_problem(state.metadata["name"], state.metadata["index"])
+        problem = test_problem(state.metadata["name"], state.metadata["index"])
         said = [message_of(message) for message in state.messages[1:]]
-        reached, fault = judge(said, state.output.completion, offered, tested(state.metadata["name"]), arguments)
+        reached, fault = judge(said, state.output.completion, problem)
         return Score(
             value={name: int(at < reached) for at, name in enumerate(FIGURES)},
             explanation=fault or "as it should be",

@@ -2,13 +2,14 @@
 
     python recipes/function_calling/measure_calls.py --model outputs/function-calling --num-problems 200
 
-Every problem is one request in wordings that no training row has, with two or three functions offered. It is counted
+Every problem is one request in wordings that no training row has, with two to four functions offered. It is counted
 whether the model's first turn is a call that can be read, whether it is of the right function and of it alone, whether
 its arguments are equal, and whether the last turn says what the function gave; and of what goes wrong, what it was.
 The figures go into the model's `results.json` and onto its card.
 """
 
 import argparse
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,9 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from conversations import test_problem
-from functions import SEEN, STRANGE, UNSEEN, SyntheticFunction, said
+import documented
+from conversations import Problem, test_problem
+from functions import SEEN, STRANGE, UNSEEN, said
 from hf_toolssm import Chat
 from hf_toolssm.evaluation.report import hardware, markdown_table, write_json
 from hf_toolssm.files import escape_unprintable, write_atomically
@@ -41,13 +43,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="the output_dir of recipes/sft.py")
     parser.add_argument("--num-problems", type=int, default=200, help="of each group of functions")
+    parser.add_argument("--documents", type=Path, help="of documented functions: the folder that documented.py wrote")
     parser.add_argument("--output", type=Path, help="a folder for table.md and results.json; by default the model's")
     options = parser.parse_args()
     model, tokenizer = load_model(str(options.model)), AutoTokenizer.from_pretrained(options.model)
     model.to(PartialState().device)
-    groups = [measure(group, list(GROUPS[group]), model, tokenizer, options.num_problems) for group in GROUPS]
+    groups = [
+        measure(group, problems, model, tokenizer)
+        for group, problems in problems_of(options.documents, options.num_problems).items()
+    ]
+    command = f"by recipes/function_calling/measure_calls.py --num-problems {options.num_problems}"
     evaluation = {
-        "command": f"by recipes/function_calling/measure_calls.py --num-problems {options.num_problems}",
+        "command": command + (f" --documents {options.documents}" if options.documents else ""),
         "groups": groups,
         "hardware": hardware(),
     }
@@ -61,42 +68,46 @@ def main() -> None:
     print(table(groups))
 
 
+def problems_of(folder: Path | None, count: int) -> dict[str, list[Problem]]:
+    """So many problems of each group: of synthetic functions, or of those of a folder that documented.py wrote."""
+    if folder is None:
+        return {
+            group: [test_problem(name, index) for index, name in enumerate((list(names) * count)[:count])]
+            for group, names in GROUPS.items()
+        }
+    parts = json.loads((folder / "documents.json").read_text(encoding="utf-8"))
+    return {part: [documented.test_problem(parts[part], index) for index in range(count)] for part in parts}
+
+
 def measure(
-    group: str, names: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int
+    group: str, problems: Sequence[Problem], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """A group's figures, and what goes wrong in it."""
     figures: Counter[str] = Counter()
     faults: Counter[str] = Counter()
     examples: list[dict[str, Any]] = []
-    for index in tqdm(range(count), desc=group, file=sys.stderr):
-        offered, request, arguments = test_problem(names[index % len(names)], index)
-        tools = [Function(function, function.schema(), has_side_effects=False) for function in offered]
-        reply = Chat.start(model, tokenizer, tools=tools).send(request, max_new_tokens=MAX_NEW_TOKENS)
-        right = next(function for function in offered if function.name == names[index % len(names)])
-        reached, fault = judge(reply.messages, reply.content, offered, right, arguments)
+    for problem in tqdm(problems, desc=group, file=sys.stderr):
+        tools = [Function(function, function.schema(), has_side_effects=False) for function in problem.offered]
+        reply = Chat.start(model, tokenizer, tools=tools).send(problem.request, max_new_tokens=MAX_NEW_TOKENS)
+        reached, fault = judge(reply.messages, reply.content, problem)
         figures.update(FIGURES[:reached])
         if fault is not None:
             faults[fault] += 1
             if len(examples) < EXAMPLES:
-                examples.append({"request": request, "fault": fault, "messages": reply.messages})
-    shares = {name: round(figures[name] / count, 4) for name in FIGURES}
+                examples.append({"request": problem.request, "fault": fault, "messages": reply.messages})
+    shares = {name: round(figures[name] / len(problems), 4) for name in FIGURES}
     return {
         "group": group,
-        "num_problems": count,
+        "num_problems": len(problems),
         **shares,
         "faults": dict(faults.most_common()),
         "examples": examples,
     }
 
 
-def judge(
-    messages: Sequence[Mapping[str, Any]],
-    content: str,
-    offered: Sequence[SyntheticFunction],
-    right: SyntheticFunction,
-    arguments: Mapping[str, Any],
-) -> tuple[int, str | None]:
+def judge(messages: Sequence[Mapping[str, Any]], content: str, problem: Problem) -> tuple[int, str | None]:
     """How many of `FIGURES` a reply reaches, one after the other, and what is wrong where it is not all of them."""
+    right, arguments = problem.right, problem.arguments
     first = messages[0] if messages else {}
     calls = [call["function"] for call in first.get("tool_calls", ())]
     if not calls:
@@ -105,7 +116,7 @@ def judge(
         return 1, "more than one call"
     name, given = calls[0]["name"], calls[0]["arguments"]
     if name != right.name:
-        known = name in [function.name for function in offered]
+        known = name in [function.name for function in problem.offered]
         return 1, "another function that was offered" if known else "a function that was not offered"
     if given.keys() != arguments.keys():
         return 2, "other parameters than the function has"

@@ -5,6 +5,7 @@ line of JSON to stdout. It imports nothing of ours.
 """
 
 import json
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,10 @@ DATA = Path(bfcl_eval.__file__).parent / "data"
 
 MODEL = "toolssm"
 
+_OFFERS_PYTHON = re.compile(
+    r"BFCL_v4_(live_)?(simple|simple_python|multiple|parallel|parallel_multiple|irrelevance|relevance)"
+)
+
 
 class Backend:
     """The episodes of one category, and the environment of the one that was begun last."""
@@ -31,6 +36,12 @@ class Backend:
             {"id": entry["id"], "messages": entry["question"][0], "functions": entry["function"]}
             for entry in _lines(DATA / f"BFCL_v4_{category}.json")
         ]
+
+    def functions(self) -> list[dict[str, Any]]:
+        """What the categories of one turn in Python offer, each name once."""
+        files = [path for path in sorted(DATA.glob("BFCL_v4_*.json")) if _OFFERS_PYTHON.fullmatch(path.stem)]
+        offered = [each for path in files for entry in _lines(path) for each in entry["function"]]
+        return [*{each["name"]: each for each in offered}.values()]
 
     def truths(self, category: str) -> dict[str, Any]:
         """By id, the calls that are right, with the values that every argument may have; where no call is, nothing."""

@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
+
+from hf_toolssm.protocol.text_tokenizer import build_text_tokenizer
 
 RUN = [sys.executable, "recipes/benchmarks/run.py", "--scale", "small"]
 IN_NEW_PROCESSES = ["training_by_length", "session"]
@@ -35,6 +37,22 @@ def measure(output, *parts):
     assert done.returncode == 0, done.stderr[-3000:]
     content = json.loads(output.read_text(encoding="utf-8"))
     return done.stdout, content, {result["name"]: result for result in content["results"]}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_trains_from_both_file_layouts_in_full_and_with_a_lora(tmp_path):
+    build_text_tokenizer(["a letter is sent to the house"] * 8, 300).save_pretrained(tmp_path)
+    words = ["--tokenizer", tmp_path / "tokenizer.json", "--output", tmp_path / "found.json"]
+    words += ["--hidden_size", "32", "--num_hidden_layers", "2"]
+    printed = run_script("recipes/benchmarks/checkpoint_training.py", *words)
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["trainings"]
+    ways = [(each["layout"], each["training"]) for each in found]
+    assert ways == [(layout, way) for layout in ("transformers", "mamba_ssm") for way in ("full", "LoRA of rank 8")]
+    # The same rows by the same tokenizer, whatever the layout; and what trains does not depend on it either.
+    assert len({each["tokens"] for each in found}) == 1
+    assert [each["what_trains"] for each in found[:2]] == [each["what_trains"] for each in found[2:]]
+    assert all(each["seconds"] > 0 and each["peak_gib"] > 0.1 for each in found)
+    assert len(printed.splitlines()) >= 6
 
 
 @pytest.fixture(scope="module")

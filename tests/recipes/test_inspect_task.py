@@ -77,8 +77,8 @@ def recipes(monkeypatch, trained):  # noqa: F811
     for group in measuring.GROUPS.values():
         for index in range(COUNT):
             name = list(group)[index % len(group)]
-            _, request, arguments = conversations.test_problem(name, index)
-            problems[request] = (name, arguments)
+            problem = conversations.test_problem(name, index)
+            problems[problem.request] = (name, problem.arguments)
     monkeypatch.setattr(Policy, "problems", problems, raising=False)
     for method in ("send", "answer"):
         whole = getattr(Chat, method)
@@ -101,7 +101,10 @@ def test_inspect_finds_what_our_own_evaluation_finds(recipes, trained, tmp_path,
     model, tokenizer = measuring.load_model(str(trained)), measuring.AutoTokenizer.from_pretrained(trained)
     fed, prompts, theirs = [], set(), set()
     model.register_forward_pre_hook(lambda _, __, given: note(prompts, given["input_ids"]), with_kwargs=True)
-    ours = [measuring.measure(name, [*group], model, tokenizer, COUNT) for name, group in measuring.GROUPS.items()]
+    ours = [
+        measuring.measure(name, problems, model, tokenizer)
+        for name, problems in measuring.problems_of(None, COUNT).items()
+    ]
     first = measuring.load_model
 
     def counted(*arguments, **options):

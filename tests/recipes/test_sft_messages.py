@@ -160,24 +160,26 @@ def test_the_test_asks_in_other_wordings_than_training(synthetic):
         if name in functions.SEEN:
             assert not any(f"{last} the {name.split('_')[1]}" in text for text in asked)
         for index in range(50):
-            offered, request, arguments = conversations.test_problem(name, index)
-            assert request not in asked
-            assert name in [function.name for function in offered]
-            known = set(request.replace(",", "").split()) - set(map(str, arguments.values()))
+            problem = conversations.test_problem(name, index)
+            assert problem.request not in asked
+            assert problem.right.name == name
+            assert name in [function.name for function in problem.offered]
+            known = set(problem.request.replace(",", "").split()) - set(map(str, problem.arguments.values()))
             assert known <= words
 
 
 def test_a_reply_is_judged_by_what_first_goes_wrong(synthetic):
-    _, functions, evaluation = synthetic
+    conversations, functions, evaluation = synthetic
     right = functions.tested("order_taxi")
     offered = [right, functions.tested("check_printer")]
     arguments = {"city": "Oslo", "person": "Anna"}
     answer = functions.said([right(**arguments)])
+    problem = conversations.Problem(offered, right, "the taxi", arguments)
 
     def judged(*calls, content=answer, more=()):
         written = [{"type": "function", "function": {"name": name, "arguments": given}} for name, given in calls]
         first = {"role": "assistant", "content": "", **({"tool_calls": written} if written else {})}
-        return evaluation.judge([first, *more], content, offered, right, arguments)
+        return evaluation.judge([first, *more], content, problem)
 
     assert judged(("order_taxi", arguments)) == (4, None)
     assert judged() == (0, "no call")
