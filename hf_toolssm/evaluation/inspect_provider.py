@@ -24,6 +24,7 @@ from inspect_ai.model import (
     ModelAPI,
     ModelOutput,
     ModelUsage,
+    StopReason,
     modelapi,
 )
 from inspect_ai.tool import Tool, ToolCall, ToolChoice, ToolDef, ToolInfo, ToolParams
@@ -124,7 +125,7 @@ class ToolSSMAPI(ModelAPI):
         message = ChatMessageAssistant(
             content=content, tool_calls=calls or None, model=self.model_name, source="generate"
         )
-        reason = "max_tokens" if not turn.finished else "tool_calls" if calls else "stop"
+        reason: StopReason = "max_tokens" if not turn.finished else "tool_calls" if calls else "stop"
         usage = ModelUsage(
             input_tokens=turn.read,
             input_tokens_cache_read=turn.kept,
