@@ -17,13 +17,15 @@ from hf_toolssm.hub.publish_model import publish_model
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 
-CHAT = "chat"
-"""The task, in `results.json`, of a model that was trained on messages."""
+CHAT, PRETRAINING = "chat", "pretraining"
+"""The task, in `results.json`, of a model that was trained on messages, and of one that was on plain texts."""
+
+_TEMPLATES = {CHAT: "chat.md", PRETRAINING: "pretrained.md"}
 
 
 @dataclass
 class PublishArguments:
-    model: str = field(metadata={"help": "The output_dir of a finished recipes/sft.py."})
+    model: str = field(metadata={"help": "The output_dir of a finished recipes/sft.py, or pretraining."})
     repo_id: str = field(metadata={"help": "Where to, as org/name; made if need be."})
     private: bool = field(default=False, metadata={"help": "Make a new repository private."})
     branch: str = field(default=MAIN, metadata={"help": "Of the repository; made if need be."})
@@ -41,10 +43,10 @@ def main() -> None:
 
 
 def card_template(folder: Path) -> Path:
-    """The template of a model's card: of one that chats, or of one that solves problems."""
+    """The template of a model's card, by what it was trained for."""
     results = folder / "results.json"
-    is_chat = results.exists() and read_json(results)["task"] == CHAT
-    return MODEL_CARDS / ("chat.md" if is_chat else "template.md")
+    task = read_json(results)["task"] if results.exists() else None
+    return MODEL_CARDS / _TEMPLATES.get(task, "template.md")
 
 
 if __name__ == "__main__":

@@ -74,29 +74,43 @@ def read_json(path: Path) -> dict[str, Any]:
 def _metadata(results: Mapping[str, Any], config: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
     """What the Hub reads, the measured figures among it; only names with a revision are those of repositories."""
     length = ["length-generalization"] if results["by_length"] else []
+    bits = results.get("bits_per_byte")  # of a model that was trained on plain texts
+    tools = [] if bits else ["tool-use"]
     name = repo_id.rpartition("/")[2] if repo_id else f"{config['model_type']}-{results['task']}"
+    figures = [
+        EvalResult(
+            task_type="text-generation",
+            task_name=f"{results['task']}, free-running with tools executed",
+            dataset_type=results["task"],
+            dataset_name=f"{results['task']}, {measured['num_problems']} problems",
+            dataset_config=measured["problem_set"],
+            dataset_split="test",
+            metric_type="exact_match",
+            metric_name=f"exact {what} at {measured['length']} {results['unit']}",
+            metric_value=measured[figure],
+        )
+        for measured in results["by_length"] + results["adversarial"]
+        for what, figure in (("answers", "answer_accuracy"), ("trajectories", "trajectory_accuracy"))
+        if measured[figure] is not None
+    ]
+    if bits:
+        figures.append(
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="text",
+                dataset_name=f"{results['held_out_texts']:,} texts that are held out",
+                metric_type="bits_per_byte",
+                metric_name="bits per byte",
+                metric_value=bits["model"],
+            )
+        )
     return ModelCardData(
         library_name="transformers",
         license="apache-2.0",
         pipeline_tag="text-generation",
-        tags=[config["model_type"], "tool-use", *length, "hf_toolssm"],
+        tags=[config["model_type"], *tools, *length, "hf_toolssm"],
         datasets=[results["dataset"]] if results.get("dataset_revision") else None,
         base_model=results["base_model"] if results.get("base_model_revision") else None,
         model_name=name,
-        eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                task_name=f"{results['task']}, free-running with tools executed",
-                dataset_type=results["task"],
-                dataset_name=f"{results['task']}, {measured['num_problems']} problems",
-                dataset_config=measured["problem_set"],
-                dataset_split="test",
-                metric_type="exact_match",
-                metric_name=f"exact {what} at {measured['length']} {results['unit']}",
-                metric_value=measured[figure],
-            )
-            for measured in results["by_length"] + results["adversarial"]
-            for what, figure in (("answers", "answer_accuracy"), ("trajectories", "trajectory_accuracy"))
-            if measured[figure] is not None
-        ],
+        eval_results=figures,
     )

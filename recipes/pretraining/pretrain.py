@@ -5,8 +5,9 @@
         recipes/pretraining/pretrain.py --config recipes/pretraining/cpu.yaml
 
 Learns a tokenizer from the training texts, cuts their tokens into rows of `block` tokens, trains, and writes model,
-tokenizer and `results.json` to `output_dir`, from where `recipes/sft.py --model` fine-tunes it. Beside the model stand
-a 5-gram model of the same tokens and xz. Interrupted, it goes on with `--resume_from_checkpoint true`.
+tokenizer, `results.json` and card to `output_dir`, and with `--push_to_hub true --hub_model_id org/name` to the Hub;
+from there `recipes/sft.py --model` fine-tunes it. Beside the model stand a 5-gram model of the same tokens and xz.
+Interrupted, it goes on with `--resume_from_checkpoint true`.
 """
 
 import lzma
@@ -29,12 +30,14 @@ from trl import TrlParser
 from ngram import MOST_TOKENS, ngram_log2
 
 sys.path.append(str(Path(__file__).parents[1]))  # the recipes
+from publish import PRETRAINING
 from sft_arguments import RecipeArguments
-from sft_training import train
+from sft_training import train, write_card_and_publish
 
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.evaluation.report import hardware, write_json
+from hf_toolssm.evaluation.report import write_report
 from hf_toolssm.files import escape_unprintable
+from hf_toolssm.hub.publish_model import training_destination
 from hf_toolssm.models.architectures import TOOL_MAMBA, make_model
 from hf_toolssm.protocol.render import IGNORED
 from hf_toolssm.protocol.text_tokenizer import build_text_tokenizer
@@ -64,7 +67,8 @@ def main() -> None:
     options, config = TrlParser((PretrainingArguments, ToolSFTConfig)).parse_args_and_config()
     if options.vocabulary_size > MOST_TOKENS:  # said before hours of training, behind which it is needed
         raise UnsafeTrainingError(f"--vocabulary_size is at most {MOST_TOKENS:,}, and not {options.vocabulary_size:,}")
-    start, state = time.perf_counter(), PartialState()
+    start, state, output = time.perf_counter(), PartialState(), Path(config.output_dir)
+    destination = training_destination(config)
     with state.main_process_first():
         texts = load_dataset(options.corpus)
         tokenizer = learn_tokenizer(texts["train"], options.vocabulary_size)
@@ -80,12 +84,18 @@ def main() -> None:
         return
     model, about = trained
     figures = measure(model.eval(), tokenizer, texts["validation"], rows, held_out)
-    write_json(
-        Path(config.output_dir) / "results.json",
-        {"corpus": options.corpus, "train_tokens": rows.num_rows * options.block, **about, **figures}
-        | {"vocabulary_size": len(tokenizer), "hardware": hardware()},
-    )
+    about |= {
+        "task": PRETRAINING,
+        "dataset": options.corpus,
+        "example_problem": "def main(",
+        "vocabulary_size": len(tokenizer),
+        "train_tokens": rows.num_rows * options.block,
+        "seen_tokens": about["steps"] * about["batch_size"] * options.block,
+    }
+    write_report(output, [], [], {**about, **figures})
     print(f"bits per byte of {figures['held_out_bytes']:,} held-out bytes: {figures['bits_per_byte']}")
+    write_card_and_publish(output, destination)
+    print(f"model, tokenizer, results.json and README.md are in {output}")
 
 
 def learn_tokenizer(texts: Dataset, vocabulary_size: int) -> PreTrainedTokenizerBase:
@@ -155,6 +165,7 @@ def measure(
             "xz": round(packed / size, 4),
         },
         "bytes_per_token": round(size / tokens, 3),
+        "measured_at_once": MEASURED_AT_ONCE,
     }
 
 
