@@ -98,15 +98,17 @@ def _sequence(trajectory: Trajectory) -> tuple[list[str], list[int]]:
         if number and step.kind is StepKind.INPUT:
             written.append(len(sequence))
             sequence.append(END_OF_TURN)
-        cells = _characters(step) if isinstance(step.content, str) else list(step.cells())
+        cells = tokens(step)
         if step.kind not in WRITER_OF:
             written += range(len(sequence), len(sequence) + len(cells))
         sequence += cells
     return [*sequence, END_OF_TURN], [*written, len(sequence)]
 
 
-def _characters(step: Step) -> list[str]:
-    """A span's characters, which a task tokenizer writes as a token each where they are ASCII."""
+def tokens(step: Step) -> list[str]:
+    """A step's cells; of a span its characters, which a task tokenizer writes as a token each where they are ASCII."""
+    if not isinstance(step.content, str):
+        return list(step.cells())
     ends = (begin_token(step.name), end_token(step.name)) if step.kind is StepKind.CALL else ("", "")
     return [token for token in (ends[0], *step.text, ends[1]) if token]
 

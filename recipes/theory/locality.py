@@ -19,7 +19,7 @@ from dataset_builders.problem_sets import ReferenceTrajectories, evaluation_sets
 from dataset_builders.task import Task
 from hf_toolssm.errors import DatasetMismatchError
 from hf_toolssm.files import escape_unprintable
-from hf_toolssm.protocol.locality import locality, open_contexts
+from hf_toolssm.protocol.locality import locality, open_contexts, tokens
 from hf_toolssm.protocol.trajectory import StepKind, Trajectory
 
 
@@ -70,9 +70,9 @@ def of_folder(folder: Path, rows: int) -> Iterator[tuple[str, list[Trajectory]]]
 
 def report(name: str, trajectories: list[Trajectory], k: int | None, contexts: int) -> None:
     found = locality(trajectories)
-    tokens = max(sum(kind is not StepKind.INPUT for kind, _ in trajectory.cells()) for trajectory in trajectories)
+    longest = max(sum(len(tokens(s)) for s in each.steps if s.kind is not StepKind.INPUT) for each in trajectories)
     needs = "no number of tokens is enough" if found.k is None else f"k = {found.k}"
-    print(f"{name}: {needs}; {len(trajectories)} trajectories of at most {tokens:,} tokens", flush=True)
+    print(f"{name}: {needs}; {len(trajectories)} trajectories of at most {longest:,} tokens", flush=True)
     if k is None:
         return
     more = open_contexts(trajectories, k)
