@@ -28,6 +28,9 @@ LOCALITY_ROWS = 500
 LOCALITY_CELLS = 1_000_000
 """Cells of one configuration at which fewer rows than that are enough."""
 
+ROWS_AT_ONCE = 100
+"""That are made dicts of: most of a row group are never asked for."""
+
 _SIGNS = {StepKind.INPUT: "? ", StepKind.OUTPUT: "!", StepKind.OBSERVATION: "→ "}
 
 
@@ -124,7 +127,8 @@ def read_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
         with pyarrow.parquet.ParquetFile(path) as file:
             for group in range(file.num_row_groups):  # as many rows as were held in memory to write them
-                yield from file.read_row_group(group).to_pylist()
+                for some in file.read_row_group(group).to_batches(max_chunksize=ROWS_AT_ONCE):
+                    yield from some.to_pylist()
 
 
 def _token_counts(path: Path) -> list[int]:

@@ -85,17 +85,21 @@ def problem_at(problems: ProblemSet, split: str, index: int) -> str:
     )
 
 
-def generate_rows(problems: ProblemSet, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
-    """The rows start..stop of a split, as `SCHEMA` of shards.py describes them."""
+def generate_trajectories(
+    problems: ProblemSet, split: str, start: int, stop: int
+) -> Iterator[tuple[str, Trajectory, int]]:
+    """The problems start..stop of a split, solved, each with the row's id and its length."""
     task = problems.task
     for index in range(start, stop):
         problem = problem_at(problems, split, index)
-        trajectory = task.solve(problem, problems.variant)
-        yield {
-            "id": f"{task.name}/{problems.name}/{problems.seed}/{split}/{index}",
-            **trajectory.to_row(),
-            "length": task.length(problem),
-        }
+        name = f"{task.name}/{problems.name}/{problems.seed}/{split}/{index}"
+        yield name, task.solve(problem, problems.variant), task.length(problem)
+
+
+def generate_rows(problems: ProblemSet, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """The rows start..stop of a split, as `SCHEMA` of shards.py describes them."""
+    for name, trajectory, length in generate_trajectories(problems, split, start, stop):
+        yield {"id": name, **trajectory.to_row(), "length": length}
 
 
 def evaluation_sets(

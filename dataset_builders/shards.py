@@ -11,17 +11,20 @@ import json
 import multiprocessing
 import os
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
 
-from dataset_builders.problem_sets import ProblemSet, generate_rows
+from dataset_builders.problem_sets import ProblemSet, generate_rows, generate_trajectories
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError
+from hf_toolssm.protocol.trajectory import Step, Trajectory, step_to_row
 
 _TEXT = pyarrow.string()
 SCHEMA = pyarrow.schema(
@@ -176,12 +179,12 @@ def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as sink:
             with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
-                for rows in _row_groups(generate_rows(shard.problems, shard.split, shard.start, shard.stop)):
-                    writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
-                    for row in rows:
-                        content.update(json.dumps(row).encode())
+                for rows in _row_groups(generate_trajectories(shard.problems, shard.split, shard.start, shard.stop)):
+                    writer.write_table(rows.table(schema))
+                    for row in rows.json:
+                        content.update(row.encode())
                     if progress is not None:
-                        progress.update(len(rows))
+                        progress.update(len(rows.json))
                 writer.add_key_value_metadata({CONTENT_KEY: content.hexdigest()})
             sink.flush()
             os.fsync(sink.fileno())
@@ -202,14 +205,62 @@ def row_size(row: Mapping[str, Any]) -> int:
     return sum(1 + len(step["cells"] or step["text"] or ()) for step in row["steps"])
 
 
-def _row_groups(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+class _RowGroup:
+    """Rows on their way into a file. Equal short steps are one object (`protocol.trajectory.step`), so most of a row's
+    steps were met before, and each is turned into JSON and Arrow's values once.
+
+    Attributes:
+        json: every row as `json.dumps` writes what `generate_rows` gives.
+        size: of all rows, as `row_size` counts.
+    """
+
+    def __init__(self) -> None:
+        self.json: list[str] = []
+        self.size = 0
+        self._rows: list[tuple[str, str, str, int]] = []
+        self._taken, self._ends = array("q"), array("i", [0])
+        self._steps: list[Step] = []  # each once, which also keeps their ids theirs
+        self._step_json: list[str] = []
+        self._step_sizes: list[int] = []
+        self._known: dict[int, int] = {}
+
+    def add(self, name: str, trajectory: Trajectory, length: int) -> None:
+        known, taken = self._known, list[int]()
+        for each in trajectory.steps:
+            number = known.get(id(each))
+            if number is None:
+                number = known[id(each)] = len(self._steps)
+                self._steps.append(each)
+                self._step_json.append(json.dumps(step_to_row(each)))
+                self._step_sizes.append(1 + len(each.content or ()))
+            taken.append(number)
+        self._taken.extend(taken)
+        self._ends.append(len(self._taken))
+        self.size += sum(map(self._step_sizes.__getitem__, taken))
+        problem, answer = trajectory.steps[0].text, trajectory.answer
+        self._rows.append((name, problem, answer, length))
+        steps = ", ".join(map(self._step_json.__getitem__, taken))
+        self.json.append(
+            f'{{"id": {json.dumps(name)}, "problem": {json.dumps(problem)}, "steps": [{steps}], '
+            f'"answer": {json.dumps(answer)}, "length": {length}}}'
+        )
+
+    def table(self, schema: pyarrow.Schema) -> pyarrow.Table:
+        """The rows as Arrow has them."""
+        names, problems, answers, lengths = zip(*self._rows) if self._rows else ((), (), (), ())
+        column = schema.field("steps").type
+        steps = pyarrow.array(map(step_to_row, self._steps), column.value_type, size=len(self._steps))
+        ends = pyarrow.array(np.frombuffer(self._ends, np.int32))
+        steps = pyarrow.ListArray.from_arrays(ends, steps.take(np.frombuffer(self._taken, np.int64)), column)
+        return pyarrow.table([names, problems, steps, answers, lengths], schema=schema)
+
+
+def _row_groups(trajectories: Iterator[tuple[str, Trajectory, int]]) -> Iterator[_RowGroup]:
     """Rows in groups of bounded memory; where a group ends depends on the rows alone."""
-    group: list[dict[str, Any]] = []
-    cells = 0
-    for row in rows:
-        group.append(row)
-        cells += row_size(row)
-        if cells >= CELLS_PER_ROW_GROUP:
+    group = _RowGroup()
+    for each in trajectories:
+        group.add(*each)
+        if group.size >= CELLS_PER_ROW_GROUP:
             yield group
-            group, cells = [], 0
+            group = _RowGroup()
     yield group

@@ -35,6 +35,14 @@ class Recorder:
         self.tools = [
             facts.start(tuple(problem) if facts.unit == "cells" else "".join(problem), str) for facts in self._facts
         ]
+        self._told = [at_work.write for facts, at_work in zip(self._facts, self.tools) if facts.is_told]
+        # Of cells, where an error always ends it. Rows are mostly such calls.
+        self._plain = {
+            name: (at_work.call, step(StepKind.CALL, None, name))
+            for facts, at_work in zip(self._facts, self.tools)
+            for name, takes_argument in facts.calls.items()
+            if facts.unit == "cells" and not takes_argument
+        }
         self._steps: list[Step] = [self._step(StepKind.INPUT, problem)]
 
     def input(self, content: Sequence[str]) -> None:
@@ -67,6 +75,13 @@ class Recorder:
             UnknownCallError: no tool has such a call, or one without an argument.
             ToolError: the tool refuses it.
         """
+        if not argument and name in self._plain:
+            act, written = self._plain[name]
+            cells = cells_of(act(name, ()), name)
+            self._steps.append(written)
+            if cells:
+                self._steps.append(step(StepKind.OBSERVATION, tuple(cells)))
+            return cells
         index = self._calls.tool_of.get(name)
         if index is None or (argument and not self._facts[index].calls[name]):
             named = "no tool has a call" if index is None else "there is no argument for the call"
@@ -100,7 +115,6 @@ class Recorder:
         return step(kind, written)
 
     def _remember(self, cells: Sequence[str]) -> None:
-        for facts, at_work in zip(self._facts, self.tools):
-            if facts.is_told:
-                for cell in cells:
-                    at_work.write(cell)
+        for write in self._told:
+            for cell in cells:
+                write(cell)

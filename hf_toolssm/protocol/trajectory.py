@@ -109,13 +109,19 @@ def canonical(steps: Iterable[Step]) -> tuple[Step, ...]:
 
     Calls and inputs stay apart: each is one, and an input begins a turn.
     """
-    runs: list[list[Step]] = []
+    found: list[Step] = []
+    run: list[Step] = []  # of two or more, of which the first is the last of `found`
     for each in steps:
-        if runs and _are_one(runs[-1][-1], each):
-            runs[-1].append(each)
-        else:
-            runs.append([each])
-    return tuple(map(_joined, runs))
+        if found and each.kind is not StepKind.CALL and _are_one(found[-1], each):
+            run = run or [found[-1]]
+            run.append(each)
+            continue
+        if run:
+            found[-1], run = _joined(run), []
+        found.append(each)
+    if run:
+        found[-1] = _joined(run)
+    return tuple(found)
 
 
 def _are_one(first: Step, second: Step) -> bool:
@@ -125,8 +131,6 @@ def _are_one(first: Step, second: Step) -> bool:
 
 def _joined(steps: list[Step]) -> Step:
     first = steps[0]
-    if len(steps) == 1:
-        return first
     ids = None
     # Of spans the tokens would not be those of the joined text, where a character's bytes are on both sides.
     if isinstance(first.content, tuple) and all(s.ids is not None for s in steps):
@@ -162,7 +166,13 @@ class Trajectory:
     @property
     def answer(self) -> str:
         """The text of the last turn's outputs."""
-        return self.answers[-1] if self.steps else ""
+        outputs: list[str] = []
+        for each in reversed(self.steps):
+            if each.kind is StepKind.OUTPUT:
+                outputs.append(each.text)
+            elif each.kind is StepKind.INPUT:
+                break
+        return "".join(reversed(outputs))
 
     def turns(self) -> list[list[Step]]:
         """The steps of every turn, its input first."""
@@ -195,10 +205,10 @@ class Trajectory:
                     "texts that are not empty, and only calls have a name and may hold nothing: rebuild the row"
                 )
         call, observation = StepKind.CALL, StepKind.OBSERVATION
-        for number, (first, second) in enumerate(pairwise(self.steps), 1):
-            if second.kind is observation and first.kind is not call:
+        for number, (first, second) in enumerate(pairwise([each.kind for each in self.steps]), 1):
+            if second is observation and first is not call:
                 raise CorruptRowError(f"an observation follows no call (step {number}): rebuild the row")
-            if second.kind is first.kind is not call and _are_one(first, second):
+            if second is first is not call and _are_one(*self.steps[number - 1 : number + 1]):
                 raise CorruptRowError(f"step {number} goes on with the one before: use protocol.trajectory.canonical")
         if sum(_check_turn(turn) for turn in self.turns()) == 0:
             raise CorruptRowError(f"no turn has a thought {ANSWER!r}, behind which an answer stands: rebuild the row")
@@ -207,7 +217,7 @@ class Trajectory:
     def to_row(self) -> dict[str, Any]:
         """The columns of a dataset row: `problem` and `answer` are texts, of the first input and of the last turn's
         outputs, `steps` says it all."""
-        row = {"problem": self.steps[0].text, "steps": [_step_to_row(s) for s in self.steps], "answer": self.answer}
+        row = {"problem": self.steps[0].text, "steps": [step_to_row(s) for s in self.steps], "answer": self.answer}
         return row | {"cut": list(self.cut)} if self.cut else row
 
     @classmethod
@@ -267,7 +277,8 @@ def _check_turn(turn: Sequence[Step]) -> bool:
 _REMEMBERED = (StepKind.THOUGHT, StepKind.OUTPUT)  # of the model's; a tool may show a marker
 
 
-def _step_to_row(step: Step) -> dict[str, Any]:
+def step_to_row(step: Step) -> dict[str, Any]:
+    """A step as it stands in a dataset row."""
     is_text = isinstance(step.content, str)
     row = {
         "kind": step.kind.value,

@@ -28,6 +28,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from hf_toolssm.errors import (
@@ -258,7 +259,8 @@ def facts_of(tool: Any) -> ToolFacts:
             f"schemas are of tools that read text, one for every call: there are {', '.join(schemas)} for the calls "
             f"{', '.join(calls)}"
         )
-    told = {name: {"name": name, **(schemas or _default_schemas(tool, calls))[name]} for name in calls}
+    said = schemas or _default_schemas(tool, calls)
+    told = {name: {"name": name, **said[name]} for name in calls}
     facts = ToolFacts(
         tool=tool,
         calls=calls,
@@ -374,6 +376,11 @@ LONGEST_LIMIT = 1e6
 _ALLOWED = {"unit": ("text", "cells"), "on_error": ("observe", "end"), "fork": ("copy", "shared", "never")}
 
 
+@cache
+def _parameters_of(tool_class: Callable[..., Any]) -> Sequence[str]:
+    return list(inspect.signature(tool_class).parameters)
+
+
 def with_options(tool_class: Callable[..., Any], spec: Mapping[str, Any]) -> Any:
     """A tool with the options of a spec, which are all its keys but `name`.
 
@@ -382,7 +389,7 @@ def with_options(tool_class: Callable[..., Any], spec: Mapping[str, Any]) -> Any
         UnsafeToolError: the tool's `not_in_specs` names one, because a config must not decide on it.
     """
     options = {key: value for key, value in spec.items() if key != "name"}
-    parameters: Sequence[str] = list(inspect.signature(tool_class).parameters)
+    parameters = _parameters_of(tool_class)
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise UnknownToolError(

@@ -1,6 +1,7 @@
 """A dataset folder is whole or says so, is the same for any number of processes, and opens with load_dataset."""
 
 import filecmp
+import json
 import os
 import resource
 import signal
@@ -21,6 +22,7 @@ from dataset_builders.problem_sets import (
     ReferenceTrajectories,
     evaluation_sets,
     generate_rows,
+    generate_trajectories,
 )
 from dataset_builders.tasks.addition import Addition
 from hf_toolssm.errors import DatasetMismatchError, DatasetWriteError, TooFewProblemsError
@@ -211,3 +213,13 @@ def test_reference_trajectories_are_the_rows_of_the_dataset_and_are_solved_when_
     assert [r.to_row() for r in references[1:3]] == [r.to_row() for r in rows[1:3]]
     assert len(solved) == 3
     assert [r.to_row() for r in references] == [r.to_row() for r in rows]
+
+
+@pytest.mark.parametrize("name", ["addition", "associative_recall", "logical_graph"])
+def test_a_group_of_rows_says_what_its_rows_as_dicts_say(name):
+    problems = ProblemSet(load_task(name), TRAINING, 4, (("train", 30),), load_task(name).variants[0])
+    rows = list(generate_rows(problems, "train", 0, 30))
+    (group,) = shards._row_groups(generate_trajectories(problems, "train", 0, 30))
+    assert group.json == [json.dumps(row) for row in rows]
+    assert group.table(shards.SCHEMA) == pyarrow.Table.from_pylist(rows, schema=shards.SCHEMA)
+    assert group.size == sum(map(shards.row_size, rows))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hf_toolssm import Chat, ToolMambaForCausalLM
+from hf_toolssm.protocol.text_tokenizer import build_text_tokenizer
 
 FOLDER = "recipes/pretraining"
 SERVICE = {
@@ -211,3 +212,15 @@ def test_lm_eval_finds_the_bits_per_byte_of_our_own_measure_and_what_a_fine_tuni
     Dataset.from_list([{"text": prose(1)}]).to_parquet(tmp_path / "corpus" / "validation.parquet")
     with pytest.raises(SystemExit, match="figures of other texts"):
         forgetting(tmp_path / "corpus", tmp_path / "found", pretrained)
+
+
+def test_a_model_that_was_made_of_another_is_refused_before_anything_is_measured(tmp_path):
+    for name, end in (("first", "<|endoftext|>"), ("second", "<|stop|>"), ("third", None)):
+        tokenizer = build_text_tokenizer([prose(0)], 300)
+        tokenizer.add_special_tokens({"eos_token": end} if end else {})
+        tokenizer.save_pretrained(tmp_path / name)
+    with pytest.raises(SystemExit, match="second has no token <.endoftext.>"):
+        forgetting(tmp_path / "corpus", tmp_path / "found", tmp_path / "first", tmp_path / "second")
+    with pytest.raises(SystemExit, match="third has neither a first nor a last token"):
+        forgetting(tmp_path / "corpus", tmp_path / "found", tmp_path / "third")
+    assert not (tmp_path / "found").exists()
