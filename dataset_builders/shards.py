@@ -158,7 +158,7 @@ def _holds(path: Path, shard: Shard) -> bool:
     index = shard.start
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in map(file.read_row_group, range(file.num_row_groups)):
+            for group in map(file.read_row_group, range(file.numrow_groups)):
                 first = -(index - shard.start) % ROWS_PER_COMPARISON
                 for at in range(first, group.num_rows, ROWS_PER_COMPARISON):
                     (row,) = generate_rows(shard.problems, shard.split, index + at, index + at + 1)
@@ -179,7 +179,7 @@ def _write_shard(shard: Shard, progress: tqdm | None = None) -> int:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as sink:
             with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
-                for rows in _row_groups(generate_trajectories(shard.problems, shard.split, shard.start, shard.stop)):
+                for rows in row_groups(generate_trajectories(shard.problems, shard.split, shard.start, shard.stop)):
                     writer.write_table(rows.table(schema))
                     for row in rows.json:
                         content.update(row.encode())
@@ -205,7 +205,7 @@ def row_size(row: Mapping[str, Any]) -> int:
     return sum(1 + len(step["cells"] or step["text"] or ()) for step in row["steps"])
 
 
-class _RowGroup:
+class RowGroup:
     """Rows on their way into a file. Equal short steps are one object (`protocol.trajectory.step`), so most of a row's
     steps were met before, and each is turned into JSON and Arrow's values once.
 
@@ -255,12 +255,12 @@ class _RowGroup:
         return pyarrow.table([names, problems, steps, answers, lengths], schema=schema)
 
 
-def _row_groups(trajectories: Iterator[tuple[str, Trajectory, int]]) -> Iterator[_RowGroup]:
+def row_groups(trajectories: Iterator[tuple[str, Trajectory, int]]) -> Iterator[RowGroup]:
     """Rows in groups of bounded memory; where a group ends depends on the rows alone."""
-    group = _RowGroup()
+    group = RowGroup()
     for each in trajectories:
         group.add(*each)
         if group.size >= CELLS_PER_ROW_GROUP:
             yield group
-            group = _RowGroup()
+            group = RowGroup()
     yield group

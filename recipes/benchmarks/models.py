@@ -38,6 +38,7 @@ class Scale:
         observation: tokens of a tool's result.
         session: tokens of one session.
         conversation: a user's turns of a chat, and calls in each.
+        rows: of a dataset.
         read_mib: what the bandwidth is measured on.
         product_size: what the arithmetic is measured on.
     """
@@ -53,6 +54,7 @@ class Scale:
     observation: int
     session: int
     conversation: tuple[int, int]
+    rows: int
     read_mib: int
     product_size: int
 
@@ -69,6 +71,7 @@ FULL = Scale(
     observation=10_000,
     session=1_000_000,
     conversation=(50, 20),
+    rows=2_000,
     read_mib=1_024,
     product_size=2_048,
 )
@@ -84,6 +87,7 @@ SMALL = Scale(
     observation=200,
     session=2_000,
     conversation=(2, 2),
+    rows=40,
     read_mib=8,
     product_size=128,
 )

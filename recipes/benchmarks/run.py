@@ -22,6 +22,7 @@ from transformers.utils import logging
 
 import decode
 import training
+from building import building
 from chat import conversation
 from hf_toolssm.evaluation.report import hardware, write_json
 from hf_toolssm.files import escape_unprintable
@@ -39,6 +40,7 @@ BENCHMARKS: dict[str, Callable[[Scale, str | None], Iterator[Result]]] = {
     "decode_130m": decode.large_model,
     "speculative": decode.speculative,
     "observation": observation,
+    "building": building,
     "session": long_session,
     "conversation": conversation,
 }

@@ -219,7 +219,7 @@ def test_reference_trajectories_are_the_rows_of_the_dataset_and_are_solved_when_
 def test_a_group_of_rows_says_what_its_rows_as_dicts_say(name):
     problems = ProblemSet(load_task(name), TRAINING, 4, (("train", 30),), load_task(name).variants[0])
     rows = list(generate_rows(problems, "train", 0, 30))
-    (group,) = shards._row_groups(generate_trajectories(problems, "train", 0, 30))
+    (group,) = shards.row_groups(generate_trajectories(problems, "train", 0, 30))
     assert group.json == [json.dumps(row) for row in rows]
     assert group.table(shards.SCHEMA) == pyarrow.Table.from_pylist(rows, schema=shards.SCHEMA)
     assert group.size == sum(map(shards.row_size, rows))

@@ -19,6 +19,7 @@ REST = [
     "decode_130m",
     "speculative",
     "observation",
+    "building",
 ]
 COMPARED = [
     "training, addition, 4 x 24",
@@ -101,6 +102,10 @@ def test_bounds_are_measured_beside_the_figure(measured):
 def test_the_tool_answers_the_scripted_additions_as_the_solutions_say(measured):
     decoded = [result for name, result in measured[2].items() if name.startswith("decode, addition")]
     assert [result["details"]["exact"] for result in decoded] == [True, True]
+
+
+def test_rows_are_built_in_the_bytes_that_their_dicts_have(measured):
+    assert measured[2]["rows of additions, one process"]["details"]["same_bytes"]
 
 
 def test_a_target_that_is_missed_is_shown_as_missed(measured):
