@@ -158,7 +158,7 @@ def _holds(path: Path, shard: Shard) -> bool:
     index = shard.start
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in map(file.read_row_group, range(file.numrow_groups)):
+            for group in map(file.read_row_group, range(file.num_row_groups)):
                 first = -(index - shard.start) % ROWS_PER_COMPARISON
                 for at in range(first, group.num_rows, ROWS_PER_COMPARISON):
                     (row,) = generate_rows(shard.problems, shard.split, index + at, index + at + 1)
