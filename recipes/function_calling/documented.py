@@ -86,13 +86,18 @@ def _is_plain(schema: Mapping[str, Any]) -> bool:
 
 
 def split(documents: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Those of training, and those held out: half, by their names. Of a sentence that both would have, the latter have
-    none: BFCL has some functions under two names."""
+    """Those of training, and those held out: half, by their names. BFCL has some functions under several names, and a
+    request would not tell which is meant: each sentence is taken once, for training if it is in both halves."""
+    by_name = [hashlib.sha256(document["name"].encode()).digest()[0] % 2 for document in documents]
     halves: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
-    for document in documents:
-        halves[hashlib.sha256(document["name"].encode()).digest()[0] % 2].append(document)
-    known = {sentence(document) for document in halves[0]}
-    return halves[0], [document for document in halves[1] if sentence(document) not in known]
+    known: set[str] = set()
+    for wanted, half in enumerate(halves):
+        for document, is_held_out in zip(documents, by_name):
+            said = sentence(document).casefold()
+            if is_held_out == wanted and said not in known:
+                known.add(said)
+                half.append(document)
+    return halves
 
 
 def sentence(document: Mapping[str, Any]) -> str:
