@@ -3,9 +3,12 @@
     python -m venv bfcl && bfcl/bin/pip install --no-deps bfcl-eval mpmath
     python recipes/function_calling/documented.py --bfcl_python bfcl/bin/python --output outputs/documented-data
 
-A row offers four functions as BFCL documents them. What a user says is made of the description of one of them, of
-which some words are left out, and of arguments that its schema allows; no question of BFCL's is read. `documents.json`
-says which functions are held out, for `measure_calls.py --documents`.
+A row offers four functions as BFCL documents them, two of which have as many words as any with the one that is meant.
+What a user says is made of its description, of which some words are left out, and of arguments that its schema allows.
+`documents.json` says which functions are held out, for `measure_calls.py --documents`.
+
+No question of BFCL's is read. But a model of these rows knows half of the functions that BFCL asks for: a figure of
+`harness/bfcl.py` is then not one of unknown functions.
 """
 
 import argparse
@@ -33,6 +36,12 @@ sys.path.append(str(Path(__file__).parents[1] / "harness"))
 from bfcl_backend import Worker, json_schema
 
 OFFERED = 4
+NEAREST = 2
+"""Of those that are offered beside the right one, the most alike in words."""
+
+ALIKE = 0.7
+"""Share of words in common from which on a function is not held out beside one of training."""
+
 LONGEST = 900
 """Characters of a document; nine of ten of BFCL's are shorter."""
 
@@ -48,6 +57,9 @@ FEWEST_WORDS = 4
 
 _QUOTED = re.compile(r"'([A-Za-z][\w .-]{0,18}\w)'")
 """What a description gives as an example of a value."""
+
+_FORM = re.compile("[ymdhst:. -]+|dontcare|first last", re.IGNORECASE)
+"""What says how a value is written, as in 'YYYY-MM-DD', and is none."""
 
 
 def main() -> None:
@@ -74,35 +86,56 @@ def main() -> None:
 
 
 def is_fit(document: Mapping[str, Any]) -> bool:
-    """Whether rows are made of a document: not of long ones, nor of those that demand values within values."""
+    """Whether rows are made of a document: not of long ones, nor of those that say nothing or demand values within
+    values."""
     parameters = document["parameters"]
     required = [parameters["properties"].get(name, {}) for name in parameters.get("required", ())]
-    return len(json.dumps(document)) <= LONGEST and all(map(_is_plain, required)) and bool(sentence(document).split())
+    return len(json.dumps(document)) <= LONGEST and all(map(_is_plain, required)) and bool(words(document))
 
 
 def _is_plain(schema: Mapping[str, Any]) -> bool:
-    kind = schema.get("type")
-    return kind in SCALARS or kind == "array" and schema.get("items", {}).get("type") in SCALARS - {"boolean"}
+    kind, items = schema.get("type"), schema.get("items", {})
+    allowed = all(isinstance(each, _OF_TYPE.get(str(kind), ())) for each in schema.get("enum", ()))
+    return allowed and (
+        kind in SCALARS or kind == "array" and items.get("type") in SCALARS - {"boolean"} and _is_plain(items)
+    )
+
+
+_OF_TYPE: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 
 def split(documents: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Those of training, and those held out: half, by their names. BFCL has some functions under several names, and a
-    request would not tell which is meant: each sentence is taken once, for training if it is in both halves."""
-    by_name = [hashlib.sha256(document["name"].encode()).digest()[0] % 2 for document in documents]
+    """Those of training, and those held out: half, by the letters of their names. BFCL has some functions under other
+    names again, and a request would not tell which is meant: of those that are alike in words one is taken, for
+    training if they are in both halves."""
     halves: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
-    known: set[str] = set()
+    known: list[frozenset[str]] = []
+    letters = [re.sub("[^a-z0-9]", "", document["name"].lower()) for document in documents]
+    is_held_out = [hashlib.sha256(each.encode()).digest()[0] % 2 for each in letters]
     for wanted, half in enumerate(halves):
-        for document, is_held_out in zip(documents, by_name):
-            said = sentence(document).casefold()
-            if is_held_out == wanted and said not in known:
-                known.add(said)
+        for document in (each for each, half_of in zip(documents, is_held_out) if half_of == wanted):
+            said = words(document)
+            if all(alike(said, each) < ALIKE for each in known):
+                known.append(said)
                 half.append(document)
     return halves
 
 
+def words(document: Mapping[str, Any]) -> frozenset[str]:
+    """The words of what is done."""
+    return frozenset(re.findall("[a-z0-9]+", sentence(document).lower()))
+
+
+def alike(first: frozenset[str], second: frozenset[str]) -> float:
+    """The share of the words of both that both have."""
+    return len(first & second) / len(first | second)
+
+
 def sentence(document: Mapping[str, Any]) -> str:
     """What a description's first sentence says is done, as a request: "retrieves the name" is "retrieve the name"."""
-    said = re.split(r"\.(?:\s|$)|[;:(]", document.get("description", "").strip(), maxsplit=1)[0]
+    said = re.sub(r"\s*\([^)]*\)?", "", document.get("description", "")).strip()
+    said = re.sub("^(?:this|the|a) (?:function|tool|api|method)(?: is used to)? ", "", said, flags=re.IGNORECASE)
+    said = re.split(r"(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bU\.S)\.(?:\s|$)|[;:]", said, maxsplit=1)[0]
     verb, _, rest = said.partition(" ")
     verb = verb[:1].lower() + verb[1:]
     if verb.endswith("ies"):
@@ -168,7 +201,7 @@ def _value(rng: random.Random, schema: Mapping[str, Any]) -> Any:
         return rng.randint(1, 10 ** rng.choice((1, 2, 3)))
     if kind == "number":
         return rng.randint(1, 500) + rng.choice((0.25, 0.5, 0.75))
-    examples = _QUOTED.findall(schema.get("description", ""))
+    examples = [each for each in _QUOTED.findall(schema.get("description", "")) if not _FORM.fullmatch(each)]
     if examples and rng.random() < 0.3:
         return rng.choice(examples)
     date = f"20{rng.randint(10, 29)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
@@ -186,10 +219,10 @@ def _said(value: Any) -> str:
 
 def training_rows(documents: Sequence[dict[str, Any]], count: int, seed: int) -> Iterator[dict[str, Any]]:
     """Conversations of one or two turns."""
-    functions = [*map(DocumentedFunction, documents)]
+    near = neighbours(documents)
     for index in range(count):
         rng = example_rng("documented functions", seed, index)
-        offered = rng.sample(functions, OFFERED)
+        offered = offer(rng, documents, near, rng.randrange(len(documents)))
         messages: list[dict[str, Any]] = []
         for _ in range(rng.choice((1, 2, 2))):
             messages += turn(rng, offered)
@@ -197,13 +230,35 @@ def training_rows(documents: Sequence[dict[str, Any]], count: int, seed: int) ->
         yield {"id": f"documented/{seed}/{index}", "messages": messages, "tools": schemas}
 
 
-def test_problem(documents: Sequence[dict[str, Any]], index: int) -> Problem:
-    """One of these functions among three others of them, asked for in the test's wordings."""
-    rng = example_rng("documented functions", "test", index)
-    offered = [*map(DocumentedFunction, rng.sample(documents, OFFERED))]
-    right = rng.choice(offered)
-    arguments = right.draw(rng)
-    return Problem(offered, right, rng.choice(TEST_FRAMES).format(right.request(rng, arguments, TEST)), arguments)
+def neighbours(documents: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """Of each document those that are the most alike in words, the most alike first."""
+    said = [*map(words, documents)]
+    return [
+        sorted((at for at in range(len(said)) if at != own), key=lambda at: -alike(said[own], said[at]))[:NEAREST]
+        for own in range(len(said))
+    ]
+
+
+def offer(
+    rng: random.Random, documents: Sequence[dict[str, Any]], near: Sequence[Sequence[int]], own: int
+) -> list[DocumentedFunction]:
+    """A function among its neighbours and others, in any order."""
+    others = [at for at in rng.sample(range(len(documents)), OFFERED + NEAREST) if at not in (own, *near[own])]
+    chosen = [own, *near[own], *others][:OFFERED]
+    return [DocumentedFunction(documents[at]) for at in rng.sample(chosen, len(chosen))]
+
+
+def test_problems(documents: Sequence[dict[str, Any]], count: int) -> list[Problem]:
+    """Functions among others of the same half, asked for in the test's wordings."""
+    near, problems = neighbours(documents), []
+    for index in range(count):
+        rng = example_rng("documented functions", "test", index)
+        own = rng.randrange(len(documents))
+        offered, right = offer(rng, documents, near, own), DocumentedFunction(documents[own])
+        arguments = right.draw(rng)
+        request = rng.choice(TEST_FRAMES).format(right.request(rng, arguments, TEST))
+        problems.append(Problem(offered, right, request, arguments))
+    return problems
 
 
 if __name__ == "__main__":

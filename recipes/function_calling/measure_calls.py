@@ -58,7 +58,8 @@ def main() -> None:
         "groups": groups,
         "hardware": hardware(),
     }
-    results = read_json(options.model / "results.json") | {"evaluation": evaluation}
+    key = "evaluation_documented" if options.documents else "evaluation"
+    results = read_json(options.model / "results.json") | {key: evaluation}
     write_json(options.model / "results.json", results)
     write_model_card(options.model, CARD)
     output = options.output or options.model
@@ -76,7 +77,7 @@ def problems_of(folder: Path | None, count: int) -> dict[str, list[Problem]]:
             for group, names in GROUPS.items()
         }
     parts = json.loads((folder / "documents.json").read_text(encoding="utf-8"))
-    return {part: [documented.test_problem(parts[part], index) for index in range(count)] for part in parts}
+    return {f"documented, {part}": documented.test_problems(parts[part], count) for part in parts}
 
 
 def measure(
@@ -119,8 +120,8 @@ def judge(messages: Sequence[Mapping[str, Any]], content: str, problem: Problem)
         known = name in [function.name for function in problem.offered]
         return 1, "another function that was offered" if known else "a function that was not offered"
     if given.keys() != arguments.keys():
-        return 2, "other parameters than the function has"
-    wrong = sorted(kind for kind in arguments if given[kind] != arguments[kind])
+        return 2, "other parameters than were asked for"
+    wrong = sorted(kind for kind in arguments if json.dumps(given[kind]) != json.dumps(arguments[kind]))
     if wrong:
         return 2, f"another value: {', '.join(wrong)}"
     if content != said([right(**arguments)]):

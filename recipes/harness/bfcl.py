@@ -9,7 +9,8 @@ in an environment of its own, reads them there. The same command goes on where i
 
 Three figures beside each other, of all entries of a category: the first turn holds calls that can be read; their
 functions are the right ones; and they are right as BFCL means it. Of irrelevant functions the last alone says
-something: nothing is to be called.
+something: nothing is to be called. A model that was trained on rows of `function_calling/documented.py` knows half of
+BFCL's functions; its figures are to say so.
 """
 
 import json

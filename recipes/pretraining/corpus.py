@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import html
 import json
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +37,9 @@ HELD_OUT = "# held out"
 ENDINGS = {".py", ".pyi", ".rst", ".md", ".txt", ".tmpl"}
 LONGEST = 500_000
 """Bytes; longer files are tables that a program wrote."""
+
+TABLES = re.compile("docutils/(parsers/rst/)?(include|languages)/|unichar")
+"""Files of docutils that are tables of characters and of words in many languages."""
 
 SHORTEST = 64
 
@@ -64,10 +68,12 @@ def main() -> None:
     names = archive_names(options.archives)
     seen: set[bytes] = set()
     told = {}
+    options.output.mkdir(parents=True, exist_ok=True)
     for split, wanted in (("validation", names[1]), ("train", names[0])):  # what is held out is in no training row
         rows = [row for name in wanted for row in texts_of(find(options.downloads, name), seen)]
-        options.output.mkdir(parents=True, exist_ok=True)
-        Dataset.from_list(rows).to_parquet(options.output / f"{split}.parquet")
+        unfinished = options.output / f"{split}.incomplete"
+        Dataset.from_list(rows).to_parquet(unfinished)
+        os.replace(unfinished, options.output / f"{split}.parquet")
         told[split] = {"texts": len(rows), "bytes": sum(len(row["text"].encode()) for row in rows), "archives": wanted}
         print(f"{split}: {told[split]['texts']:,} texts, {told[split]['bytes'] / 1e6:.1f} MB")
     write_atomically(options.output / "corpus.json", json.dumps(told, indent=1) + "\n")
@@ -83,7 +89,10 @@ def download(archives: Path, folder: Path) -> None:
     words = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--dest", folder, "--find-links", folder]
     command = [sys.executable, "-m", "pip", "download", *words, "--requirement", archives]
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise CorpusError(f"pip could not get the archives of {archives}, for the reason above: run the command again")
+        raise CorpusError(
+            f"pip could not get the archives of {archives}, for the reason above: if it was the network, run the "
+            "command again; what came before is kept"
+        )
 
 
 def archive_names(archives: Path) -> tuple[list[str], list[str]]:
@@ -116,7 +125,7 @@ def texts_of(archive: Path, seen: set[bytes]) -> Iterator[dict[str, Any]]:
             name = info.filename
             if SERVICE.search(name):
                 text = service_text(json.loads(gzip.decompress(files.read(info))))
-            elif PurePosixPath(name).suffix in ENDINGS and info.file_size <= LONGEST:
+            elif PurePosixPath(name).suffix in ENDINGS and info.file_size <= LONGEST and not TABLES.search(name):
                 text = files.read(info).decode("utf-8", errors="replace")
             else:
                 continue

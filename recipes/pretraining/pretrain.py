@@ -10,6 +10,7 @@ from there `recipes/sft.py --model` fine-tunes it. Beside the model stand a 5-gr
 Interrupted, it goes on with `--resume_from_checkpoint true`.
 """
 
+import hashlib
 import lzma
 import math
 import sys
@@ -35,8 +36,9 @@ from sft_arguments import RecipeArguments
 from sft_training import train, write_card_and_publish
 
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.evaluation.report import write_report
+from hf_toolssm.evaluation.report import write_json, write_report
 from hf_toolssm.files import escape_unprintable
+from hf_toolssm.hub.model_card import read_json
 from hf_toolssm.hub.publish_model import training_destination
 from hf_toolssm.models.architectures import TOOL_MAMBA, make_model
 from hf_toolssm.protocol.render import IGNORED
@@ -75,6 +77,8 @@ def main() -> None:
         rows, held_out = (blocks(texts[split], tokenizer, options) for split in ("train", "validation"))
     if not len(rows) or not len(held_out):
         raise UnsafeTrainingError(f"--block {options.block} is longer than the texts of a split: take a shorter one")
+    if state.is_main_process:
+        check_rows(rows, output / "rows.json", bool(config.resume_from_checkpoint))
     set_seed(config.seed)
     shape = {"width": options.hidden_size, "depth": options.num_hidden_layers, "state_size": options.state_size}
     model = make_model(TOOL_MAMBA, len(tokenizer), **shape, mamba={"time_step_min": 0.001, "time_step_max": 0.1})
@@ -96,6 +100,24 @@ def main() -> None:
     print(f"bits per byte of {figures['held_out_bytes']:,} held-out bytes: {figures['bits_per_byte']}")
     write_card_and_publish(output, destination)
     print(f"model, tokenizer, results.json and README.md are in {output}")
+
+
+def check_rows(rows: Dataset, path: Path, resumes: bool) -> None:
+    """Says of which rows a training is, in its folder, or finds that it would go on with others.
+
+    Raises:
+        UnsafeTrainingError: corpus, vocabulary, block, or the tokenizer's version are not those that it began with.
+    """
+    digest = hashlib.sha256()
+    for some in rows.with_format("numpy").iter(batch_size=1_000):
+        digest.update(np.ascontiguousarray(some["input_ids"], np.int64).tobytes())
+    if resumes and path.exists() and read_json(path)["sha256"] != digest.hexdigest():
+        raise UnsafeTrainingError(
+            f"the training in {path.parent} began with other rows: give the options and the corpus that it began with,"
+            " or another --output_dir"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"sha256": digest.hexdigest()})
 
 
 def learn_tokenizer(texts: Dataset, vocabulary_size: int) -> PreTrainedTokenizerBase:

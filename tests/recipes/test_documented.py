@@ -15,6 +15,28 @@ from test_sft_messages import dataset, trained  # noqa: F401 - fixtures
 FOLDER = "recipes/function_calling"
 VERBS = ("Calculates", "Fetch", "Searches", "Retrieves", "Pass", "Tries", "Books", "Removes")
 NOUNS = ("sum", "weather", "museum", "orbit", "recipe")
+WORDS = [
+    "red",
+    "old",
+    "near",
+    "far",
+    "good",
+    "bad",
+    "early",
+    "late",
+    "long",
+    "short",
+    "north",
+    "south",
+    "round",
+    "flat",
+    "new",
+    "warm",
+    "cold",
+    "free",
+    "full",
+    "empty",
+]
 SCHEMAS = [
     {"type": "string", "description": "a name, such as 'Ada Lovelace'"},
     {"type": "string", "enum": ["small", "large"]},
@@ -31,7 +53,8 @@ def document(verb, noun, at):
     own = {f"part_{number}": SCHEMAS[(at + number) % len(SCHEMAS)] for number in range(3)}
     more = {"deep": {"type": "dict", "properties": {"a": {"type": "string"}}}}  # optional, and never spoken of
     parameters = {"type": "dict", "properties": own | more, "required": ["part_0"]}
-    text = f"{verb} the {noun} of everything that is there. It is quick."
+    seen = " ".join(random.Random(f"{verb} {noun}").sample(WORDS, 6))
+    text = f"{verb} the {noun} {seen}. It is quick."
     return {"name": f"{verb.lower()}.{noun}", "description": text, "parameters": parameters}
 
 
@@ -40,6 +63,8 @@ LONG = {**DOCUMENTS[0], "name": "long", "description": "Does it. " * 200}
 DEEP = {**DOCUMENTS[1], "name": "deep"}
 DEEP["parameters"] = {**DEEP["parameters"], "required": ["deep"]}
 AGAIN = {**DOCUMENTS[2], "name": "again"}
+WRONG = {**DOCUMENTS[3], "name": "wrong", "description": "Counts what is wrong."}
+WRONG["parameters"] = {"type": "dict", "properties": {"n": {"type": "integer", "enum": ["1"]}}, "required": ["n"]}
 
 
 @pytest.fixture
@@ -47,7 +72,7 @@ def rows(tmp_path, monkeypatch):
     """The rows, and which functions are of which half."""
     entries = [
         {"id": str(at), "question": [[{"role": "user", "content": "THE QUESTION"}]], "function": [each]}
-        for at, each in enumerate([*DOCUMENTS, LONG, DEEP, AGAIN])
+        for at, each in enumerate([*DOCUMENTS, LONG, DEEP, AGAIN, WRONG])
     ]
     java = [{"id": "0", "question": [[]], "function": [{**DOCUMENTS[0], "name": "in.java"}]}]
     files = {
@@ -67,7 +92,7 @@ def test_functions_that_are_held_out_are_in_no_row(rows):
     training, held_out = ({each["name"] for each in parts[part]} for part in ("training", "held out"))
     assert min(len(training), len(held_out)) > 10
     assert not training & held_out
-    assert not {"long", "deep", "in.java"} & (training | held_out)
+    assert not {"long", "deep", "wrong", "in.java"} & (training | held_out)
     told = {part: {each["description"] for each in parts[part]} for part in parts}
     assert not told["training"] & told["held out"]
     assert all(len(told[part]) == len(parts[part]) for part in parts)  # else a request would not tell which is meant
@@ -104,6 +129,7 @@ def test_a_rows_calls_are_what_its_schemas_allow_and_its_user_says_every_argumen
         ("Searches e.g.the web; quickly", "search e.g.the web"),
         ("Pass it", "pass it"),
         ("Tries again (twice)", "try again"),
+        ("This function adds a list (ACL) to the U.S. map. It is slow.", "add a list to the U.S. map"),
         ("", ""),
     ],
 )
@@ -117,9 +143,10 @@ def test_a_request_of_the_test_has_a_wording_that_no_row_has(rows):
     documented = import_recipe("documented", FOLDER)
     asked = [m["content"] for row in found for m in row["messages"] if m["role"] == "user"]
     assert not any(", where part" in text for text in asked)
+    problems = documented.test_problems(parts["held out"], 30)
+    assert problems[:20] == documented.test_problems(parts["held out"], 20)
     for index in range(30):
-        problem = documented.test_problem(parts["held out"], index)
-        assert problem == documented.test_problem(parts["held out"], index)
+        problem = problems[index]
         assert problem.right in problem.offered
         assert problem.request.count("where part") == len(problem.arguments) > 0
         words = documented.sentence(problem.right.document).split()
@@ -132,7 +159,9 @@ def test_a_request_of_the_test_has_a_wording_that_no_row_has(rows):
 def test_both_halves_are_measured(rows, trained, tmp_path):  # noqa: F811
     words = ["--model", trained, "--num-problems", "2", "--documents", tmp_path / "rows", "--output", tmp_path / "out"]
     printed = run_script(f"{FOLDER}/measure_calls.py", *words)
-    told = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["evaluation"]
-    assert [(each["group"], each["num_problems"]) for each in told["groups"]] == [("training", 2), ("held out", 2)]
+    told = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["evaluation_documented"]
+    groups = [(each["group"], each["num_problems"]) for each in told["groups"]]
+    assert groups == [("documented, training", 2), ("documented, held out", 2)]
     assert "--documents" in told["command"]
-    assert "| held out | 2 |" in printed
+    assert "| documented, held out | 2 |" in printed
+    assert "| documented, held out | 2 |" in (trained / "README.md").read_text(encoding="utf-8")

@@ -187,8 +187,9 @@ def test_a_reply_is_judged_by_what_first_goes_wrong(synthetic):
     assert judged(("order_taxi", arguments), ("order_taxi", arguments)) == (1, "more than one call")
     assert judged(("check_printer", {})) == (1, "another function that was offered")
     assert judged(("order_cake", {})) == (1, "a function that was not offered")
-    assert judged(("order_taxi", {"city": "Oslo"})) == (2, "other parameters than the function has")
+    assert judged(("order_taxi", {"city": "Oslo"})) == (2, "other parameters than were asked for")
     assert judged(("order_taxi", {"city": "Rome", "person": "Bela"})) == (2, "another value: city, person")
+    assert judged(("order_taxi", {"city": "Oslo", "person": 1}))[0] == 2
     assert judged(("order_taxi", arguments), content="Done.")[0] == 3
 
 
