@@ -6,8 +6,10 @@ from conftest import relative_distance
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_toolssm.ops.projection import project
+from hf_toolssm import ToolMambaConfig, ToolMambaForCausalLM
+from hf_toolssm.ops.projection import project, weight_gradient
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +66,30 @@ def test_a_layer_with_a_hook_is_called():
     layer.register_forward_hook(lambda *_: seen.append(1))
     project(layer, torch.randn(2, 30, 8))
     assert seen
+
+
+class Operands(TorchDispatchMode):
+    """Keeps what oneDNN is given in the place of a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.mkldnn._linear_pointwise.default:
+            self.weights.append(args[1])
+        return function(*args, **(kwargs or {}))
+
+
+def test_onednn_multiplies_by_whole_matrices_only():
+    """By columns of a wider one it takes hundreds of times as long."""
+    with Operands() as given:
+        for rank in (4, 48):  # the step sizes of every layer are columns of what its projection gives
+            dy, wide = torch.randn(2, 30, 64), torch.randn(2, 30, rank + 32)
+            found = weight_gradient(dy, wide[..., :rank])
+            assert relative_distance(found, torch.einsum("blo,bli->oi", dy, wide[..., :rank])) < 1e-5
+        model = ToolMambaForCausalLM(ToolMambaConfig(vocab_size=40, hidden_size=64, num_hidden_layers=1)).train()
+        ids = torch.randint(40, (2, 16))
+        model(input_ids=ids, labels=ids).loss.backward()
+    assert given.weights
+    assert all(weight.is_contiguous() or weight.t().is_contiguous() for weight in given.weights)
