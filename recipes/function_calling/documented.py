@@ -5,7 +5,8 @@
 
 A row offers four functions as BFCL documents them, two of which have as many words as any with the one that is meant.
 What a user says is made of its description, of which some words are left out, and of arguments that its schema allows.
-`documents.json` says which functions are held out, for `measure_calls.py --documents`.
+`documents.json` says which functions are held out, for `measure_calls.py --documents`. Which function is right, a rule
+that counts words in common tells in 99% of the test's problems: a model's share stands beside that.
 
 No question of BFCL's is read. But a model of these rows knows half of the functions that BFCL asks for: a figure of
 `harness/bfcl.py` is then not one of unknown functions.
