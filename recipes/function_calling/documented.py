@@ -74,6 +74,8 @@ def main() -> None:
     with closing(Worker(options.bfcl_python)) as worker:
         documents = [json_schema(each) for each in worker.ask("functions")]
     training, held_out = split([each for each in documents if is_fit(each)])
+    if min(len(training), len(held_out)) < OFFERED + NEAREST:
+        sys.exit(f"{options.bfcl_python} has too few documented functions for two halves: install a whole bfcl-eval")
     options.output.mkdir(parents=True, exist_ok=True)
     rows = Dataset.from_list(list(training_rows(training, options.num_examples, options.seed)), FEATURES)
     rows.to_parquet(options.output / "train.parquet")
