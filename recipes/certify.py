@@ -72,14 +72,22 @@ def main() -> None:
         "hardware": hardware(),
         "boxes": boxes.name,
         "boxes_sha256": write_boxes(boxes, proof),
-        "failing": [{"tokens": node.tokens, "right": node.right, "margin": m} for node, m in proof.failing],
+        "failing": [
+            {"tokens": node.tokens, "right": node.right, "margin": low, "at_most": high}
+            for node, low, high in proof.failing
+        ],
     }
     write_json(path, certificate)
     plot_margins(proof, path.with_suffix(".png"))
     of = f"{int(asked.sum()):,} contexts of {proof.graph.j} tokens in which {task.name} asks the model"
     if proof.failing:
-        named = [f"  {m:10.3f}  {' '.join(node.tokens)} -> {node.right}" for node, m in proof.failing[:_NAMED]]
-        sys.exit("\n".join([f"not proved: {len(proof.failing):,} of {of}, by margin the first:", *named]))
+        errs = sum(high < 0 for *_, high in proof.failing)
+        named = [
+            f"  {low:10.3f} to {high:.3f}  {' '.join(node.tokens)} -> {node.right}"
+            for node, low, high in proof.failing[:_NAMED]
+        ]
+        head = f"not proved: {len(proof.failing):,} of {of}; it errs in {errs:,} of them. Margins, the worst first:"
+        sys.exit("\n".join([head, *named]))
     print(f"proved: all {of}, by a margin of at least {margin:.3f}, in {certificate['seconds']:.1f} s; {path}")
 
 

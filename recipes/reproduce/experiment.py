@@ -10,10 +10,11 @@
     grid: {max_steps: [250, 500]}                 # instead of rows: one row for every combination
 
 Beside options of `sft.py`, a row may have `config`, `paper`, the paper's figure as text, `long_problems`: lengths of
-which one problem is run by `long_problem.py`, with the most tokens that it may take, and `shared_dataset`: whether the
-rows to train on are built once for all runs, which then have one task. Several values of `learning_rate`, as a list,
-are a choice: the first seed is trained with each, and the other seeds with the best of them (`summary.fitness`). Rows
-named `A/X` and `B/X` have one colour in the picture, and those named `A/X` and `A/Y` one kind of line.
+which one problem is run by `long_problem.py`, with the most tokens that it may take, `proof`: how many tokens attack
+the model, which is proved before (`proofs.py`), and `shared_dataset`: whether the rows to train on are built once for
+all runs, which then have one task. Several values of `learning_rate`, as a list, are a choice: the first seed is
+trained with each, and the other seeds with the best of them (`summary.fitness`). Rows named `A/X` and `B/X` have one
+colour in the picture, and those named `A/X` and `A/Y` one kind of line.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ class Run:
         row: the row's name.
         options: of `recipes/sft.py`, the seed and the `config` among them.
         long_problems: the most tokens of one problem, by its length.
+        proof: the tokens of an attack; None where nothing is proved.
         shared_dataset: whether the rows are built once for all runs.
         several_rates: whether the row has a choice of learning rates.
     """
@@ -44,6 +46,7 @@ class Run:
     row: str
     options: dict[str, Any]
     long_problems: dict[int, int]
+    proof: int | None = None
     shared_dataset: bool = False
     several_rates: bool = False
 
@@ -122,7 +125,7 @@ class Experiment:
         runs = []
         for row in chosen:
             options = {**self.rows[row], **changed}
-            own = options.pop("long_problems", {}), options.pop("shared_dataset", False)
+            own = options.pop("long_problems", {}), options.pop("proof", None), options.pop("shared_dataset", False)
             rates = options.get("learning_rate")
             choices = [{"learning_rate": rate} for rate in rates] if isinstance(rates, list) else [{}]
             for chosen_rate in choices:

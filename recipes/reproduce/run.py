@@ -26,6 +26,7 @@ from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.report import write_json
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.training.checkpoints import last_whole_checkpoint
+from proofs import prove
 from summary import fitness, summarize, write_summary
 
 _BUILDING = {
@@ -96,13 +97,15 @@ def needed(first: Sequence[Run], others: Sequence[int], folder: Path) -> Iterato
 
 
 def finish(run: Run, folder: Path, accelerate_config: str) -> None:
-    """Does what is missing of a run: training, measuring, long problems."""
+    """Does what is missing of a run: training, measuring, long problems, proof."""
     if not is_finished(run, folder):
         if (folder / run.name / "training.json").exists():
             measure(run, folder)
         else:
             train(run, folder, accelerate_config)
     run_long_problems(run, folder)
+    if run.proof is not None:
+        prove((folder / run.name).resolve(), run.proof)
 
 
 def is_finished(run: Run, folder: Path) -> bool:
@@ -195,7 +198,8 @@ def results_of(run: Run, folder: Path) -> dict[str, Any]:
         if path.exists():
             facts = {"problem_set": f"length_{length}", "length": length, "num_problems": 1, "first_error": None}
             results["by_length"].append({**facts, "answer_accuracy": float(read_json(path)["exact"])})
-    return results
+    proof = folder / run.name / "proof.json"
+    return results | ({"proof": read_json(proof)} if run.proof is not None and proof.exists() else {})
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from experiment import Experiment
 from hf_toolssm.evaluation.report import markdown_table, write_json
 from hf_toolssm.files import write_atomically
+from proofs import proofs_table
 
 
 def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -35,6 +36,8 @@ def summarize(experiment: Experiment, results: dict[str, list[dict[str, Any]]]) 
             "accuracy": {name: _over_seeds(found) for name, found in by_set.items()},
             "paper": experiment.paper.get(row),
         }
+        if all("proof" in result for result in runs):
+            rows[row]["proofs"] = [result["proof"] for result in runs]
         if rejected:
             rows[row] |= {"learning_rate": runs[0]["learning_rate"], "rejected": list(map(_rejected, rejected))}
     every = [result for runs in results.values() for result in runs]
@@ -131,7 +134,7 @@ def _table(summary: dict[str, Any]) -> str:
         rate = [str(row.get("learning_rate", "")) for _ in rates]
         facts = [f"{row['parameters']:,}", *rate, str(row["median_minutes"] or ""), str(row["trained_up_to"] or "")]
         lines.append([label, *facts, *cells, row["paper"] or ""])
-    body = markdown_table(head, lines)
+    body = f"{markdown_table(head, lines)}\n{proofs_table(rows)}"
     seeds = sorted({len(row["seeds"]) for row in rows.values()})
     problems = sorted({row["problems"] for row in rows.values()})
     commits = ", ".join(f"{commit[:10]}{commit[40:]}" for commit in summary["commits"])  # the end says "-dirty"
@@ -141,7 +144,7 @@ def _table(summary: dict[str, Any]) -> str:
     return (
         f"# {summary['title']}\n\n{summary['source']}. {what}, free-running: median "
         f"/ worst of {' or '.join(map(str, seeds))} seeds, {' or '.join(map(str, problems))} problems a set; "
-        f"{'; '.join(summary['hardware'])}; commit {commits}.\n\n{note}{body}\n{_first_errors(rows)}"
+        f"{'; '.join(summary['hardware'])}; commit {commits}.\n\n{note}{body}{_first_errors(rows)}"
     )
 
 

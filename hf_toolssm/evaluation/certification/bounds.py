@@ -263,8 +263,9 @@ States = Callable[[int, int, Recurrence], Box]
 """Of a layer, and of which of its states, the boxes (N, d)."""
 
 
-def margins(weights: ModelWeights, context: Context, states: States) -> np.ndarray:
-    """How far the right token's logit is above every other at least (N,); infinite where the model is not asked."""
+def margins(weights: ModelWeights, context: Context, states: States) -> Box:
+    """How far the right token's logit is above every other (N,), at least and at most; infinite where the model is not
+    asked. Where it is negative at most, the model errs in whatever run comes there."""
     residual = Residual(weights, context)
     for number, layer in enumerate(weights.layers):
         boxes = step_boxes(layer, residual, context)
@@ -279,19 +280,18 @@ def margins(weights: ModelWeights, context: Context, states: States) -> np.ndarr
     return _logit_margins(weights, context, residual)
 
 
-def _logit_margins(weights: ModelWeights, context: Context, residual: Residual) -> np.ndarray:
+def _logit_margins(weights: ModelWeights, context: Context, residual: Residual) -> Box:
     value = residual.value()
     scale = residual.scale(value)
     sizes = value.magnitude @ np.abs(weights.head).T  # (N, v)
-    found = np.full(context.count, np.inf)
+    found = Box(np.full(context.count, np.inf), np.full(context.count, np.inf))
     for right in np.unique(context.right[context.right >= 0]):
         at = np.flatnonzero(context.right == right)
         others = np.arange(len(weights.head)) != right
         difference = weights.head[right] - weights.head[others]
-        low = residual.times(difference, at).low
-        low = np.minimum(low * scale.low[at], low * scale.high[at])
         error = sum_error(value.low.shape[1] + 4, (sizes[at][:, others] + sizes[at, right][:, None]) * scale.high[at])
-        found[at] = (low - error).min(1)
+        above = (residual.times(difference, at) * scale[at]).widened(error)
+        found.low[at], found.high[at] = above.low.min(1), above.high.min(1)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +31,24 @@ class Proof:
 
     Attributes:
         graph: of contexts.
-        margins: by node; infinite where the model is not asked.
+        margins: by node, at least; infinite where the model is not asked.
+        at_most: by node, what the margin may be at most.
         boxes: by layer, of the states (N, n, d), float32, rounded outward.
         tokens, right: the nodes in token ids, (N, j) and (N,), -1 where there is none.
     """
 
     graph: Graph
     margins: np.ndarray
+    at_most: np.ndarray
     boxes: tuple[Box, ...]
     tokens: np.ndarray
     right: np.ndarray
 
     @property
-    def failing(self) -> list[tuple[Node, float]]:
-        """The contexts that are not proved, the worst first."""
-        found = [(node, float(m)) for node, m in zip(self.graph.nodes, self.margins) if not m > 0]
-        return sorted(found, key=lambda each: each[1])
+    def failing(self) -> list[tuple[Node, float, float]]:
+        """The contexts that are not proved, each with its margin at least and at most, the worst first."""
+        every = zip(self.graph.nodes, self.margins, self.at_most)
+        return sorted([(node, float(low), float(high)) for node, low, high in every if not low > 0], key=itemgetter(1))
 
 
 def prove(model: Any, tokenizer: PreTrainedTokenizerBase, rule: Rule, j: int) -> Proof:
@@ -71,7 +74,7 @@ def prove(model: Any, tokenizer: PreTrainedTokenizerBase, rule: Rule, j: int) ->
     tokens = np.full((context.count, j), -1, np.int32)
     for at, node in enumerate(graph.nodes):
         tokens[at, j - len(node.tokens) :] = [ids[token] for token in node.tokens]
-    return Proof(graph, found, boxes, tokens, context.right.astype(np.int32))
+    return Proof(graph, found.low, found.high, boxes, tokens, context.right.astype(np.int32))
 
 
 def plot_margins(proof: Proof, path: Path) -> None:
