@@ -5,7 +5,8 @@ mark is asked for, and one before a full stop is to be forgotten. The wording sa
 tests, like their keys and values, never occur in training (`memory_texts.py`).
 
 Variants:
-    store: writes each pair into a key-value store, and asks it before every answer. What decides a token is the turn.
+    store: a pointer over what was said copies keys and values into a store, which is asked before every answer. The
+        last few tokens decide the next one.
     state: has the store too and never calls it, so all there is has to stay in the model's state.
 """
 
@@ -17,6 +18,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from dataset_builders.algorithms.memory_contexts import (
+    DELETE_ENDS,
+    ESCAPE,
+    NONE,
+    PRINTABLE,
+    QUERY_ENDS,
+    QUOTE,
+    MemoryContexts,
+)
 from dataset_builders.algorithms.memory_texts import (
     DELETE_BEGINS,
     GET_BEGINS,
@@ -25,14 +35,25 @@ from dataset_builders.algorithms.memory_texts import (
     quoted,
     wording,
 )
-from dataset_builders.task import Task, example_rng
+from dataset_builders.task import Task, example_rng, task_tool
 from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
+from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.protocol.trajectory import Trajectory
-from hf_toolssm.tools.key_value import FOUND
-
-NONE = "none"
-"""The answer where a key has no value."""
+from hf_toolssm.tools.pointer_store import (
+    ABSENT,
+    CLOSE_KEY,
+    DELETE,
+    DONE,
+    GET,
+    PUT,
+    SHOW,
+    VALUE_END,
+    enter,
+    escape,
+    seek,
+    take,
+)
 
 MOST_QUERIES = 1_000
 _PROBLEM = re.compile(r"([1-9]\d*) pairs, ([1-9]\d*) queries(?:, ([a-z_]+))?; seed (\d+)")
@@ -60,7 +81,7 @@ class Turn:
             begin, link = (wording(rng, of_tests, choices) for choices in (PUT_BEGINS, PUT_LINKS))
             return f"{begin} {key} {link} {quoted(self.value)}."
         begin = wording(rng, of_tests, DELETE_BEGINS if self.deletes else GET_BEGINS)
-        return f"{begin} {key}{'.' if self.deletes else '?'}"
+        return f"{begin} {key}{DELETE_ENDS if self.deletes else QUERY_ENDS}"
 
 
 class MemoryTask(Task):
@@ -71,10 +92,18 @@ class MemoryTask(Task):
     rows_per_shard = 500
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
-        return [{"name": "key_value"}]
+        return [{"name": "pointer_store"}]
 
     def cells(self, variant: str) -> Sequence[str]:
-        return ()
+        return PRINTABLE
+
+    def rule(self, variant: str) -> Rule:
+        """That of `store`.
+
+        Raises:
+            CertificationError: it is another's.
+        """
+        return MemoryContexts() if self.check_variant(variant) == "store" else super().rule(variant)
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         length = rng.randint(1, max_length)
@@ -129,14 +158,15 @@ class MemoryTask(Task):
         """Records what the store answers; without it, what `session` says is right."""
         turns = self.session(problem)
         first = next(turns)
-        pen = Recorder(first[1], *self.make_tools(variant))
+        pen = Recorder(first[1], task_tool(self, variant))
         for turn, text, right in chain([first], turns):
             if turn is not first[0]:
                 pen.input(text)
-            observed = _call(pen, turn) if variant == "store" else None
-            if right is not None:
+            if variant == "store":
+                _serve(pen)
+            elif right is not None:
                 pen.begin_answer()
-                pen.output(right if observed is None else _value(observed))
+                _output(pen, right)
         return pen.trajectory()
 
     def dialogue(self, problem: str, variant: str) -> Iterator[tuple[str, str | None]]:
@@ -151,13 +181,43 @@ class MemoryTask(Task):
         return NONE if last is None or last.value is None else last.value
 
 
-def _call(pen: Recorder, turn: Turn) -> str:
-    key = quoted(turn.key)
-    if turn.value is not None:
-        return pen.call("put", f'{{"key":{key},"value":{quoted(turn.value)}}}')
-    return pen.call("delete" if turn.deletes else "get", f'{{"key":{key}}}')
+def _output(pen: Recorder, text: str) -> None:
+    for cell in text:
+        pen.output(cell)
 
 
-def _value(observed: str) -> str:
-    """What a `get` showed."""
-    return observed.removeprefix(FOUND) if observed.startswith(FOUND) else NONE
+def _serve(pen: Recorder) -> None:
+    """What the model does in a turn, told by the cells that it sees."""
+    _copy(pen, "key")
+    (behind,) = pen.call(CLOSE_KEY)
+    if behind == QUERY_ENDS:
+        _show(pen)
+    elif behind == DELETE_ENDS:
+        pen.call(DELETE)
+    else:
+        _copy(pen, "value")
+        pen.call(PUT)
+    pen.call(DONE)
+
+
+def _copy(pen: Recorder, part: str) -> None:
+    """Takes what stands between the next two quotes, as JSON has them."""
+    while pen.call(seek(part)) != (QUOTE,):
+        pass
+    (cell,) = pen.call(enter(part))
+    while cell != QUOTE:
+        if cell == ESCAPE:
+            pen.call(escape(part))
+        (cell,) = pen.call(take(part))
+
+
+def _show(pen: Recorder) -> None:
+    """Looks the key up, and answers by its value."""
+    pen.begin_answer()
+    (cell,) = pen.call(GET)
+    if cell == ABSENT:
+        _output(pen, NONE)
+        return
+    while cell != VALUE_END:
+        pen.output(cell)
+        (cell,) = pen.call(SHOW)

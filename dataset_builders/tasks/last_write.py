@@ -1,24 +1,52 @@
 """The last write: pairs are put, changed and deleted, and a query asks for what was said last (`memory_task.py`).
 
-Worked example, `3 pairs, 2 queries; seed 16`, variant store; a length counts what is put, changed and deleted:
+Worked example, `3 pairs, 2 queries; seed 16`, variant store, with what the calls of a name show one after another; a
+length counts what is put, changed and deleted:
 
     user    do not forget that "51" becomes "254700".
-    call    put {"key":"51","value":"254700"}
-            stored
+    call    seek_key    do not forget that "
+    call    open_key    5
+    call    take_key    1"
+    call    close_key
+    call    seek_value  becomes "
+    call    open_value  2
+    call    take_value  54700"
+    call    put
+    call    done
     user    store that "51" maps to "sNUx".
-    call    put {"key":"51","value":"sNUx"}
-            replaced
+    call    seek_key    store that "
+    call    open_key    5
+    call    take_key    1"
+    call    close_key
+    call    seek_value  maps to "
+    call    open_value  s
+    call    take_value  NUx"
+    call    put
+    call    done
     user    and what about "51"?
-    call    get {"key":"51"}
-            found: sNUx
+    call    seek_key    and what about "
+    call    open_key    5
+    call    take_key    1"
+    call    close_key   ?
+    call    get         s
+    call    show        NUx<|value_end|>
     answer  sNUx
+    call    done
     user    erase "51".
-    call    delete {"key":"51"}
-            deleted
+    call    seek_key    erase "
+    call    open_key    5
+    call    take_key    1"
+    call    close_key   .
+    call    delete
+    call    done
     user    please find "51"?
-    call    get {"key":"51"}
-            absent
+    call    seek_key    please find "
+    call    open_key    5
+    call    take_key    1"
+    call    close_key   ?
+    call    get         <|absent|>
     answer  none
+    call    done
 
 Adversarial sets:
     overwritten: what is asked for was changed just before.
@@ -42,7 +70,7 @@ class LastWrite(MemoryTask):
     """See the module's text."""
 
     title = "What was said last, with a key-value store"
-    version = "2"
+    version = "3"
     adversarial: Sequence[str] = (*_JUST_BEFORE, "near_equal", "commands")
 
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:

@@ -1,17 +1,36 @@
 """A phonebook: a user says names with their numbers, and then asks for numbers (`memory_task.py`).
 
-Worked example, `2 pairs, 1 queries; seed 7`, variant store:
+Worked example, `2 pairs, 1 queries; seed 7`, variant store, with what the calls of a name show one after another:
 
     user    remember that "Poubourast Croutide" becomes "847 842 8850".
-    call    put {"key":"Poubourast Croutide","value":"847 842 8850"}
-            stored
+    call    seek_key    remember that "
+    call    open_key    P
+    call    take_key    oubourast Croutide"
+    call    close_key
+    call    seek_value  becomes "
+    call    open_value  8
+    call    take_value  47 842 8850"
+    call    put
+    call    done
     user    new entry: "Setrubroum Fatrind" belongs to "444 708".
-    call    put {"key":"Setrubroum Fatrind","value":"444 708"}
-            stored
+    call    seek_key    new entry: "
+    call    open_key    S
+    call    take_key    etrubroum Fatrind"
+    call    close_key
+    call    seek_value  belongs to "
+    call    open_value  4
+    call    take_value  44 708"
+    call    put
+    call    done
     user    please find "Setrubroum Fatrind"?
-    call    get {"key":"Setrubroum Fatrind"}
-            found: 444 708
+    call    seek_key    please find "
+    call    open_key    S
+    call    take_key    etrubroum Fatrind"
+    call    close_key   ?
+    call    get         4
+    call    show        44 708<|value_end|>
     answer  444 708
+    call    done
 
 Adversarial sets:
     families: every family name, and every first name, is that of many.
@@ -29,7 +48,7 @@ class Phonebook(MemoryTask):
     """See the module's text."""
 
     title = "A phonebook said turn by turn, with a key-value store"
-    version = "2"
+    version = "3"
     adversarial: Sequence[str] = ("families", "near_equal")
 
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:

@@ -1,8 +1,8 @@
-"""A pointer memory or a tape as arrays, so that a compiled kernel carries out calls between two steps of a model.
+"""Tools over memories of cells as arrays, so that a compiled kernel carries out calls between two steps of a model.
 
-What the calls mean is defined by `hf_toolssm.tools.pointer_memory` and `hf_toolssm.tools.tape`; here is the same,
-for many rows and without an object per cell. Whatever those tools would refuse is left to them, as is a tape that
-grows: the kernel stops before the token.
+What the calls mean is defined in `hf_toolssm.tools`, by `pointer_memory`, `tape` and `pointer_store`; here the same is
+for many rows and without an object per cell. Whatever those tools would refuse is left to them, as are a tape that
+grows and what a store holds: the kernel stops before the token.
 
 A tool in `tools/NAME.py` that has a compiled form has it in `ops/compiled_NAME.py`, which is found by that name.
 """
@@ -16,15 +16,16 @@ from hf_toolssm.errors import InputMismatchError
 from hf_toolssm.ops.checks import check_arrays
 from hf_toolssm.ops.cpu_kernels import inlined, loaded, stored
 
-WRITE, NOTE, READ, LEFT, RIGHT, CREATE, OVERWRITE, STOP = range(8)
+WRITE, NOTE, READ, LEFT, RIGHT, STEP, CREATE, OVERWRITE, TAKE, STOP = range(10)
 """What a token does that the model writes: it enters memory, or is only a thought; it is a call of the pointer that
-stands beside it, or overwrites the cell under the first pointer by the token beside it; STOP is for all that a kernel
-knows nothing of."""
+stands beside it, where STEP goes to the right and reads; it overwrites the cell under the first pointer by the token
+beside it, or notes what stands beside it for that cell, and steps; STOP is for all that a kernel knows nothing of."""
 
 
 Places = tuple[tuple[int, int], tuple[int, int]]
 """Where the cells from 0 on lie in this process's memory, 8 bytes each, until the tool is called next, and how many
-they are; and the same of those to the left of 0, nearest first."""
+they are; and the same of those to the left of 0, nearest first. Where calls take cells there are none of these, and in
+their place lies what is noted of the first."""
 
 
 class CompiledTool(Protocol):
@@ -143,14 +144,22 @@ def carry_out(token, b, memories):
             stored(addresses[b, 0], at, named)
         else:
             stored(addresses[b, 1], -1 - at, named)
-    elif named >= created[b]:
-        return False
     else:
-        at, begin, end = pointers[b, named], -1 - sizes[b, 1], sizes[b, 0] + counts[b, 1]
+        pointer = 0 if action == TAKE else named
+        if pointer >= created[b]:
+            return False
+        at, begin, end = pointers[b, pointer], -1 - sizes[b, 1], sizes[b, 0] + counts[b, 1]
+        if action == TAKE:
+            if at < 0 or at >= sizes[b, 0]:
+                return False
+            stored(addresses[b, 1], at, named)
+        if action in (STEP, TAKE):
+            at = min(at + 1, end)
+            pointers[b, pointer] = at
         if action == LEFT:
-            pointers[b, named] = max(at - 1, begin)
+            pointers[b, pointer] = max(at - 1, begin)
         elif action == RIGHT:
-            pointers[b, named] = min(at + 1, end)
+            pointers[b, pointer] = min(at + 1, end)
         elif at == begin:
             waiting[b] = memories.markers[0]
         elif at == end:

@@ -17,6 +17,7 @@ from hf_toolssm.tools.tool import Tool, ToolFacts, facts_of, with_options
 __all__ = ["Tool", "ToolFacts", "available_tools", "class_name", "facts_of", "make_tool"]
 
 _NOT_TOOLS = {
+    "alphabet",
     "function",
     "key_value_file",
     "key_value_memory",

@@ -11,6 +11,7 @@ from typing import Any, Generic
 import numpy as np
 
 from hf_toolssm.errors import ObservationTooLongError, UnknownCallError, UnknownToolError
+from hf_toolssm.tools.alphabet import Alphabet
 from hf_toolssm.tools.tool import Cell, View
 
 FIND = "find"
@@ -40,7 +41,7 @@ class SearchMemory:
         self.max_cells = max_cells
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "SearchSession[Cell]":
-        alphabet: _Alphabet[Cell] = _Alphabet(marker(NEWLINE))
+        alphabet: Alphabet[Cell] = Alphabet((marker(NEWLINE),))
         memory = [alphabet.character(cell) for cell in problem]
         return SearchSession(self, alphabet, memory, len(memory), marker(SEARCH_END))
 
@@ -48,22 +49,8 @@ class SearchMemory:
         return self.start(np.asarray(state["memory"]).tolist(), marker)
 
 
-class _Alphabet(Generic[Cell]):
-    """One character for every cell that was ever seen, so that strings can be searched whatever a cell is."""
-
-    def __init__(self, newline: Cell) -> None:
-        self.cells: list[Cell] = [newline]
-        self._characters = {newline: chr(0)}
-
-    def character(self, cell: Cell) -> str:
-        known = self._characters.get(cell)
-        if known is None:
-            known = self._characters[cell] = chr(len(self.cells))
-            self.cells.append(cell)
-        return known
-
-
 _LINE_END = chr(0)
+"""The character of the alphabet's first cell."""
 
 
 class SearchSession(Generic[Cell]):
@@ -71,7 +58,7 @@ class SearchSession(Generic[Cell]):
 
     __slots__ = ("_alphabet", "_matches", "_memory", "_size", "_text", "end", "tool")
 
-    def __init__(self, tool: SearchMemory, alphabet: _Alphabet[Cell], memory: list[str], size: int, end: Cell) -> None:
+    def __init__(self, tool: SearchMemory, alphabet: Alphabet[Cell], memory: list[str], size: int, end: Cell) -> None:
         self.tool = tool
         self._alphabet = alphabet
         self._memory = memory
@@ -83,7 +70,7 @@ class SearchSession(Generic[Cell]):
     @property
     def memory(self) -> list[Cell]:
         """The cells, the problem's first."""
-        return [self._alphabet.cells[ord(character)] for character in self._memory[: self._size]]
+        return self._alphabet.cells_of("".join(self._memory[: self._size]))
 
     def write(self, cell: Cell) -> None:
         if len(self._memory) != self._size:
@@ -96,7 +83,7 @@ class SearchSession(Generic[Cell]):
             raise UnknownCallError(f"search_memory has no call {name!r}")
         shown: list[str] = []
         matches: dict[str, range] = {}
-        for at in self._matching("".join(map(self._alphabet.character, argument))):
+        for at in self._matching(self._alphabet.text(argument)):
             matches[f"match {len(matches) + 1}"] = at
             line = self._text[at.start : at.stop]
             shown += [_LINE_END, *line] if shown else line
@@ -106,10 +93,11 @@ class SearchSession(Generic[Cell]):
                     "max_cells of the tool search_memory"
                 )
         self._matches = matches
-        return [*(self._alphabet.cells[ord(character)] for character in shown), self.end]
+        return [*self._alphabet.cells_of("".join(shown)), self.end]
 
     def cell(self, at: int) -> Cell:
-        return self._alphabet.cells[ord(self._memory[at])]
+        (cell,) = self._alphabet.cells_of(self._memory[at])
+        return cell
 
     def view(self) -> View:
         return View(0, self._size, self._matches)

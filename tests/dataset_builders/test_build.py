@@ -215,7 +215,7 @@ def test_reference_trajectories_are_the_rows_of_the_dataset_and_are_solved_when_
     assert [r.to_row() for r in references] == [r.to_row() for r in rows]
 
 
-@pytest.mark.parametrize("name", ["addition", "associative_recall", "logical_graph"])
+@pytest.mark.parametrize("name", ["addition", "associative_recall", "label_aggregation", "logical_graph"])
 def test_a_group_of_rows_says_what_its_rows_as_dicts_say(name):
     problems = ProblemSet(load_task(name), TRAINING, 4, (("train", 30),), load_task(name).variants[0])
     rows = list(generate_rows(problems, "train", 0, 30))

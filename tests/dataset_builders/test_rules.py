@@ -38,9 +38,10 @@ def rule_of(name):
 
 
 def tokens_of(trajectory):
-    """Its tokens, and whether the model wrote each."""
+    """Its tokens, the ends of turns among them, and whether the model wrote each."""
     found = []
-    for step in trajectory.steps:
+    for number, step in enumerate(trajectory.steps):
+        found += [(END, True)] * (step.kind is StepKind.INPUT and number > 0)
         cells = [begin_token(step.name)] if step.kind is StepKind.CALL else step.cells()
         found += [(cell, step.kind not in WRITER_OF) for cell in cells]
     return [*found, (END, True)]
@@ -93,10 +94,25 @@ def test_every_problem_of_other_tasks_is_a_path_of_the_rule(name, length, seed, 
     assert not follow(task.rule(variant), tokens_of(task.solve(problem, variant)))
 
 
+@pytest.mark.parametrize("name", ["associative_recall", "last_write", "phonebook"])
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 6), seed=st.integers(0, 10**6), data=st.data())
+def test_every_session_with_a_store_is_a_path_behind_which_another_turn_may_begin(name, length, seed, data):
+    task = load_task(name)
+    kind = data.draw(st.sampled_from(["training", "plain", *task.adversarial]))
+    rng = example_rng(name, seed)
+    if kind in ("training", "plain"):
+        problem = (task.sample_training if kind == "training" else task.sample_test)(rng, length)
+    else:
+        problem = task.sample_adversarial(kind, rng, length, seed)
+    rule = task.rule("store")
+    assert follow(rule, tokens_of(task.solve(problem, "store"))) == {rule.start}
+
+
 WITHOUT = [(name, variant) for name in LOCAL for variant in load_task(name).variants if variant != LOCAL[name]]
 
 
-@pytest.mark.parametrize(("name", "variant"), [*WITHOUT, ("logical_graph", "depth_first")])
+@pytest.mark.parametrize(("name", "variant"), [*WITHOUT, ("logical_graph", "depth_first"), ("phonebook", "state")])
 def test_a_task_without_a_rule_says_why(name, variant):
     why = {"addition-two_pointers": "k grows", "logical_graph-depth_first": "456,976 contexts"}
     with pytest.raises(CertificationError, match=why.get(f"{name}-{variant}", "no rule")):

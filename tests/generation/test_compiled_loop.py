@@ -20,6 +20,7 @@ from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.protocol.trajectory import Writer
 from hf_toolssm.tools import make_tool
 from hf_toolssm.tools.pointer_memory import NEW_POINTER, read
+from hf_toolssm.tools.pointer_store import seek, take
 
 PROBLEMS = ["7+5=", "98765+4321=", "1+1=", "12+34=", "5+5="]
 STREAMS = 10_000
@@ -66,19 +67,21 @@ def memory_model(memory):
     cells, spec = {
         "pointer_memory": ("0123456789+=", {"name": "pointer_memory", "max_pointers": 3}),
         "tape": ("01_ABC", {"name": "tape", "symbols": "01_", "max_cells": 14}),
+        "pointer_store": ("abcdef", {"name": "pointer_store"}),
     }[memory]
     tokenizer = build_task_tokenizer(cells, [make_tool(spec)])
     return tokenizer, random_model(tokenizer, [spec])
 
 
-@pytest.mark.parametrize("memory", ["pointer_memory", "tape"])
+@pytest.mark.parametrize("memory", ["pointer_memory", "tape", "pointer_store"])
 def test_the_compiled_memory_is_the_tool_on_ten_thousand_random_streams(memory):
-    """The kernel stops before what it knows nothing of: a refused command, the end token, a tape that grows."""
+    """The kernel stops before what it knows nothing of: a refused command, the end, a tape that grows, a store."""
     rng, ended, shown_in_all = random.Random(0), 0, 0
     tokenizer, model = memory_model(memory)
     session = Session.start(model, [[5]])
     protocol, runs = session.protocol, make_compiled_loop(session._batch.decoder, session.protocol)
-    first = [protocol.ids[begin_token(NEW_POINTER)]] if memory == "pointer_memory" else []
+    begins = {"pointer_memory": [NEW_POINTER], "pointer_store": [seek("key"), take("key")]}.get(memory, [])
+    first = [protocol.ids[begin_token(name)] for name in begins]
     for _ in range(STREAMS):
         problem = rng.choices(range(3, 9), k=rng.randint(1, 8))
         weights = [rng.choice((1, 5, 20)) if token in protocol.calls.begins else 3 for token in range(len(tokenizer))]
@@ -103,7 +106,8 @@ def test_the_compiled_memory_is_the_tool_on_ten_thousand_random_streams(memory):
                 found += shown[:taken].tolist()
                 if taken < len(rest):  # Python takes over
                     compiled.advance(rest[taken])
-                    found += [] if compiled.finished else [-1]
+                    if not compiled.finished:
+                        found.append(compiled.pending.popleft() if compiled.pending else -1)
                 rest = rest[taken + 1 :]
             assert found == expected
             assert outcome(compiled) == outcome(python)

@@ -1,0 +1,95 @@
+"""Every context that a session with a store may come into, whatever is said: the rule of `memory_task`, for proofs.
+
+A user's turn is any printable text that ends with a full stop or a question mark. What the pointer shows is any of its
+characters, but where the turn's form decides: between quotes stands a text of at least one character, as JSON has it,
+behind a key's last quote a space, a full stop or a question mark. Behind the end of a turn another one may begin.
+"""
+
+from collections.abc import Hashable
+
+from hf_toolssm.protocol.calls import begin_token
+from hf_toolssm.protocol.rule import END, KEPT_OF_PROMPTS, Place, Rule, States, calls, say
+from hf_toolssm.protocol.trajectory import ANSWER
+from hf_toolssm.tools.pointer_store import (
+    ABSENT,
+    CLOSE_KEY,
+    DELETE,
+    DONE,
+    GET,
+    PUT,
+    SHOW,
+    VALUE_END,
+    enter,
+    escape,
+    seek,
+    take,
+)
+
+PRINTABLE = tuple(map(chr, range(32, 127)))
+QUOTE, ESCAPE = '"', "\\"
+QUERY_ENDS, DELETE_ENDS, GOES_ON = "?", ".", " "
+"""Behind a key: it is asked for, it is to be forgotten, or its value comes."""
+
+NONE = "none"
+"""The answer where a key has no value."""
+
+_NEXT: States = (("said", False),)
+
+
+class MemoryContexts(Rule):
+    """The rule of the variant `store`."""
+
+    start: Hashable = _NEXT[0]
+    alike = dict.fromkeys(PRINTABLE, "a")
+    context = 8
+
+    def _said(self, may_end: bool) -> Place:
+        """In what the user says."""
+        follows: dict[str, States] = {cell: (("said", cell in (QUERY_ENDS, DELETE_ENDS)),) for cell in PRINTABLE}
+        first = begin_token(seek("key")) if may_end else None
+        if first is not None:
+            follows[first] = (("seeking", "key"),)
+        return Place(first, follows, keeps=KEPT_OF_PROMPTS)
+
+    def _seeking(self, part: str) -> Place:
+        """Before the quote that begins a key or a value."""
+        follows = dict.fromkeys(PRINTABLE, say(calls(seek(part)), (("seeking", part),)))
+        return Place(None, follows | {QUOTE: say(calls(enter(part)), (("taking", part, True),))})
+
+    def _taking(self, part: str, is_first: bool) -> Place:
+        """At a character of a key or a value, or behind its last one."""
+        follows = dict.fromkeys(PRINTABLE, say(calls(take(part)), (("taking", part, False),)))
+        follows[ESCAPE] = say(calls(escape(part)), (("escaped", part),))
+        if is_first:
+            del follows[QUOTE]
+        elif part == "key":
+            follows[QUOTE] = say(calls(CLOSE_KEY), (("closed",),))
+        else:
+            follows[QUOTE] = self._end(PUT)
+        return Place(None, follows)
+
+    def _escaped(self, part: str) -> Place:
+        """At a character that stands for itself."""
+        return Place(None, dict.fromkeys((QUOTE, ESCAPE), say(calls(take(part)), (("taking", part, False),))))
+
+    def _closed(self) -> Place:
+        """Behind a key."""
+        follows = {
+            GOES_ON: say(calls(seek("value")), (("seeking", "value"),)),
+            DELETE_ENDS: self._end(DELETE),
+            QUERY_ENDS: say((ANSWER, *calls(GET)), (("shown", True),)),
+        }
+        return Place(None, follows)
+
+    def _shown(self, is_first: bool) -> Place:
+        """At a character of a value that was asked for, or where there is none or no more."""
+        follows = {cell: say((cell, *calls(SHOW)), (("shown", False),)) for cell in PRINTABLE}
+        if is_first:
+            follows[ABSENT] = say((*NONE, *calls(DONE), END), _NEXT)
+        else:
+            follows[VALUE_END] = self._end()
+        return Place(None, follows)
+
+    def _end(self, *names: str) -> States:
+        """The last calls of a turn, behind which another one may begin."""
+        return say((*calls(*names, DONE), END), _NEXT)
