@@ -69,7 +69,7 @@ def test_states_and_margins_of_real_runs_lie_within_the_bounds(model, proof, tas
             assert (state <= proof.boxes[layer].high[at]).all()
         if proof.right[at] >= 0:
             right = proof.right[at]
-            assert logits[right] - np.delete(logits, right).max() >= proof.margins[at]
+            assert proof.margins[at] <= logits[right] - np.delete(logits, right).max() <= proof.at_most[at]
 
 
 @called

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -256,6 +257,47 @@ def test_rows_are_built_once_and_a_model_that_is_there_is_only_measured(tmp_path
         assert after["training_hardware"] == before["hardware"]
     with pytest.raises(SystemExit, match="other options"):
         run_script(RUN, *words, "max_steps=3")
+
+
+PROOF = {"weights": "w", "hardware": {}, "contexts": 1_225, "asked": 1_165, "j": 10, "attack_tokens": 5_000}
+
+
+def test_the_proofs_of_a_row_stand_by_seed_with_what_is_open(reproduce, tmp_path):
+    experiment, summary = reproduce
+    proved = {**PROOF, "proved": True, "margin": 1.2345, "open": 0, "errs": 0, "prove_seconds": 7.4}
+    proved |= {"verify_seconds": 12.6, "attack": "no error in 5,000 tokens"}
+    not_proved = {**PROOF, "proved": False, "margin": -3.0, "open": 1_000, "errs": 2, "prove_seconds": 9.6}
+    not_proved |= {"attack": "an error behind 1 0"}
+    described = experiment.Experiment("e", "A title", "Table 0", {"a": {}, "b": {}}, {})
+    runs = [{**result(seed, {5: (1.0, 1.0)}), "proof": proof} for seed, proof in enumerate((proved, not_proved))]
+    found = summary.summarize(described, {"a": runs, "b": [result(0, {5: (1.0, 1.0)})]})
+    table = summary.write_summary(found, tmp_path)
+    cells = (
+        "1.234 / 1,000 open, errs in 2 of them | at most 10 s | at most 13 s | 5,000 tokens: an error with 1 of 2 |"
+    )
+    assert f"| a | 1,225 | 1,165 | {cells}" in table
+    assert table.count("\n| b |") == 1  # it has no proof
+
+
+@pytest.mark.slow
+def test_a_model_is_proved_verified_and_attacked_once_and_one_that_errs_is_not(tmp_path):
+    words = ["proofs", "--seeds", "0", "--output", tmp_path]
+    few = ["--override", "num_proc=1", "eval_lengths=[20]", "eval_num_problems=2", "proof=100000"]
+    run_script(RUN, *words, "--rows", "unary addition", *few)
+    (path,) = (tmp_path / "proofs").glob("*/proof.json")
+    proof, written = json.loads(path.read_text(encoding="utf-8")), path.stat().st_mtime_ns
+    assert (proof["proved"], proof["open"], proof["attack"]) == (True, 0, "no error in 100,000 tokens")
+    assert proof["verification"].startswith("verified: 225 contexts")
+    run_script(RUN, *words, "--rows", "unary addition", *few)
+    assert path.stat().st_mtime_ns == written
+    table = (tmp_path / "proofs" / "table.md").read_text(encoding="utf-8")
+    assert f"| unary addition | 225 | 165 | {proof['margin']:.3f} |" in table
+
+    run_script(RUN, *words, "--rows", "palindrome", *few, "max_steps=20")
+    table = (tmp_path / "proofs" / "table.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"\| palindrome \| 4,894 \| 4,313 \| [\d,]+ open, errs in [\d,]+ of them \|.*an error with 1 of 1", table
+    )
 
 
 @pytest.mark.slow
