@@ -136,7 +136,8 @@ class Speaker:
         prompt = list(self._renderer.step(step(StepKind.INPUT, content)))
         if feeds_again:
             self.history += prompt
-            Session.start(self._model, [self.history], tools=[], tokenizer=self._tokenizer)
+            if self.session is not None:
+                self.session.runner.feed(None, [self.history])
         if self.session is None:
             self.session = Session.start(self._model, [prompt], tokenizer=self._tokenizer)
         else:
