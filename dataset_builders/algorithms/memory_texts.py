@@ -16,6 +16,7 @@ _TRAINED = 80
 """Of 100 words as many as may occur in training."""
 
 _SIGNS = [chr(code) for code in range(33, 127)]
+_UNQUOTED = [" ", *(sign for sign in _SIGNS if sign != '"')]
 _ALPHABETS = (ascii_lowercase, ascii_letters, digits, "01", f"{digits}:-./", f"{ascii_lowercase} ", _SIGNS)
 _ONSETS = (*"bcdfghklmnprstvwz", *(a + b for a in "bcfgkp" for b in "lr"), *("dr", "tr", "ch", "sh", "sl", "st", "th"))
 _VOWELS = (*"aeiou", "ai", "ea", "io", "ou")
@@ -186,8 +187,11 @@ def any_text(rng: random.Random, of_tests: bool) -> str:
 
 
 def wording(rng: random.Random, of_tests: bool, choices: tuple[str, ...]) -> str:
-    """One of the wordings for training, or for tests."""
-    return rng.choice(_of_side(of_tests, choices))
+    """One of the wordings for training, or for tests; every other one in training is any characters but quotes, since
+    nothing that a user says beside the quoted texts decides anything."""
+    if of_tests or rng.random() < 0.5:
+        return rng.choice(_of_side(of_tests, choices))
+    return drawn(of_tests, lambda: "".join(rng.choices(_UNQUOTED, k=rng.randint(1, 12))).strip() or "-")
 
 
 @cache

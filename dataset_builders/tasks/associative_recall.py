@@ -1,35 +1,35 @@
 """Associative recall: a user says pairs of a key and a value, and then asks for values (TASS; `memory_task.py`).
 
-Worked example, `2 pairs, 1 queries; seed 7`, variant store, with what the calls of a name show one after another:
+Worked example, `2 pairs, 1 queries; seed 324`, variant store, with what the calls of a name show one after another:
 
-    user    it turns out that "klouniocrear" points to "5364".
-    call    seek_key    it turns out that "
-    call    open_key    k
-    call    take_key    louniocrear"
+    user    take note, "mafynkdgwj" stands for "vet".
+    call    seek_key    take note, "
+    call    open_key    m
+    call    take_key    afynkdgwj"
     call    close_key
-    call    seek_value  points to "
-    call    open_value  5
-    call    take_value  364"
+    call    seek_value  stands for "
+    call    open_value  v
+    call    take_value  et"
     call    put
     call    done
-    user    write down that "fty" leads to "clonagrurn".
-    call    seek_key    write down that "
+    user    you should know that "fotro" belongs to "tobrios".
+    call    seek_key    you should know that "
     call    open_key    f
-    call    take_key    ty"
+    call    take_key    otro"
     call    close_key
-    call    seek_value  leads to "
-    call    open_value  c
-    call    take_value  lonagrurn"
+    call    seek_value  belongs to "
+    call    open_value  t
+    call    take_value  obrios"
     call    put
     call    done
-    user    can you find "fty"?
-    call    seek_key    can you find "
-    call    open_key    f
-    call    take_key    ty"
+    user    what is "mafynkdgwj"?
+    call    seek_key    what is "
+    call    open_key    m
+    call    take_key    afynkdgwj"
     call    close_key   ?
-    call    get         c
-    call    show        lonagrurn<|value_end|>
-    answer  clonagrurn
+    call    get         v
+    call    show        et<|value_end|>
+    answer  vet
     call    done
 
 Adversarial sets:

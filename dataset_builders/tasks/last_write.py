@@ -1,51 +1,52 @@
 """The last write: pairs are put, changed and deleted, and a query asks for what was said last (`memory_task.py`).
 
-Worked example, `3 pairs, 2 queries; seed 16`, variant store, with what the calls of a name show one after another; a
+Worked example, `3 pairs, 2 queries; seed 6680`, variant store, with what the calls of a name show one after another; a
 length counts what is put, changed and deleted:
 
-    user    do not forget that "51" becomes "254700".
-    call    seek_key    do not forget that "
-    call    open_key    5
-    call    take_key    1"
+    user    write down that "ueegyt" means "10111111".
+    call    seek_key    write down that "
+    call    open_key    u
+    call    take_key    eegyt"
     call    close_key
-    call    seek_value  becomes "
-    call    open_value  2
-    call    take_value  54700"
+    call    seek_value  means "
+    call    open_value  1
+    call    take_value  0111111"
     call    put
     call    done
-    user    store that "51" maps to "sNUx".
-    call    seek_key    store that "
-    call    open_key    5
-    call    take_key    1"
+    user    for later, "choucreabear" is now "gawobeast".
+    call    seek_key    for later, "
+    call    open_key    c
+    call    take_key    houcreabear"
     call    close_key
-    call    seek_value  maps to "
-    call    open_value  s
-    call    take_value  NUx"
+    call    seek_value  is now "
+    call    open_value  g
+    call    take_value  awobeast"
     call    put
     call    done
-    user    and what about "51"?
-    call    seek_key    and what about "
-    call    open_key    5
-    call    take_key    1"
+    user    I need "choucreabear"?
+    call    seek_key    I need "
+    call    open_key    c
+    call    take_key    houcreabear"
     call    close_key   ?
-    call    get         s
-    call    show        NUx<|value_end|>
-    answer  sNUx
+    call    get         g
+    call    show        awobeast<|value_end|>
+    answer  gawobeast
     call    done
-    user    erase "51".
+    user    erase "choucreabear".
     call    seek_key    erase "
-    call    open_key    5
-    call    take_key    1"
+    call    open_key    c
+    call    take_key    houcreabear"
     call    close_key   .
     call    delete
     call    done
-    user    please find "51"?
-    call    seek_key    please find "
-    call    open_key    5
-    call    take_key    1"
+    user    show me "ueegyt"?
+    call    seek_key    show me "
+    call    open_key    u
+    call    take_key    eegyt"
     call    close_key   ?
-    call    get         <|absent|>
-    answer  none
+    call    get         1
+    call    show        0111111<|value_end|>
+    answer  10111111
     call    done
 
 Adversarial sets:

@@ -1,35 +1,35 @@
 """A phonebook: a user says names with their numbers, and then asks for numbers (`memory_task.py`).
 
-Worked example, `2 pairs, 1 queries; seed 7`, variant store, with what the calls of a name show one after another:
+Worked example, `2 pairs, 1 queries; seed 3`, variant store, with what the calls of a name show one after another:
 
-    user    remember that "Poubourast Croutide" becomes "847 842 8850".
-    call    seek_key    remember that "
-    call    open_key    P
-    call    take_key    oubourast Croutide"
+    user    write down that "Muchioband Blapa" is now "270 8360".
+    call    seek_key    write down that "
+    call    open_key    M
+    call    take_key    uchioband Blapa"
     call    close_key
-    call    seek_value  becomes "
-    call    open_value  8
-    call    take_value  47 842 8850"
+    call    seek_value  is now "
+    call    open_value  2
+    call    take_value  70 8360"
     call    put
     call    done
-    user    new entry: "Setrubroum Fatrind" belongs to "444 708".
-    call    seek_key    new entry: "
-    call    open_key    S
-    call    take_key    etrubroum Fatrind"
+    user    keep in mind that "Muchioband Priokoulit" is set to "1468 756".
+    call    seek_key    keep in mind that "
+    call    open_key    M
+    call    take_key    uchioband Priokoulit"
     call    close_key
-    call    seek_value  belongs to "
-    call    open_value  4
-    call    take_value  44 708"
+    call    seek_value  is set to "
+    call    open_value  1
+    call    take_value  468 756"
     call    put
     call    done
-    user    please find "Setrubroum Fatrind"?
-    call    seek_key    please find "
-    call    open_key    S
-    call    take_key    etrubroum Fatrind"
+    user    do you know "Muchioband Priokoulit"?
+    call    seek_key    do you know "
+    call    open_key    M
+    call    take_key    uchioband Priokoulit"
     call    close_key   ?
-    call    get         4
-    call    show        44 708<|value_end|>
-    answer  444 708
+    call    get         1
+    call    show        468 756<|value_end|>
+    answer  1468 756
     call    done
 
 Adversarial sets:
