@@ -1,8 +1,9 @@
 """Every context that a session with a store may come into, whatever is said: the rule of `memory_task`, for proofs.
 
-A user's turn is any printable text that ends with a full stop or a question mark. What the pointer shows is any of its
-characters, but where the turn's form decides: between quotes stands a text of at least one character, as JSON has it,
-behind a key's last quote a space, a full stop or a question mark. Behind the end of a turn another one may begin.
+A user's turn is any printable text that ends with a quote and a full stop or a question mark. What the pointer shows
+is any of its characters, but where the turn's form decides: between quotes stands a text of at least one character, as
+JSON has it, and behind a key's last quote a space, a full stop or a question mark. Behind the end of a turn another
+one may begin.
 """
 
 from collections.abc import Hashable
@@ -33,7 +34,10 @@ QUERY_ENDS, DELETE_ENDS, GOES_ON = "?", ".", " "
 NONE = "none"
 """The answer where a key has no value."""
 
-_NEXT: States = (("said", False),)
+_OTHER, _QUOTE, _END = "other", "quote", "end"
+"""What was said last: any character, a quote, or one behind which a turn may end."""
+
+_NEXT: States = (("said", _OTHER),)
 
 
 class MemoryContexts(Rule):
@@ -43,13 +47,15 @@ class MemoryContexts(Rule):
     alike = dict.fromkeys(PRINTABLE, "a")
     context = 8
 
-    def _said(self, may_end: bool) -> Place:
+    def _said(self, last: str) -> Place:
         """In what the user says."""
-        follows: dict[str, States] = {cell: (("said", cell in (QUERY_ENDS, DELETE_ENDS)),) for cell in PRINTABLE}
-        first = begin_token(seek("key")) if may_end else None
-        if first is not None:
-            follows[first] = (("seeking", "key"),)
-        return Place(first, follows, keeps=KEPT_OF_PROMPTS)
+        follows: dict[str, States] = dict.fromkeys(PRINTABLE, _NEXT) | {QUOTE: (("said", _QUOTE),)}
+        if last == _QUOTE:
+            follows |= dict.fromkeys((QUERY_ENDS, DELETE_ENDS), (("said", _END),))
+        if last != _END:
+            return Place(None, follows, keeps=KEPT_OF_PROMPTS)
+        first = begin_token(seek("key"))
+        return Place(first, follows | {first: (("seeking", "key"),)}, keeps=KEPT_OF_PROMPTS)
 
     def _seeking(self, part: str) -> Place:
         """Before the quote that begins a key or a value."""
