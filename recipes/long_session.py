@@ -8,10 +8,10 @@ tool took then, which is found by a copy of what it holds. `--seconds` and `--me
 `--feeds_again true` reads all that was said and written anew at every turn, as one does without a session.
 """
 
-import gc
 import multiprocessing
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -177,15 +177,16 @@ def run(
 
 
 def held_mib(speaker: Speaker) -> float:
-    """What the session's tool holds, by what another one of the same state takes."""
+    """What the session's tool holds, by what another one of the same state allocates."""
     assert speaker.session is not None
     (facts,), (row,) = speaker.session.protocol.tools, speaker.session.rows
     state = facts.state(row.tools[0])
-    copies = [facts.restore(state, speaker.session.protocol.marker)]  # leaves behind what restoring itself does
-    gc.collect()
-    before = resident_mib()
-    copies.append(facts.restore(state, speaker.session.protocol.marker))
-    return max(0.0, resident_mib() - before)
+    tracemalloc.start()
+    copy = facts.restore(state, speaker.session.protocol.marker)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del copy
+    return held / 2**20
 
 
 def resident_mib() -> float:
