@@ -27,6 +27,7 @@ class Task(ABC):
         variants: names of the algorithms; the first is the one to train.
         adversarial: names of the adversarial evaluation sets.
         unit: what a problem's length counts, for example "digits".
+        has_words_for_tests: whether tests are made of words that training never shows.
         most_tokens: tokens per unit of length that a solution may take, where not the answer but `passes` says whether
             a problem is solved; None where the answer and the trajectory are compared.
         rows_per_shard: rows of a dataset's file, which is built by one process, and anew where that is interrupted.
@@ -37,6 +38,7 @@ class Task(ABC):
     variants: Sequence[str]
     adversarial: Sequence[str]
     unit: str
+    has_words_for_tests: bool = False
     most_tokens: int | None = None
     rows_per_shard: int = 5_000
 

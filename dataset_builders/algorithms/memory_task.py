@@ -89,6 +89,7 @@ class MemoryTask(Task):
 
     variants: Sequence[str] = ("store", "state")
     unit = "pairs"
+    has_words_for_tests = True
     rows_per_shard = 500
 
     def tools(self, variant: str) -> list[dict[str, Any]]:
