@@ -84,7 +84,7 @@ class PointerStore:
         session = StoreSession(shared, MemoryPairs.restored(state))
         session.extend(np.asarray(state["said"]).tolist())
         session.taken = array("q", np.asarray(state["taken"]).tolist())
-        session.at, session.shown = state["at"], state["shown"]
+        session.at, session.shown, session.left = state["at"], state["shown"], state["left"]
         return session
 
 
@@ -108,10 +108,11 @@ class StoreSession(Generic[Cell]):
         said: what was said and not yet forgotten.
         taken: of each of its cells, whether it was taken for a key or a value.
         at: where the pointer stands in it, -1 before it.
-        shown: what is still to be shown of a value, each cell one character.
+        shown: the value that was got last, each cell one character.
+        left: how much of it is still to be shown.
     """
 
-    __slots__ = ("_pairs", "_shared", "at", "said", "shown", "taken")
+    __slots__ = ("_pairs", "_shared", "at", "left", "said", "shown", "taken")
 
     def __init__(self, shared: _Shared[Cell], pairs: MemoryPairs) -> None:
         self._shared, self._pairs = shared, pairs
@@ -119,7 +120,7 @@ class StoreSession(Generic[Cell]):
 
     def _forget(self) -> None:
         self.said, self.taken = self._shared.nothing_said(), array("q")
-        self.at, self.shown = -1, ""
+        self.at, self.shown, self.left = -1, "", 0
 
     def write(self, cell: Cell) -> None:
         self.said.append(cell)
@@ -156,6 +157,7 @@ class StoreSession(Generic[Cell]):
         if name == GET:
             found = self._pairs.get(key)
             self.shown = found or ""
+            self.left = len(self.shown)
             return (self._shared.absent if found is None else self._show(),)
         value = self._text(_VALUE) if name == PUT else None
         self._pairs.change(key, lambda _: value)
@@ -166,19 +168,20 @@ class StoreSession(Generic[Cell]):
         return self._shared.alphabet.text(cell for cell, taken in zip(self.said, self.taken) if taken == part)
 
     def _show(self) -> Cell:
-        if not self.shown:
+        if not self.left:
             return self._shared.value_end
-        (cell,) = self._shared.alphabet.cells_of(self.shown[0])
-        self.shown = self.shown[1:]
+        (cell,) = self._shared.alphabet.cells_of(self.shown[-self.left])
+        self.left -= 1
         return cell
 
     def clone(self) -> "StoreSession[Cell]":
         clone = StoreSession(self._shared, self._pairs.clone())
         clone.said, clone.taken = self.said[:], self.taken[:]
-        clone.at, clone.shown = self.at, self.shown
+        clone.at, clone.shown, clone.left = self.at, self.shown, self.left
         return clone
 
     def state(self) -> Mapping[str, Any]:
         arrays = {"said": np.array(self.said), "taken": np.array(self.taken)}
         alphabet = np.array(self._shared.alphabet.cells)
-        return {**self._pairs.state(), **arrays, "alphabet": alphabet, "at": self.at, "shown": self.shown}
+        facts = {"at": self.at, "shown": self.shown, "left": self.left}
+        return {**self._pairs.state(), **arrays, "alphabet": alphabet, **facts}
