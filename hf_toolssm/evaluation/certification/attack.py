@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -76,18 +77,30 @@ class _Walks:
         tokens, written = np.zeros((rows, count), np.int64), np.zeros((rows, count), bool)
         lengths = np.full(rows, count)
         likes = rng.normal(size=(rows, vocabulary)) * rng.choice([0, 1, 10], size=(rows, 1))
-        lasting = rng.choice([0, 3, 30], size=(rows, 1))
-        for step in range(count):
-            scores = np.take_along_axis(likes, self.tokens[at], 1) + lasting * self.lasts[at]
-            scores = np.where(self.there[at], scores + rng.gumbel(size=scores.shape), -np.inf)
-            choice = scores.argmax(1)
-            going = lengths == count
-            tokens[going, step] = self.tokens[at, choice][going]
-            written[going, step] = self.written[at, choice][going]
-            target = self.targets[at, choice]
-            lengths[going & (target < 0)] = step + 1
-            at[:] = np.where(going & (target >= 0), target, np.where(going, 0, at))
+        lasting = rng.choice([0.0, 3.0, 30.0], size=rows)
+        rule = (self.tokens, self.written, self.targets, self.there, self.lasts)
+        _draw(at, rule, likes, lasting, rng, tokens, written, lengths)
         return tokens, written, lengths
+
+
+@numba.njit(nogil=True)
+def _draw(at, rule, likes, lasting, rng, tokens, written, lengths):
+    """See `_Walks.draw`; what a row likes and how much it avoids an end are weighed against Gumbel noise."""
+    all_tokens, all_written, targets, there, lasts = rule
+    for row in range(len(at)):
+        for step in range(tokens.shape[1]):
+            state, best, choice = at[row], -np.inf, 0
+            for k in range(there.shape[1]):
+                if there[state, k]:
+                    score = likes[row, all_tokens[state, k]] + lasting[row] * lasts[state, k]
+                    score -= np.log(-np.log(1 - rng.random()))
+                    if score > best:
+                        best, choice = score, k
+            tokens[row, step], written[row, step] = all_tokens[state, choice], all_written[state, choice]
+            if targets[state, choice] < 0:
+                at[row], lengths[row] = 0, step + 1
+                break
+            at[row] = targets[state, choice]
 
 
 def attack(
