@@ -22,6 +22,10 @@ class Alphabet(Generic[Cell]):
         for cell in cells:
             self.character(cell)
 
+    def copy(self) -> "Alphabet[Cell]":
+        """The same, to which other cells may be added."""
+        return Alphabet(self.cells)
+
     def character(self, cell: Cell) -> str:
         """That of a cell."""
         known = self._characters.get(cell)

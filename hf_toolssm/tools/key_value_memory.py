@@ -40,6 +40,9 @@ class _Layer:
         self._indexed = self._stale = 0
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Layer, (self.puts,)  # a lock is nobody else's, and what a search has indexed it finds again
+
     def write(self, put: _Put) -> None:
         """Adds what was put, behind all others."""
         self.remove(put.key)

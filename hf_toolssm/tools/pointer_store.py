@@ -74,35 +74,28 @@ class PointerStore:
 
     def start(self, problem: Sequence[Cell], marker: Callable[[str], Cell]) -> "StoreSession[Cell]":
         """A pointer before a problem, and an empty store."""
-        session = StoreSession(_Shared(marker), MemoryPairs())
+        session = StoreSession(tuple(map(marker, self.markers)), Alphabet(), MemoryPairs())
         session.extend(problem)
         return session
 
     def restore(self, state: Mapping[str, Any], marker: Callable[[str], Cell]) -> "StoreSession[Cell]":
         """The store that had that state."""
-        shared: _Shared[Any] = _Shared(marker, np.asarray(state["alphabet"]).tolist())
-        session = StoreSession(shared, MemoryPairs.restored(state))
+        alphabet: Alphabet[Any] = Alphabet(np.asarray(state["alphabet"]).tolist())
+        session = StoreSession(tuple(map(marker, self.markers)), alphabet, MemoryPairs.restored(state))
         session.extend(np.asarray(state["said"]).tolist())
         session.taken = array("q", np.asarray(state["taken"]).tolist())
         session.at, session.shown, session.left = state["at"], state["shown"], state["left"]
         return session
 
 
-class _Shared(Generic[Cell]):
-    """What all copies of a store have in common."""
-
-    def __init__(self, marker: Callable[[str], Cell], cells: Sequence[Cell] = ()) -> None:
-        self.alphabet: Alphabet[Cell] = Alphabet(cells)
-        self.text_end, self.value_end, self.absent = map(marker, PointerStore.markers)
-
-    def nothing_said(self) -> MutableSequence[Any]:
-        """Token ids take 8 bytes each, side by side, where compiled code can read them."""
-        return array("q") if isinstance(self.absent, int) else []
-
-
 class StoreSession(Generic[Cell]):
-    """A store at work on one problem. Every call takes constant time, or as long as a key and a value, and a copy as
-    long as what was said and not forgotten.
+    """A store at work on one problem. Every call takes constant time, or as long as a key and a value; a copy takes as
+    long as what was said and not forgotten, and as there are different cells.
+
+    Args:
+        markers: the cells of `PointerStore.markers`.
+        alphabet: of the cells in keys and values.
+        pairs: these, each cell one character.
 
     Attributes:
         said: what was said and not yet forgotten.
@@ -112,14 +105,16 @@ class StoreSession(Generic[Cell]):
         left: how much of it is still to be shown.
     """
 
-    __slots__ = ("_pairs", "_shared", "at", "left", "said", "shown", "taken")
+    __slots__ = ("_alphabet", "_markers", "_pairs", "at", "left", "said", "shown", "taken")
 
-    def __init__(self, shared: _Shared[Cell], pairs: MemoryPairs) -> None:
-        self._shared, self._pairs = shared, pairs
+    def __init__(self, markers: tuple[Cell, ...], alphabet: Alphabet[Cell], pairs: MemoryPairs) -> None:
+        self._markers, self._alphabet, self._pairs = markers, alphabet, pairs
         self._forget()
 
     def _forget(self) -> None:
-        self.said, self.taken = self._shared.nothing_said(), array("q")
+        # Token ids take 8 bytes each, side by side, where compiled code can read them.
+        self.said: MutableSequence[Any] = array("q") if isinstance(self._markers[0], int) else []
+        self.taken = array("q")
         self.at, self.shown, self.left = -1, "", 0
 
     def write(self, cell: Cell) -> None:
@@ -137,15 +132,16 @@ class StoreSession(Generic[Cell]):
         Raises:
             InvalidArgumentsError: there is no cell to be taken, or no key.
         """
+        text_end, value_end, absent = self._markers
         if name in MOVES:
             if part := MOVES[name]:
                 if not 0 <= self.at < len(self.said):
                     raise InvalidArgumentsError(f"{name}: the pointer stands on no cell")
                 self.taken[self.at] = part
             self.at = min(self.at + 1, len(self.said))
-            return (self.said[self.at] if self.at < len(self.said) else self._shared.text_end,)
+            return (self.said[self.at] if self.at < len(self.said) else text_end,)
         if name == SHOW:
-            return (self._show(),)
+            return (self._show(value_end),)
         if name == DONE:
             self._forget()
             return ()
@@ -158,30 +154,30 @@ class StoreSession(Generic[Cell]):
             found = self._pairs.get(key)
             self.shown = found or ""
             self.left = len(self.shown)
-            return (self._shared.absent if found is None else self._show(),)
+            return (absent if found is None else self._show(value_end),)
         value = self._text(_VALUE) if name == PUT else None
         self._pairs.change(key, lambda _: value)
         return ()
 
     def _text(self, part: int) -> str:
         """What was taken, each cell one character."""
-        return self._shared.alphabet.text(cell for cell, taken in zip(self.said, self.taken) if taken == part)
+        return self._alphabet.text(cell for cell, taken in zip(self.said, self.taken) if taken == part)
 
-    def _show(self) -> Cell:
+    def _show(self, value_end: Cell) -> Cell:
         if not self.left:
-            return self._shared.value_end
-        (cell,) = self._shared.alphabet.cells_of(self.shown[-self.left])
+            return value_end
+        (cell,) = self._alphabet.cells_of(self.shown[-self.left])
         self.left -= 1
         return cell
 
     def clone(self) -> "StoreSession[Cell]":
-        clone = StoreSession(self._shared, self._pairs.clone())
+        clone = StoreSession(self._markers, self._alphabet.copy(), self._pairs.clone())
         clone.said, clone.taken = self.said[:], self.taken[:]
         clone.at, clone.shown, clone.left = self.at, self.shown, self.left
         return clone
 
     def state(self) -> Mapping[str, Any]:
         arrays = {"said": np.array(self.said), "taken": np.array(self.taken)}
-        alphabet = np.array(self._shared.alphabet.cells)
+        alphabet = np.array(self._alphabet.cells)
         facts = {"at": self.at, "shown": self.shown, "left": self.left}
         return {**self._pairs.state(), **arrays, "alphabet": alphabet, **facts}

@@ -1,8 +1,10 @@
 """The store: two backends that do what a dict does, exact forks and rollbacks, and files that lose nothing."""
 
+import copy
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import shutil
 import sqlite3
@@ -235,6 +237,18 @@ class Shared(RuleBasedStateMachine):
     def roll_back(self, saved, tool):
         state, pairs, version = saved
         return [self.tools[tool].restore(state), {**pairs}, version]
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda store: pickle.loads(pickle.dumps(store))])
+def test_a_store_in_memory_is_a_value_also_after_a_search(way):
+    store = KeyValue().start("")
+    store.call("put", {"key": "a", "value": "blue fox"})
+    store.call("search", {"words": "fox"})
+    copied = way(store.clone())  # with a frozen layer
+    store.call("put", {"key": "a", "value": "mine"})
+    copied.call("put", {"key": "b", "value": "red fox"})
+    assert copied.call("search", {"words": "fox"}) == '["a", "blue fox"]\n["b", "red fox"]'
+    assert store.call("search", {"words": "fox"}) == ""
 
 
 @pytest.mark.parametrize(("machine", "examples"), [(Stores, 50), (Shared, 50)])
