@@ -42,10 +42,11 @@ def main() -> None:
         found = attack(load_model(options.model), tokenizer, task.rule(variant), options.tokens, options.seed)
     except CertificationError as error:
         sys.exit(f"not attacked: {error}")
-    if found is None:
-        print(f"no error in {options.tokens:,} tokens")
+    if found.error is None:
+        print(f"no error in {found.tokens:,} tokens, of which the model writes {found.asked:,}")
         return
-    sys.exit(f"an error behind {' '.join(found.tokens[-_SHOWN:])}\nright: {found.right}\nwrote: {found.wrote}")
+    behind, right, wrote = " ".join(found.error.tokens[-_SHOWN:]), found.error.right, found.error.wrote
+    sys.exit(f"an error behind {behind}\nright: {right}\nwrote: {wrote}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from queue import Empty
 from typing import Any
 
 import psutil
+from certificate import commit
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
 
@@ -96,6 +97,7 @@ def main() -> None:
         "task": task.saved_name,
         "variant": variant,
         "weights_sha256": weights_digest(model),
+        "commit": commit(),
         "tokens": sum(part.tokens for part in parts),
         "whole": len(parts) == PARTS,
         "asked": sum(part.asked for part in parts),
@@ -111,6 +113,8 @@ def main() -> None:
     write_json(Path(options.output) / "session.json", result)
     shown = ("tokens", "asked", "right", "last_speed_over_first", "store_mib", "beyond_store_mib")
     print("; ".join(f"{name} {result[name]:,.6g}" for name in shown))
+    if not result["asked"]:
+        sys.exit(f"nothing was asked in {result['tokens']:,} tokens: {task.name} asks behind all that it says first")
     if result["right"] < result["asked"]:
         sys.exit(1)
 

@@ -1,9 +1,10 @@
-"""Every context that a session with a store may come into, whatever is said: the rule of `memory_task`, for proofs.
+"""Every context that a session with a store may come into, whatever is said in the task's form: its rule, for proofs.
 
-A user's turn is any printable text that ends with a quote and a full stop or a question mark. What the pointer shows
-is any of its characters, but where the turn's form decides: between quotes stands a text of at least one character, as
-JSON has it, and behind a key's last quote a space, a full stop or a question mark. Behind the end of a turn another
-one may begin.
+A turn is any printable text that ends with a quote and a full stop or a question mark. What the pointer shows is any
+of its characters, but where the form decides: before a quoted text stands another character, between quotes a text of
+at least one, of which JSON escapes quotes and backslashes, and behind a key's last quote a space, a full stop or a
+question mark. So the pointer never comes to the end of what was said, and no value is empty. Behind the end of a turn
+another one may begin.
 """
 
 from collections.abc import Hashable
@@ -34,10 +35,10 @@ QUERY_ENDS, DELETE_ENDS, GOES_ON = "?", ".", " "
 NONE = "none"
 """The answer where a key has no value."""
 
-_OTHER, _QUOTE, _END = "other", "quote", "end"
+_ANY, _QUOTED, _ENDED = "any", "quoted", "ended"
 """What was said last: any character, a quote, or one behind which a turn may end."""
 
-_NEXT: States = (("said", _OTHER),)
+_NEXT: States = (("said", _ANY),)
 
 
 class MemoryContexts(Rule):
@@ -49,18 +50,21 @@ class MemoryContexts(Rule):
 
     def _said(self, last: str) -> Place:
         """In what the user says."""
-        follows: dict[str, States] = dict.fromkeys(PRINTABLE, _NEXT) | {QUOTE: (("said", _QUOTE),)}
-        if last == _QUOTE:
-            follows |= dict.fromkeys((QUERY_ENDS, DELETE_ENDS), (("said", _END),))
-        if last != _END:
+        follows: dict[str, States] = dict.fromkeys(PRINTABLE, _NEXT) | {QUOTE: (("said", _QUOTED),)}
+        if last == _QUOTED:
+            follows |= dict.fromkeys((QUERY_ENDS, DELETE_ENDS), (("said", _ENDED),))
+        if last != _ENDED:
             return Place(None, follows, keeps=KEPT_OF_PROMPTS)
         first = begin_token(seek("key"))
-        return Place(first, follows | {first: (("seeking", "key"),)}, keeps=KEPT_OF_PROMPTS)
+        return Place(first, follows | {first: (("seeking", "key", True),)}, keeps=KEPT_OF_PROMPTS)
 
-    def _seeking(self, part: str) -> Place:
-        """Before the quote that begins a key or a value."""
-        follows = dict.fromkeys(PRINTABLE, say(calls(seek(part)), (("seeking", part),)))
-        return Place(None, follows | {QUOTE: say(calls(enter(part)), (("taking", part, True),))})
+    def _seeking(self, part: str, is_first: bool) -> Place:
+        """Before the quote that begins a key or a value, or at it."""
+        follows = dict.fromkeys(PRINTABLE, say(calls(seek(part)), (("seeking", part, False),)))
+        follows[QUOTE] = say(calls(enter(part)), (("taking", part, True),))
+        if is_first:
+            del follows[QUOTE]
+        return Place(None, follows)
 
     def _taking(self, part: str, is_first: bool) -> Place:
         """At a character of a key or a value, or behind its last one."""
@@ -81,7 +85,7 @@ class MemoryContexts(Rule):
     def _closed(self) -> Place:
         """Behind a key."""
         follows = {
-            GOES_ON: say(calls(seek("value")), (("seeking", "value"),)),
+            GOES_ON: say(calls(seek("value")), (("seeking", "value", True),)),
             DELETE_ENDS: self._end(DELETE),
             QUERY_ENDS: say((ANSWER, *calls(GET)), (("shown", True),)),
         }

@@ -1,7 +1,7 @@
 """The words of memory tasks: keys, values, and how a user speaks of them, apart for training and for tests.
 
 A word, number or wording belongs to training or to the tests by its own hash, so no test is made of what was trained
-on. Keys and values stand in the user's text as JSON has them, in quotes, and a call copies them from there.
+on. Keys and values stand in the user's text as JSON has them, in quotes.
 """
 
 import json
@@ -21,6 +21,11 @@ _ALPHABETS = (ascii_lowercase, ascii_letters, digits, "01", f"{digits}:-./", f"{
 _ONSETS = (*"bcdfghklmnprstvwz", *(a + b for a in "bcfgkp" for b in "lr"), *("dr", "tr", "ch", "sh", "sl", "st", "th"))
 _VOWELS = (*"aeiou", "ai", "ea", "io", "ou")
 _CODAS = ("", "", "", *"lmnrstx", "nd", "rn", "st")
+
+_COMMANDS = (
+    *("<|get|>{}", "<|done|>{}", "<|answer|>{}", "<|absent|>{}", "{}<|value_end|>"),
+    *("none {}", 'forget "{}".', '"{}"?'),
+)
 
 PUT_BEGINS = (
     "remember that",
@@ -149,13 +154,10 @@ def near(rng: random.Random, of_tests: bool, text: str) -> str:
 
 
 def command(rng: random.Random, of_tests: bool) -> str:
-    """A text that looks like a call, like what the store says, or like something that the user asks for."""
+    """A text that looks like a call, like what the store shows, or like something that the user asks for."""
 
     def make() -> str:
-        form = rng.choice(
-            ("<|get|>{}", "<|/put|>{}", "{{'key':'{}'}}", "found: {}", "absent {}", "none {}", 'forget "{}".', '"{}"?')
-        )
-        return form.format(word(rng, of_tests))
+        return rng.choice(_COMMANDS).format(word(rng, of_tests))
 
     return drawn(of_tests, make)
 
@@ -175,7 +177,7 @@ def scrap(rng: random.Random, of_tests: bool) -> str:
 
     def make() -> str:
         alphabet = rng.choice(_ALPHABETS)
-        return "".join(rng.choices(alphabet, k=rng.randint(2, 12)))
+        return "".join(rng.choices(alphabet, k=rng.randint(1, 12)))
 
     return drawn(of_tests, make)
 

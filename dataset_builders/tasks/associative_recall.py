@@ -2,34 +2,34 @@
 
 Worked example, `2 pairs, 1 queries; seed 324`, variant store, with what the calls of a name show one after another:
 
-    user    take note, "mafynkdgwj" stands for "vet".
+    user    take note, "mafynkdgw" stands for "ve".
     call    seek_key    take note, "
     call    open_key    m
-    call    take_key    afynkdgwj"
+    call    take_key    afynkdgw"
     call    close_key
     call    seek_value  stands for "
     call    open_value  v
-    call    take_value  et"
+    call    take_value  e"
     call    put
     call    done
-    user    you should know that "fotro" belongs to "tobrios".
+    user    you should know that "7" belongs to "Qnndqu".
     call    seek_key    you should know that "
-    call    open_key    f
-    call    take_key    otro"
+    call    open_key    7
+    call    take_key    "
     call    close_key
     call    seek_value  belongs to "
-    call    open_value  t
-    call    take_value  obrios"
+    call    open_value  Q
+    call    take_value  nndqu"
     call    put
     call    done
-    user    what is "mafynkdgwj"?
+    user    what is "7"?
     call    seek_key    what is "
-    call    open_key    m
-    call    take_key    afynkdgwj"
+    call    open_key    7
+    call    take_key    "
     call    close_key   ?
-    call    get         v
-    call    show        et<|value_end|>
-    answer  vet
+    call    get         Q
+    call    show        nndqu<|value_end|>
+    answer  Qnndqu
     call    done
 
 Adversarial sets:

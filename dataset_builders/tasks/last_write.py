@@ -1,52 +1,51 @@
 """The last write: pairs are put, changed and deleted, and a query asks for what was said last (`memory_task.py`).
 
-Worked example, `3 pairs, 2 queries; seed 6680`, variant store, with what the calls of a name show one after another; a
+Worked example, `3 pairs, 2 queries; seed 18099`, variant store, with what the calls of a name show one after another; a
 length counts what is put, changed and deleted:
 
-    user    write down that "ueegyt" means "10111111".
-    call    seek_key    write down that "
-    call    open_key    u
-    call    take_key    eegyt"
+    user    my notes say that "59" goes with "530409".
+    call    seek_key    my notes say that "
+    call    open_key    5
+    call    take_key    9"
     call    close_key
-    call    seek_value  means "
-    call    open_value  1
-    call    take_value  0111111"
+    call    seek_value  goes with "
+    call    open_value  5
+    call    take_value  30409"
     call    put
     call    done
-    user    for later, "choucreabear" is now "gawobeast".
+    user    for later, "59" is set to "stiblouvirn".
     call    seek_key    for later, "
-    call    open_key    c
-    call    take_key    houcreabear"
+    call    open_key    5
+    call    take_key    9"
     call    close_key
-    call    seek_value  is now "
-    call    open_value  g
-    call    take_value  awobeast"
+    call    seek_value  is set to "
+    call    open_value  s
+    call    take_value  tiblouvirn"
     call    put
     call    done
-    user    I need "choucreabear"?
-    call    seek_key    I need "
-    call    open_key    c
-    call    take_key    houcreabear"
+    user    can you find "59"?
+    call    seek_key    can you find "
+    call    open_key    5
+    call    take_key    9"
     call    close_key   ?
-    call    get         g
-    call    show        awobeast<|value_end|>
-    answer  gawobeast
+    call    get         s
+    call    show        tiblouvirn<|value_end|>
+    answer  stiblouvirn
     call    done
-    user    erase "choucreabear".
-    call    seek_key    erase "
-    call    open_key    c
-    call    take_key    houcreabear"
+    user    forget "59".
+    call    seek_key    forget "
+    call    open_key    5
+    call    take_key    9"
     call    close_key   .
     call    delete
     call    done
-    user    show me "ueegyt"?
-    call    seek_key    show me "
-    call    open_key    u
-    call    take_key    eegyt"
+    user    what do you have for "59"?
+    call    seek_key    what do you have for "
+    call    open_key    5
+    call    take_key    9"
     call    close_key   ?
-    call    get         1
-    call    show        0111111<|value_end|>
-    answer  10111111
+    call    get         <|absent|>
+    answer  none
     call    done
 
 Adversarial sets:
@@ -58,6 +57,7 @@ Adversarial sets:
 """
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from dataset_builders.algorithms.memory_task import MemoryTask, Turn
@@ -77,7 +77,7 @@ class LastWrite(MemoryTask):
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:
         of_tests = kind is not None
         make: Callable[..., str] = command if kind == "commands" else any_text
-        asked = [*sorted(rng.choices(range(length), k=queries - 1)), length - 1]  # the last turn is a query
+        asked = deque([*sorted(rng.choices(range(length), k=queries - 1)), length - 1])  # the last turn is a query
         keys: list[str] = []
         there: dict[str, None] = {}
 
@@ -104,7 +104,7 @@ class LastWrite(MemoryTask):
                 there[key] = None
                 yield Turn(key, make(rng, of_tests))
             while asked and asked[0] == at:
-                asked.pop(0)
+                asked.popleft()
                 if kind == "overwritten" or rng.random() < (0.5 if kind == "deleted" else 0.3):
                     yield Turn(key)
                 elif kind == "deleted" and there:

@@ -5,6 +5,8 @@ from typing import Generic
 
 from hf_toolssm.tools.tool import Cell
 
+_HALVES = range(0xD800, 0xE000)
+
 
 class Alphabet(Generic[Cell]):
     """One character for every cell that was ever seen.
@@ -13,7 +15,7 @@ class Alphabet(Generic[Cell]):
         cells: those that have the first characters, in their order.
 
     Attributes:
-        cells: by the code of their character.
+        cells: in the order of their characters.
     """
 
     def __init__(self, cells: Iterable[Cell] = ()) -> None:
@@ -30,7 +32,9 @@ class Alphabet(Generic[Cell]):
         """That of a cell."""
         known = self._characters.get(cell)
         if known is None:
-            known = self._characters[cell] = chr(len(self.cells))
+            code = len(self.cells)
+            # Halves of characters are left out: two of them would be read back as one.
+            known = self._characters[cell] = chr(code if code < _HALVES.start else code + len(_HALVES))
             self.cells.append(cell)
         return known
 
@@ -40,4 +44,5 @@ class Alphabet(Generic[Cell]):
 
     def cells_of(self, text: str) -> list[Cell]:
         """The cells of some characters."""
-        return [self.cells[ord(character)] for character in text]
+        codes = map(ord, text)
+        return [self.cells[code if code < _HALVES.start else code - len(_HALVES)] for code in codes]

@@ -89,8 +89,8 @@ class PointerStore:
 
 
 class StoreSession(Generic[Cell]):
-    """A store at work on one problem. Every call takes constant time, or as long as a key and a value; a copy takes as
-    long as what was said and not forgotten, and as there are different cells.
+    """A store at work on one problem. Calls that move or show take constant time; `put`, `get`, `delete` and a copy
+    take as long as what was said and not forgotten, and a copy also as there are different cells in keys and values.
 
     Args:
         markers: the cells of `PointerStore.markers`.

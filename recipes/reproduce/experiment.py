@@ -84,6 +84,8 @@ class Run:
 def _words(options: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in options.items():
+        if value == []:  # what is written without a value is refused, and left out it is none
+            continue
         words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return words
 

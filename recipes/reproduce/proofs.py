@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from experiment import ROOT
-from hf_toolssm.evaluation.report import markdown_table, write_json
+from hf_toolssm.evaluation.report import markdown_table, weights_digest, write_json
+from hf_toolssm.models.architectures import load_model
 
-_FACTS = ("proved", "j", "contexts", "asked", "margin", "weights", "hardware")
+_FACTS = ("proved", "j", "contexts", "asked", "margin", "hardware")
 
 
 def prove(model: Path, attacked: int) -> None:
-    """Writes `proof.json` into a model's folder, and the certificate beside it; what is there is not done again.
+    """Writes `proof.json` into a model's folder, and the certificate beside it. What is there of these weights, and of
+    as many tokens, is not done again.
 
     Args:
         model: a trained model's folder.
@@ -25,32 +27,45 @@ def prove(model: Path, attacked: int) -> None:
         SystemExit: one of the recipes ended with an error of its own.
     """
     path, certificate = model / "proof.json", model / "certificate.json"
-    if path.exists():
+    stated = {"weights": weights_digest(load_model(model)), "attack_tokens": attacked}
+    if stated.items() <= _read(path).items():
         return
-    if not certificate.exists():
-        _said("certify.py", ("proved:", "not proved:"), model, "--output", str(certificate))
-    claim = json.loads(certificate.read_text(encoding="utf-8"))
-    found = {fact: claim[fact] for fact in _FACTS} | {"prove_seconds": claim["seconds"]}
-    found |= {"open": len(claim["failing"]), "errs": sum(each["at_most"] < 0 for each in claim["failing"])}
+    if _read(certificate).get("weights") != stated["weights"]:
+        certificate.unlink(missing_ok=True)
+        why = _said("certify.py", ("proved:", "not proved:"), model, "--output", str(certificate))
+        if not certificate.exists():  # nothing is bounded
+            write_json(certificate, {"weights": stated["weights"], "proved": False, "why": why})
+    claim = _read(certificate)
+    found = stated | {fact: claim.get(fact) for fact in _FACTS} | {"why": claim.get("why")}
+    found |= {"prove_seconds": claim.get("seconds"), "open": len(claim.get("failing", ()))}
+    found["errs"] = sum(each["at_most"] < 0 for each in claim.get("failing", ()))
     if claim["proved"]:
         began = time.perf_counter()
-        found["verification"] = _said("verify_certificate.py", ("verified:",), model, str(certificate))
+        found["verification"] = _said("verify_certificate.py", None, model, str(certificate))
         found["verify_seconds"] = round(time.perf_counter() - began, 2)
     began = time.perf_counter()
-    attack = _said("attack.py", ("no error in", "an error behind"), model, "--tokens", str(attacked))
-    found |= {"attack": attack, "attack_tokens": attacked, "attack_seconds": round(time.perf_counter() - began, 2)}
+    found["attack"] = _said("attack.py", ("no error in", "an error behind"), model, "--tokens", str(attacked))
+    found["attack_seconds"] = round(time.perf_counter() - began, 2)
     write_json(path, found)
 
 
-def _said(recipe: str, expected: tuple[str, ...], model: Path, *words: str) -> str:
-    """What a recipe printed, from the first line on that says how it ended; all of it goes to `log.txt`."""
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _said(recipe: str, expected: tuple[str, ...] | None, model: Path, *words: str) -> str:
+    """What a recipe printed, from the first line on that says how it ended; all of it goes to `log.txt`.
+
+    Args:
+        expected: how such a line begins; None where any line does.
+    """
     command = [sys.executable, f"recipes/{recipe}", "--model", str(model), *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     with (model / "log.txt").open("a", encoding="utf-8") as log:
         log.write(done.stdout + done.stderr)
     lines = (done.stdout + done.stderr).splitlines()
-    for at, line in enumerate(lines):
-        if line.startswith(expected):
+    for at, line in enumerate(lines if "Traceback" not in done.stderr else ()):
+        if expected is None or line.startswith(expected):
             return "\n".join(lines[at:]) if done.returncode else line
     raise SystemExit(f"{recipe} failed on {model.name}, see {model}/log.txt: repair it, and the same command goes on")
 
@@ -63,19 +78,22 @@ def proofs_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _cells(proofs: Sequence[Mapping[str, Any]]) -> list[str]:
-    margins = [f"{each['margin']:.3f}" if each["proved"] else _open(each) for each in proofs]
+    proved = [each["prove_seconds"] for each in proofs if each["prove_seconds"] is not None]
     verified = [each["verify_seconds"] for each in proofs if each["proved"]]
     errors = [each for each in proofs if each["attack"].startswith("an error")]
-    fed = f"{max(each['attack_tokens'] for each in proofs):,} tokens: "
+    fed = f"{min(each['attack_tokens'] for each in proofs):,} tokens: "
     return [
-        f"{proofs[0]['contexts']:,}",
-        f"{proofs[0]['asked']:,}",
-        " / ".join(margins),
-        f"at most {max(each['prove_seconds'] for each in proofs):.0f} s",
+        *(f"{proofs[0][count]:,}" if proofs[0][count] is not None else "" for count in ("contexts", "asked")),
+        " / ".join(map(_result, proofs)),
+        f"at most {max(proved):.0f} s" if proved else "",
         f"at most {max(verified):.0f} s" if verified else "",
         fed + (f"an error with {len(errors)} of {len(proofs)}" if errors else "no error"),
     ]
 
 
-def _open(proof: Mapping[str, Any]) -> str:
-    return f"{proof['open']:,} open, errs in {proof['errs']:,} of them"
+def _result(proof: Mapping[str, Any]) -> str:
+    if proof["why"] is not None:
+        return proof["why"]
+    if not proof["proved"]:
+        return f"{proof['open']:,} open, errs in {proof['errs']:,} of them"
+    return f"{proof['margin']:.3f}" + ("" if proof["verification"].startswith("verified:") else ", not verified")

@@ -72,6 +72,16 @@ def test_states_and_margins_of_real_runs_lie_within_the_bounds(model, proof, tas
             assert proof.margins[at] <= logits[right] - np.delete(logits, right).max() <= proof.at_most[at]
 
 
+def test_of_a_model_that_learned_nothing_some_contexts_are_known_to_be_wrong(proof):
+    """That real runs are wrong there the test above says."""
+    asked = proof.right >= 0
+    assert np.isfinite(proof.at_most[asked]).all()
+    assert np.isinf(proof.at_most[~asked]).all()
+    assert (proof.at_most[asked] < 0).any()
+    lowest = [low for _, low, _ in proof.failing]
+    assert lowest == sorted(proof.margins[~(proof.margins > 0)])
+
+
 @called
 def _exponentials(values, out):
     for i in range(values.shape[0]):

@@ -93,7 +93,10 @@ def test_an_attack_finds_no_error_in_what_is_proved(trained, certificate):
 def test_an_attack_ends_where_no_progress_is_shown(trained, monkeypatch):
     monkeypatch.setattr(attacks, "tqdm", functools.partial(tqdm, disable=True))
     rule = load_task("palindrome").rule("tape")
-    assert attack(load_model(trained), AutoTokenizer.from_pretrained(trained), rule, 100_000) is None
+    found = attack(load_model(trained), AutoTokenizer.from_pretrained(trained), rule, 100_000)
+    assert found.error is None
+    assert found.tokens >= 100_000
+    assert found.asked > 0.3 * found.tokens
 
 
 def test_an_attack_of_nothing_or_on_what_has_no_rule_is_refused(trained, capsys):
@@ -108,8 +111,8 @@ def test_a_model_that_errs_is_neither_proved_nor_verified(broken, certificate, t
     found = attack(
         load_model(broken), AutoTokenizer.from_pretrained(broken), load_task("palindrome").rule("tape"), 10**6
     )
-    assert found is not None
-    assert found.right != found.wrote
+    assert found.error is not None
+    assert found.error.right != found.error.wrote
     with pytest.raises(SystemExit, match="not proved"):
         certify(broken, tmp_path / "certificate.json")
     with pytest.raises(SystemExit, match="weights"):

@@ -120,6 +120,27 @@ def same(one, other):
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_of_more_cells_than_there_are_characters_in_a_plane_none_is_taken_for_another():
+    """Two halves of a character would be read back as one."""
+    tool, cells = make_tool({"name": "pointer_store"}), range(1, 60_000)
+    session = tool.start([0, *cells], marker=lambda text: 100_000 + len(text))
+    session.call(seek("key"), ())
+    for _ in range(60_000):
+        session.call(take("key"), ())
+    session.call(PUT, ())
+    session.call(DONE, ())
+    session.extend([0, 55_296, 56_320])
+    session.call(seek("key"), ())
+    for name in (take("key"), take("value"), take("value"), PUT):
+        session.call(name, ())
+    restored = tool.restore(session.state(), marker=lambda text: 100_000 + len(text))
+    assert [restored.call(name, ()) for name in (GET, SHOW, SHOW)] == [
+        (55_296,),
+        (56_320,),
+        (100_000 + len(VALUE_END),),
+    ]
+
+
 def test_a_saved_store_goes_on_where_it_was_whatever_was_under_way():
     tool = make_tool({"name": "pointer_store"})
     session = tool.start([50, 60, 70, 80], marker=len)
