@@ -1,7 +1,7 @@
 """The last write: pairs are put, changed and deleted, and a query asks for what was said last (`memory_task.py`).
 
-Worked example, `3 pairs, 2 queries; seed 18099`, variant store, with what the calls of a name show one after another; a
-length counts what is put, changed and deleted:
+Worked example, `3 pairs, 2 queries; seed 18099`, variant store, with what the calls of a name show one after another;
+a length counts what is put, changed and deleted:
 
     user    my notes say that "59" goes with "530409".
     call    seek_key    my notes say that "
