@@ -108,7 +108,7 @@ class MemoryTask(Task):
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         length = rng.randint(1, max_length)
-        return self._problem(rng, length, rng.randint(1, length))
+        return self._problem(rng, length, rng.randint(1, 3 * length))  # answers are the rarest tokens
 
     def sample_test(self, rng: random.Random, length: int) -> str:
         return self._problem(rng, length, min(length, MOST_QUERIES), TESTED)

@@ -17,7 +17,15 @@ _TRAINED = 80
 
 _SIGNS = [chr(code) for code in range(33, 127)]
 _UNQUOTED = [" ", *(sign for sign in _SIGNS if sign != '"')]
-_ALPHABETS = (ascii_lowercase, ascii_letters, digits, "01", f"{digits}:-./", f"{ascii_lowercase} ", _SIGNS)
+_ALPHABETS = (
+    ascii_lowercase,
+    ascii_letters,
+    digits,
+    "01",
+    f"{digits}:-./",
+    f"{ascii_lowercase} ",
+    *[[" ", *_SIGNS]] * 4,
+)
 _ONSETS = (*"bcdfghklmnprstvwz", *(a + b for a in "bcfgkp" for b in "lr"), *("dr", "tr", "ch", "sh", "sl", "st", "th"))
 _VOWELS = (*"aeiou", "ai", "ea", "io", "ou")
 _CODAS = ("", "", "", *"lmnrstx", "nd", "rn", "st")

@@ -2,19 +2,19 @@
 
 Worked example, `2 pairs, 1 queries; seed 324`, variant store, with what the calls of a name show one after another:
 
-    user    take note, "mafynkdgw" stands for "ve".
+    user    take note, "mafynkdgw" stands for "Qj".
     call    seek_key    take note, "
     call    open_key    m
     call    take_key    afynkdgw"
     call    close_key
     call    seek_value  stands for "
-    call    open_value  v
-    call    take_value  e"
+    call    open_value  Q
+    call    take_value  j"
     call    put
     call    done
-    user    you should know that "7" belongs to "Qnndqu".
+    user    you should know that "u" belongs to "Qnndqu".
     call    seek_key    you should know that "
-    call    open_key    7
+    call    open_key    u
     call    take_key    "
     call    close_key
     call    seek_value  belongs to "
@@ -22,9 +22,9 @@ Worked example, `2 pairs, 1 queries; seed 324`, variant store, with what the cal
     call    take_value  nndqu"
     call    put
     call    done
-    user    what is "7"?
+    user    what is "u"?
     call    seek_key    what is "
-    call    open_key    7
+    call    open_key    u
     call    take_key    "
     call    close_key   ?
     call    get         Q

@@ -1,48 +1,48 @@
 """The last write: pairs are put, changed and deleted, and a query asks for what was said last (`memory_task.py`).
 
-Worked example, `3 pairs, 2 queries; seed 18099`, variant store, with what the calls of a name show one after another;
+Worked example, `3 pairs, 2 queries; seed 62512`, variant store, with what the calls of a name show one after another;
 a length counts what is put, changed and deleted:
 
-    user    my notes say that "59" goes with "530409".
-    call    seek_key    my notes say that "
-    call    open_key    5
-    call    take_key    9"
+    user    remember that "16973" has the value "a".
+    call    seek_key    remember that "
+    call    open_key    1
+    call    take_key    6973"
     call    close_key
-    call    seek_value  goes with "
-    call    open_value  5
-    call    take_value  30409"
+    call    seek_value  has the value "
+    call    open_value  a
+    call    take_value  "
     call    put
     call    done
-    user    for later, "59" is set to "stiblouvirn".
-    call    seek_key    for later, "
-    call    open_key    5
-    call    take_key    9"
+    user    new entry: "fathapra" has the value "6000486".
+    call    seek_key    new entry: "
+    call    open_key    f
+    call    take_key    athapra"
     call    close_key
-    call    seek_value  is set to "
-    call    open_value  s
-    call    take_value  tiblouvirn"
+    call    seek_value  has the value "
+    call    open_value  6
+    call    take_value  000486"
     call    put
     call    done
-    user    can you find "59"?
-    call    seek_key    can you find "
-    call    open_key    5
-    call    take_key    9"
+    user    tell me "16973"?
+    call    seek_key    tell me "
+    call    open_key    1
+    call    take_key    6973"
     call    close_key   ?
-    call    get         s
-    call    show        tiblouvirn<|value_end|>
-    answer  stiblouvirn
+    call    get         a
+    call    show        <|value_end|>
+    answer  a
     call    done
-    user    forget "59".
-    call    seek_key    forget "
-    call    open_key    5
-    call    take_key    9"
+    user    throw away "fathapra".
+    call    seek_key    throw away "
+    call    open_key    f
+    call    take_key    athapra"
     call    close_key   .
     call    delete
     call    done
-    user    what do you have for "59"?
+    user    what do you have for "fathapra"?
     call    seek_key    what do you have for "
-    call    open_key    5
-    call    take_key    9"
+    call    open_key    f
+    call    take_key    athapra"
     call    close_key   ?
     call    get         <|absent|>
     answer  none
