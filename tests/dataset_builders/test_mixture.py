@@ -116,6 +116,8 @@ def test_a_problem_says_by_its_text_which_task_it_is():
         if {name.partition("_")[0], other.partition("_")[0]} == {"multiplication"}:
             continue  # three tasks of one algorithm
         task = load_task(name)
+        if task.has_words_for_tests and load_task(other).has_words_for_tests:
+            continue  # a user says the same in all of them
         problems = [task.sample_test(example_rng(name, length), length) for length in range(1, 20)]
         for problem in problems:
             with pytest.raises(InvalidProblemError):
