@@ -9,6 +9,7 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT, in_sandbox, run_script
+from transformers import HfArgumentParser
 
 from hf_toolssm.training.sft_config import ToolSFTConfig
 
@@ -175,12 +176,16 @@ def test_long_problems_run_once_and_no_further_than_the_first_wrong_one(reproduc
 def test_every_experiment_names_options_that_the_recipe_has(reproduce, sft):
     experiment, _ = reproduce
     known = {field.name for kind in (sft.RecipeArguments, ToolSFTConfig) for field in dataclasses.fields(kind)}
+    parser = HfArgumentParser((sft.RecipeArguments, ToolSFTConfig))
     for name in experiment.names():
         described = yaml.safe_load((experiment.FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
         for paper_sized in (False, True) if "paper_sized" in described else (False,):
             for run in experiment.load_experiment(name, paper_sized).runs([0], None, []):
                 assert (ROOT / run.options["config"]).exists(), run.name
                 assert set(run.options) - {"config"} <= known, (name, run.name)
+                words = run.arguments()
+                at = words.index("--config")
+                parser.parse_args([*words[:at], *words[at + 2 :], "--output_dir", "anywhere"])  # each is of its type
 
 
 @pytest.mark.parametrize("word", ["seed=5", "output_dir=x", "max_steps"])
