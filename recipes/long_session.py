@@ -19,7 +19,6 @@ from pathlib import Path
 from queue import Empty
 from typing import Any
 
-import psutil
 from certificate import commit
 from tqdm import tqdm
 from transformers import AutoTokenizer, HfArgumentParser
@@ -27,7 +26,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 from dataset_builders.catalog import load_task
 from dataset_builders.mixture import measured_task
 from hf_toolssm import Session
-from hf_toolssm.evaluation.report import hardware, training_facts, weights_digest, write_json
+from hf_toolssm.evaluation.report import hardware, resident_mib, training_facts, weights_digest, write_json
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.generation.recording import Recording
 from hf_toolssm.models.architectures import load_model
@@ -87,10 +86,10 @@ def main() -> None:
     Path(options.output).mkdir(parents=True, exist_ok=True)
     turns = said_elsewhere(task.save(Path(options.output)), options.output, variant, problem)
     in_cells = bool(task.cells(variant))
-    warm_up = Speaker(model, tokenizer, in_cells)  # compiles what a session needs
+    warm_up = Speaker(model, tokenizer, in_cells, options.feeds_again)  # compiles what a session needs
     for text, right in task.dialogue("2 pairs, 2 queries, tested; seed 0", variant):
-        warm_up.say(text, right, options.feeds_again)
-    parts, store = run(Speaker(model, tokenizer, in_cells), turns, options)
+        warm_up.say(text, right)
+    parts, store = run(Speaker(model, tokenizer, in_cells, options.feeds_again), turns, options)
     first, last = parts[0], parts[-1]
     result = {
         "problem": problem,
@@ -125,20 +124,21 @@ class Speaker:
     Args:
         model, tokenizer: that answer.
         in_cells: whether what is said is cells.
+        feeds_again: whether all that was said and written is read anew at every turn.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, in_cells: bool) -> None:
-        self._model, self._tokenizer, self._in_cells = model, tokenizer, in_cells
+    def __init__(self, model: Any, tokenizer: Any, in_cells: bool, feeds_again: bool) -> None:
+        self._model, self._tokenizer, self._in_cells, self._feeds_again = model, tokenizer, in_cells, feeds_again
         self._renderer = Renderer(tokenizer)
         self.session: Session | None = None
         self.history: list[int] = []
         """Of all tokens, where they are fed again."""
 
-    def say(self, text: str, right: str | None, feeds_again: bool) -> tuple[int, bool]:
+    def say(self, text: str, right: str | None) -> tuple[int, bool]:
         """Says a turn and lets the model end its own; returns how many tokens both have, and whether it is right."""
         content = tuple(text) if self._in_cells else text
         prompt = list(self._renderer.step(step(StepKind.INPUT, content)))
-        if feeds_again:
+        if self._feeds_again:
             self.history += prompt
             if self.session is not None:
                 self.session.runner.feed(None, [self.history])
@@ -146,7 +146,7 @@ class Speaker:
             self.session = Session.start(self._model, [prompt], tokenizer=self._tokenizer)
         else:
             self.session.append([prompt])
-        session, heard = self.session, Recording(1) if feeds_again else None
+        session, heard = self.session, Recording(1) if self._feeds_again else None
         before, most = session.rows[0].length, 100 * len(prompt)  # a model that is lost is cut off
         session.run(most, sink=heard)
         (row,) = session.rows
@@ -165,7 +165,7 @@ def run(
     with tqdm(total=options.tokens, desc="session", unit="token", unit_scale=True) as bar:
         for text, right in turns:
             start = time.perf_counter()
-            tokens, is_right = speaker.say(text, right, options.feeds_again)
+            tokens, is_right = speaker.say(text, right)
             part.seconds += time.perf_counter() - start
             part.turns, part.tokens = part.turns + 1, part.tokens + tokens
             part.asked, part.right = part.asked + (right is not None), part.right + (right is not None and is_right)
@@ -193,13 +193,12 @@ def held_mib(speaker: Speaker) -> float:
     return held / 2**20
 
 
-def resident_mib() -> float:
-    """What this process holds."""
-    return psutil.Process().memory_info().rss / 2**20
-
-
 def said_elsewhere(task: str, folder: str, variant: str, problem: str) -> Iterator[tuple[str, str | None]]:
-    """The turns of a problem and their right answers, from a process of their own."""
+    """The turns of a problem and their right answers, from a process of their own.
+
+    Raises:
+        SystemExit: that process has died, and not all was said.
+    """
     context = multiprocessing.get_context("spawn")
     queue = context.Queue(maxsize=10)
     user = context.Process(target=_say, args=(task, folder, variant, problem, queue), daemon=True)
@@ -209,7 +208,11 @@ def said_elsewhere(task: str, folder: str, variant: str, problem: str) -> Iterat
             try:
                 yield from queue.get(timeout=1.0)
             except Empty:
-                if not user.is_alive():
+                if user.exitcode:
+                    raise SystemExit(
+                        f"the user's process has died, exit status {user.exitcode}: begin again"
+                    ) from None
+                if user.exitcode == 0:
                     return
     finally:
         user.terminate()

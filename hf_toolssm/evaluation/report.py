@@ -35,6 +35,11 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def resident_mib() -> float:
+    """Memory that this process holds."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
 def peak_memory_mib() -> int:
     """The most memory that this process has held, in MiB."""
     if sys.platform == "win32":

@@ -15,8 +15,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+
+from hf_toolssm.evaluation.report import resident_mib
 
 _CLEAR = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
@@ -104,11 +105,6 @@ def peak_mib() -> float | None:
         return None
     (line,) = [line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1]) / 1024
-
-
-def resident_mib() -> float:
-    """Memory that this process holds."""
-    return psutil.Process().memory_info().rss / 2**20
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:

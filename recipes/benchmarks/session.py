@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterator
 
 from decode import Scripted
+from hf_toolssm.evaluation.report import resident_mib
 from hf_toolssm.generation.session import Session
-from measure import in_new_process, reset_peak, resident_mib
+from measure import in_new_process, reset_peak
 from models import Scale, addition_model, solved_additions
 from results import Result, Target
 

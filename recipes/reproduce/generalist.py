@@ -20,8 +20,9 @@ from transformers import HfArgumentParser
 from experiment import ROOT, Run, load_experiment
 from hf_toolssm.evaluation.report import weights_digest
 from hf_toolssm.files import escape_unprintable
+from hf_toolssm.hub.model_card import read_json
 from hf_toolssm.models.architectures import load_model
-from run import finish, read_json
+from run import finish
 from summary import summarize, write_summary
 
 

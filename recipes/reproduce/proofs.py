@@ -1,6 +1,5 @@
 """Proofs of the models of an experiment's runs: each is proved, its proof is verified, and it is attacked."""
 
-import json
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from typing import Any
 
 from experiment import ROOT
 from hf_toolssm.evaluation.report import markdown_table, weights_digest, write_json
+from hf_toolssm.hub.model_card import read_json
 from hf_toolssm.models.architectures import load_model
 
 _FACTS = ("proved", "j", "contexts", "asked", "margin", "hardware")
@@ -28,14 +28,13 @@ def prove(model: Path, attacked: int) -> None:
     """
     path, certificate = model / "proof.json", model / "certificate.json"
     stated = {"weights": weights_digest(load_model(model)), "attack_tokens": attacked}
-    if stated.items() <= _read(path).items():
+    if stated.items() <= _found(path).items():
         return
-    if _read(certificate).get("weights") != stated["weights"]:
+    claim = _found(certificate)
+    if claim.get("weights") != stated["weights"]:
         certificate.unlink(missing_ok=True)
         why = _said("certify.py", ("proved:", "not proved:"), model, "--output", str(certificate))
-        if not certificate.exists():  # nothing is bounded
-            write_json(certificate, {"weights": stated["weights"], "proved": False, "why": why})
-    claim = _read(certificate)
+        claim = _found(certificate) or {"proved": False, "why": why}  # there is none where nothing is bounded
     found = stated | {fact: claim.get(fact) for fact in _FACTS} | {"why": claim.get("why")}
     found |= {"prove_seconds": claim.get("seconds"), "open": len(claim.get("failing", ()))}
     found["errs"] = sum(each["at_most"] < 0 for each in claim.get("failing", ()))
@@ -49,8 +48,8 @@ def prove(model: Path, attacked: int) -> None:
     write_json(path, found)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _found(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
 
 
 def _said(recipe: str, expected: tuple[str, ...] | None, model: Path, *words: str) -> str:

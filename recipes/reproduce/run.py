@@ -8,7 +8,6 @@ goes on from its last checkpoint or saved session: the same command finishes wha
 on another machine: a folder with all that `sft.py` saved there, and without `results.json`, is only measured.
 """
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from experiment import ROOT, Experiment, Run, load_experiment, names
 from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.report import write_json
 from hf_toolssm.files import escape_unprintable
+from hf_toolssm.hub.model_card import read_json
 from hf_toolssm.training.checkpoints import last_whole_checkpoint
 from proofs import prove
 from summary import fitness, summarize, write_summary
@@ -200,10 +200,6 @@ def results_of(run: Run, folder: Path) -> dict[str, Any]:
             results["by_length"].append({**facts, "answer_accuracy": float(read_json(path)["exact"])})
     proof = folder / run.name / "proof.json"
     return results | ({"proof": read_json(proof)} if run.proof is not None and proof.exists() else {})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def report(experiment: Experiment, runs: list[Run], folder: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import random_model, run_script
+from conftest import ROOT, import_recipe, random_model, run_script
 
 from dataset_builders.catalog import load_task
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
@@ -48,6 +48,15 @@ def test_what_is_fed_again_changes_no_answer(untrained, tmp_path):
     once, again = (session(untrained, tmp_path / said, *words, "--feeds_again", said)[0] for said in ("false", "true"))
     kept = ("turns", "tokens", "asked", "right")
     assert [[part[k] for k in kept] for part in once["parts"]] == [[part[k] for k in kept] for part in again["parts"]]
+
+
+def test_a_user_that_dies_is_said_to_and_ends_no_session_early(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")  # where its process finds the recipe
+    recipe = import_recipe("long_session")
+    with pytest.raises(SystemExit, match="user's process has died, exit status 1"):
+        list(recipe.said_elsewhere("no_such_task", "anywhere", "store", "2 pairs, 1 queries; seed 0"))
+    said = list(recipe.said_elsewhere("last_write", "anywhere", "store", "2 pairs, 1 queries; seed 0"))
+    assert said == list(load_task("last_write").dialogue("2 pairs, 1 queries; seed 0", "store"))
 
 
 @pytest.mark.slow
