@@ -7,6 +7,7 @@ states stand as a few numbers each, because another processor rounds them differ
 import hashlib
 import json
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from hf_toolssm.cache.cache_tensors import cache_tensors
 from hf_toolssm.errors import TooFewProblemsError
 from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
-from hf_toolssm.protocol.trajectory import Writer
+from hf_toolssm.protocol.trajectory import Trajectory, Writer
 from hf_toolssm.tools import make_tool
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -72,8 +73,8 @@ class Sink:
             self.heard[event.row].extend(map(list, zip(event.tokens, by_tool)))
 
 
-def forced(session, texts):
-    """Feeds every row the model's tokens of a reference; a tool's are the session's own."""
+def forced(session, texts, turns):
+    """Feeds every row the model's tokens of a reference; a tool's are the session's own, and a user says `turns`."""
     left = [iter(text) for text in texts]
 
     class Sampler:
@@ -85,6 +86,9 @@ def forced(session, texts):
 
     sink = Sink(len(texts))
     session.run(sampler=Sampler(), sink=sink)
+    for now in zip_longest(*turns, fillvalue=()):
+        session.append(now)
+        session.run(sampler=Sampler(), sink=sink)
     return sink.heard
 
 
@@ -108,11 +112,12 @@ def task_record(task_name, variant):
     tokenizer = build_task_tokenizer(task.cells(variant), [make_tool(spec) for spec in specs])
     renderer = Renderer(tokenizer)
     rendered = [renderer.row(row) for row in rows]
-    prompts = [renderer.problem(row["problem"]) for row in rows]
+    asked = [[renderer.problem(turn[0].cells()) for turn in Trajectory.from_row(row).turns()] for row in rows]
+    prompts = [first for first, *_ in asked]
     model = random_model(tokenizer, specs)
     texts = [[token for token, label in zip(row["input_ids"], row["labels"]) if label >= 0] for row in rendered]
     session = Session.start(model, prompts, tokenizer=tokenizer)
-    heard = forced(session, texts)
+    heard = forced(session, texts, [turns for _, *turns in asked])
     whole = [[*prompt, *(token for token, _ in row)] for prompt, row in zip(prompts, heard)]
     assert whole == [row["input_ids"] for row in rendered], (task_name, variant)
     return {
