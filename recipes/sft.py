@@ -142,7 +142,7 @@ def model_and_tokenizer(
         width=recipe.hidden_size,
         depth=recipe.num_hidden_layers,
         state_size=recipe.state_size,
-        mamba={"time_step_min": recipe.time_step_min, "time_step_max": recipe.time_step_max},
+        mamba=recipe.mamba,
     )
 
 

@@ -70,6 +70,13 @@ class RecipeArguments:
         },
     )
     time_step_max: float = field(default=0.5, metadata={"help": "Largest initial step size, from scratch."})
+    conv_kernel: int = field(
+        default=4,
+        metadata={
+            "help": "Tokens that a layer's convolution sees, from scratch. Where it sees all k tokens that decide, no "
+            "state has to remember them, and all may forget fast: what a model that is to be proved right needs."
+        },
+    )
     curriculum: bool = field(
         default=False, metadata={"help": "The first half of the training goes from short rows to long ones."}
     )
@@ -94,6 +101,11 @@ class RecipeArguments:
     def __post_init__(self) -> None:
         # A config's `4` is an int, which transformers refuses where it wants a float.
         self.time_step_min, self.time_step_max = float(self.time_step_min), float(self.time_step_max)
+
+    @property
+    def mamba(self) -> dict[str, float]:
+        """What a Mamba from scratch is made of beside its shape."""
+        return {name: getattr(self, name) for name in ("time_step_min", "time_step_max", "conv_kernel")}
 
 
 FOR_MESSAGES = ("chat_template", "vocabulary_size")

@@ -74,15 +74,6 @@ class Turn:
         """Whether it is a query."""
         return self.value is None and not self.deletes
 
-    def text(self, rng: random.Random, of_tests: bool) -> str:
-        """What the user says."""
-        key = quoted(self.key)
-        if self.value is not None:
-            begin, link = (wording(rng, of_tests, choices) for choices in (PUT_BEGINS, PUT_LINKS))
-            return f"{begin} {key} {link} {quoted(self.value)}."
-        begin = wording(rng, of_tests, DELETE_BEGINS if self.deletes else GET_BEGINS)
-        return f"{begin} {key}{DELETE_ENDS if self.deletes else QUERY_ENDS}"
-
 
 class MemoryTask(Task):
     """See the module's text."""
@@ -108,17 +99,18 @@ class MemoryTask(Task):
 
     def sample_training(self, rng: random.Random, max_length: int) -> str:
         length = rng.randint(1, max_length)
-        return self._problem(rng, length, rng.randint(1, 3 * length))  # answers are the rarest tokens
+        return self.problem(rng, length, rng.randint(1, 3 * length))  # answers are the rarest tokens
 
     def sample_test(self, rng: random.Random, length: int) -> str:
-        return self._problem(rng, length, min(length, MOST_QUERIES), TESTED)
+        return self.problem(rng, length, min(length, MOST_QUERIES), TESTED)
 
     def sample_adversarial(self, name: str, rng: random.Random, length: int, index: int) -> str:
         if name not in self.adversarial:
             raise self.unknown_set(name)
-        return self._problem(rng, length, min(length, MOST_QUERIES), name)
+        return self.problem(rng, length, min(length, MOST_QUERIES), name)
 
-    def _problem(self, rng: random.Random, length: int, queries: int, kind: str | None = None) -> str:
+    def problem(self, rng: random.Random, length: int, queries: int, kind: str | None = None) -> str:
+        """A random problem; `kind` is None for training, `TESTED`, or the name of an adversarial set."""
         return f"{length} pairs, {queries} queries{', ' * bool(kind)}{kind or ''}; seed {rng.getrandbits(32)}"
 
     def held_out(self, problem: str) -> bool:
@@ -140,6 +132,22 @@ class MemoryTask(Task):
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:
         """A session's turns; the first one puts a pair, and one at least is a query."""
 
+    def say(self, turn: Turn, rng: random.Random, of_tests: bool) -> str:
+        """What the user says."""
+        key = quoted(turn.key)
+        if turn.value is not None:
+            begin, link = (wording(rng, of_tests, choices) for choices in (PUT_BEGINS, PUT_LINKS))
+            return f"{begin} {key} {link} {quoted(turn.value)}."
+        begin = wording(rng, of_tests, DELETE_BEGINS if turn.deletes else GET_BEGINS)
+        return f"{begin} {key}{DELETE_ENDS if turn.deletes else QUERY_ENDS}"
+
+    def reply(self, pen: Recorder, variant: str, right: str | None, rng: random.Random) -> None:
+        """Records what the model does in a turn, of which `right` is the answer; None where none is asked for."""
+        if variant == "store":
+            _serve(pen)
+        else:
+            answer_directly(pen, right)
+
     def session(self, problem: str) -> Iterator[tuple[Turn, str, str | None]]:
         """The turns of a problem, each with what the user says and, of a query, the right answer.
 
@@ -149,7 +157,7 @@ class MemoryTask(Task):
         length, queries, kind = self._read(problem)
         wordings, values = example_rng("wordings", self.name, problem), dict[str, str]()
         for turn in self.turns(example_rng(self.name, problem), length, queries, kind):
-            yield turn, turn.text(wordings, kind is not None), values.get(turn.key, NONE) if turn.asks else None
+            yield turn, self.say(turn, wordings, kind is not None), values.get(turn.key, NONE) if turn.asks else None
             if turn.deletes:
                 values.pop(turn.key, None)
             elif turn.value is not None:
@@ -157,17 +165,13 @@ class MemoryTask(Task):
 
     def solve(self, problem: str, variant: str) -> Trajectory:
         """Records what the store answers; without it, what `session` says is right."""
-        turns = self.session(problem)
+        turns, rng = self.session(problem), example_rng("replies", self.name, problem)
         first = next(turns)
         pen = Recorder(first[1], task_tool(self, variant))
         for turn, text, right in chain([first], turns):
             if turn is not first[0]:
                 pen.input(text)
-            if variant == "store":
-                _serve(pen)
-            elif right is not None:
-                pen.begin_answer()
-                _output(pen, right)
+            self.reply(pen, variant, right, rng)
         return pen.trajectory()
 
     def dialogue(self, problem: str, variant: str) -> Iterator[tuple[str, str | None]]:
@@ -187,12 +191,19 @@ def _output(pen: Recorder, text: str) -> None:
         pen.output(cell)
 
 
+def answer_directly(pen: Recorder, right: str | None) -> None:
+    """Answers without the store; does nothing where nothing is asked for."""
+    if right is not None:
+        pen.begin_answer()
+        _output(pen, right)
+
+
 def _serve(pen: Recorder) -> None:
     """What the model does in a turn, told by the cells that it sees."""
     _copy(pen, "key")
     (behind,) = pen.call(CLOSE_KEY)
     if behind == QUERY_ENDS:
-        _show(pen)
+        show(pen)
     elif behind == DELETE_ENDS:
         pen.call(DELETE)
     else:
@@ -212,7 +223,7 @@ def _copy(pen: Recorder, part: str) -> None:
         (cell,) = pen.call(take(part))
 
 
-def _show(pen: Recorder) -> None:
+def show(pen: Recorder) -> None:
     """Looks the key up, and answers by its value."""
     pen.begin_answer()
     (cell,) = pen.call(GET)

@@ -17,7 +17,7 @@ from transformers import Cache
 from hf_toolssm.cache.cache_tensors import cache_tensors, check_cache, has_attention, map_tensors
 from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.errors import UnsupportedArchitectureError
-from hf_toolssm.ops.plain_modules import input_device
+from hf_toolssm.ops.plain_modules import input_device, reading
 
 PIECE = 8_192
 """Tokens of one forward, all rows together: memory does not grow with what is fed. Only a model that is right in one
@@ -100,6 +100,21 @@ class ModelRunner:
             for row, run in enumerate(runs)
         ]
         return ModelState.concatenate([after for after, _ in fed]), [chosen for _, chosen in fed]
+
+    def hidden(self, state: ModelState | None, runs: Sequence[Sequence[int]]) -> Tensor:
+        """The final hidden states (b, e), float32, after each row's tokens: what an auxiliary head reads.
+
+        Args:
+            state, runs: see `feed`; nothing is changed.
+        """
+        together = self.prefill is Prefill.BATCHED
+        groups = [range(len(runs))] if together else [[row] for row in range(len(runs))]
+        last = []
+        for rows in groups:
+            with reading(self.model.base_model) as read:
+                self.feed(None if state is None else state.select(rows), [runs[row] for row in rows])
+            last.append(read[-1][:, -1].float())
+        return torch.cat(last)
 
     def _feed_together(
         self, state: ModelState | None, runs: Sequence[Sequence[int]], choices: bool

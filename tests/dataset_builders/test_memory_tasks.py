@@ -132,12 +132,14 @@ def test_what_is_no_problem_is_refused(problem):
         load_task("last_write").solve(problem, "store")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "short_recall"])
 def test_the_worked_example_is_what_its_problem_gives(name):
     task = load_task(name)
-    problem = re.search(r"Worked example, `(.*?)`", inspect.getmodule(type(task)).__doc__)[1]
+    problem, variant = re.search(
+        r"Worked example, `(.*?)`, variant (\w+)", inspect.getmodule(type(task)).__doc__
+    ).groups()
     written = []
-    for turn in task.solve(problem, "store").turns():
+    for turn in task.solve(problem, variant).turns():
         calls = []
         for step in turn:
             if step.kind is StepKind.CALL and (not calls or calls[-1][0] != step.name):
@@ -146,5 +148,34 @@ def test_the_worked_example_is_what_its_problem_gives(name):
                 calls[-1][1] += step.text
         answer = "".join(step.text for step in turn if step.kind is StepKind.OUTPUT)
         lines = [f"    call    {name:<12}{shown}".rstrip() for name, shown in calls]
-        written += [f"    user    {turn[0].text}", *lines[:-1], *[f"    answer  {answer}"] * bool(answer), lines[-1]]
+        written += [f"    user    {turn[0].text}", *lines[:-1], *[f"    answer  {answer}"] * bool(answer), *lines[-1:]]
     assert "\n\n" + "\n".join(written) + "\n\n" in inspect.getmodule(type(task)).__doc__
+
+
+@pytest.mark.parametrize("variant", ["either", "store", "state"])
+def test_short_pairs_are_answered_either_way_and_what_is_copied_is_what_the_turn_says(variant):
+    task, rng, ways = load_task("short_recall"), random.Random(7), {"state": 0, "store": 0}
+    for problem in [task.sample_training(rng, 8) for _ in range(30)]:
+        values = {}
+        for turn in task.solve(problem, variant).turns():
+            *key, last = turn[0].text
+            key = "".join(key)
+            outputs = "".join(step.text for step in turn if step.kind is StepKind.OUTPUT)
+            calls = [step.name for step in turn if step.kind is StepKind.CALL]
+            if last == "?":
+                assert outputs == values[key]
+                ways["store" if "get" in calls else "state"] += 1
+            else:
+                assert not outputs
+                values[key] = last
+            if "get" in calls or "put" in calls:
+                assert [taken(turn, "key"), taken(turn, "value")] == [key, "" if last == "?" else last]
+            assert calls[-1:] == ["done"] * (variant != "state")
+    assert {way for way, count in ways.items() if count} == ({"state", "store"} if variant == "either" else {variant})
+
+
+def test_short_keys_of_tests_never_occur_in_training():
+    task, rng = load_task("short_recall"), random.Random(8)
+    for kind in (None, TESTED):
+        problem = task.problem(rng, 40, 5, kind)
+        assert {is_of_tests(turn.key) for turn, *_ in task.session(problem)} == {kind is not None}
