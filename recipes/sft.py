@@ -17,6 +17,7 @@ from typing import Any
 
 import sft_messages
 from accelerate import PartialState
+from datasets import concatenate_datasets
 from free_running import check_tools, free_running
 from sft_arguments import FOR_MESSAGES, RecipeArguments, refuse
 from sft_training import base_tokenizer, train, write_card_and_publish
@@ -30,6 +31,7 @@ from dataset_builders.task import example_rng
 from dataset_builders.training_rows import training_rows
 from hf_toolssm.errors import UnsafeTrainingError
 from hf_toolssm.evaluation import LengthResult
+from hf_toolssm.evaluation.certification.walks import walk_rows
 from hf_toolssm.evaluation.report import hardware, table, write_json, write_report
 from hf_toolssm.evaluation.selection import checkpoint_selection
 from hf_toolssm.files import escape_unprintable
@@ -38,6 +40,9 @@ from hf_toolssm.models import tool_models
 from hf_toolssm.training.curriculum import in_curriculum
 from hf_toolssm.training.rendered_rows import render_rows
 from hf_toolssm.training.sft_config import ToolSFTConfig
+
+WALKED = 256
+"""Tokens of a walk through a rule, at most."""
 
 
 def main() -> None:
@@ -56,6 +61,7 @@ def main() -> None:
     shares = training_shares(load_task(recipe.task), recipe.variant, recipe.train_max_length, recipe.mixture)
     first, task = shares[0], shares[0].task
     test = partial(evaluation_sets, task, first.variant, num_problems=recipe.eval_num_problems)
+    rule = task.rule(first.variant) if recipe.rule_walks else None  # or says that there is none
     measured = (test(recipe.eval_lengths, []), test([], recipe.eval_adversarial_lengths))
     if any(measured):
         check_tools(task, first.variant)
@@ -76,6 +82,9 @@ def main() -> None:
     with state.main_process_first():
         rendered = [render_rows(rows, tokenizer, recipe.num_proc) for rows in (rows, *more)]
         training = mix(rendered, [share.weight for share in shares], recipe.dataset_seed)
+        if recipe.rule_walks:
+            walks = walk_rows(rule, tokenizer, recipe.rule_walks, WALKED, recipe.dataset_seed)
+            training = concatenate_datasets([training, walks.cast(training.features)])
     if recipe.curriculum:
         training = in_curriculum(training, config)
     selection = selection_of(recipe, first, config, tokenizer)
@@ -94,6 +103,7 @@ def main() -> None:
         "mixture": [str(share) for share in shares[1:]],
         "dataset": recipe.dataset or f"built: {recipe.num_examples} rows, seed {recipe.dataset_seed}",
         "dataset_revision": dataset_revision,
+        "rule_walks": recipe.rule_walks,
         "curriculum": recipe.curriculum,
         **facts,
     }

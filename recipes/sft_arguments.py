@@ -34,6 +34,13 @@ class RecipeArguments:
     num_examples: int = field(default=40_000, metadata={"help": "Training rows to build."})
     dataset_seed: int = field(default=0, metadata={"help": "Another seed gives other problems."})
     num_proc: int = field(default=2, metadata={"help": "Processes that build and render rows."})
+    rule_walks: int = field(
+        default=0,
+        metadata={
+            "help": "Rows to train on beside those of problems: walks through the task's rule, in which a tool shows "
+            "anything that it could. A model that is to be proved right has to be right there, too."
+        },
+    )
     model: str | None = field(default=None, metadata={"help": "A checkpoint to fine-tune; from scratch without."})
     tokenizer: str | None = field(
         default=None,
@@ -112,7 +119,7 @@ FOR_MESSAGES = ("chat_template", "vocabulary_size")
 """What has a meaning on messages only."""
 
 FOR_TRAJECTORIES = (
-    *("task", "variant", "mixture", "train_max_length", "num_examples", "dataset_seed", "curriculum"),
+    *("task", "variant", "mixture", "train_max_length", "num_examples", "dataset_seed", "rule_walks", "curriculum"),
     *("selection_length", "eval_lengths", "eval_adversarial_lengths", "eval_num_problems", "eval_batch_size"),
 )
 """What has a meaning on trajectories only."""

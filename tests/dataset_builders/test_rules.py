@@ -11,9 +11,13 @@ from dataset_builders.algorithms.machine_contexts import MachineContexts
 from dataset_builders.catalog import load_task
 from dataset_builders.task import example_rng
 from hf_toolssm.errors import CertificationError
+from hf_toolssm.evaluation.certification.walks import walk_rows
 from hf_toolssm.protocol.calls import begin_token
+from hf_toolssm.protocol.render import IGNORED
 from hf_toolssm.protocol.rule import END
+from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.protocol.trajectory import WRITER_OF, StepKind
+from hf_toolssm.tools import make_tool
 
 MACHINES = (
     *("balanced_brackets", "binary_addition", "binary_increment", "binary_sorting", "copy", "palindrome", "rule_110"),
@@ -117,6 +121,32 @@ def test_a_task_without_a_rule_says_why(name, variant):
     why = {"addition-two_pointers": "k grows", "logical_graph-depth_first": "456,976 contexts"}
     with pytest.raises(CertificationError, match=why.get(f"{name}-{variant}", "no rule")):
         load_task(name).rule(variant)
+
+
+@pytest.mark.parametrize(("name", "variant"), [("palindrome", "tape"), *LOCAL.items(), ("last_write", "store")])
+def test_a_walk_is_a_path_of_the_rule_and_its_labels_are_what_the_model_has_to_write(name, variant):
+    task = load_task(name)
+    rule = task.rule(variant)
+    tokenizer = build_task_tokenizer(task.cells(variant), [make_tool(spec) for spec in task.tools(variant)])
+    rows = walk_rows(rule, tokenizer, 30, 200, 3)
+    assert rows.num_rows == 30
+    assert rows.to_list() == walk_rows(rule, tokenizer, 30, 200, 3).to_list() != walk_rows(rule, tokenizer, 30, 200, 4)
+    for row in rows:
+        texts = tokenizer.convert_ids_to_tokens(row["input_ids"])
+        tokens = [END if token == tokenizer.eos_token else token for token in texts]
+        assert 0 < len(tokens) <= 200
+        assert {(label, token) for label, token in zip(row["labels"], row["input_ids"]) if label != IGNORED} <= {
+            (token, token) for token in row["input_ids"]
+        }
+        follow(rule, [(token, label != IGNORED) for token, label in zip(tokens, row["labels"])])
+        state = rule.start
+        for token, label in zip(tokens, row["labels"]):
+            place = rule.place(state)
+            assert (label != IGNORED) == (token == place.right)  # a user may go on where the model might begin
+            behind = place.follows[token]
+            if len(behind) != 1:
+                break  # from here on several states may be meant
+            (state,) = behind
 
 
 def test_a_wrong_token_is_on_no_path():

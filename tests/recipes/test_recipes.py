@@ -18,7 +18,8 @@ from dataset_builders.build import main as build
 from dataset_builders.catalog import load_task
 from dataset_builders.mixture import Share
 from dataset_builders.training_rows import training_rows
-from hf_toolssm.errors import TooFewProblemsError, UnsafeTrainingError
+from hf_toolssm.errors import CertificationError, TooFewProblemsError, UnsafeTrainingError
+from hf_toolssm.training.trainer import ToolSFTTrainer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONFIG = "recipes/configs/addition_cpu.yaml"
@@ -152,6 +153,20 @@ def test_a_curriculum_and_an_early_choice_run_from_the_recipe(tmp_path):
     assert sum("eval_accuracy" in entry for entry in state["log_history"]) == 2
     with pytest.raises(UnsafeTrainingError, match="selection_length 5 is no longer than the training's 5"):
         train_here("--config", CONFIG, "--selection_length", "5", "--output_dir", tmp_path / "no")
+
+
+def test_walks_through_the_rule_are_trained_on_beside_problems(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ToolSFTTrainer, "train", lambda trainer, **_: asked.append(trainer.train_dataset) or 1 / 0)
+    words = ["--task", "addition", "--output_dir", tmp_path / "model", "--rule_walks", 24, "--max_steps", 1]
+    with pytest.raises(ZeroDivisionError):
+        train_here(*words)
+    (rows,) = asked
+    assert len(rows) == 96 + 24
+    assert {len(ids) for ids in rows[96:]["input_ids"]} - {len(ids) for ids in rows[:96]["input_ids"]}
+    with pytest.raises(CertificationError, match="456,976 contexts"):
+        train_here("--task", "logical_graph", "--output_dir", tmp_path / "none", "--rule_walks", 24)
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_python_example_runs(trained, capsys):
