@@ -1,32 +1,33 @@
 """Associative recall of pairs so short that a state holds some: out of the state, or out of a store (TASS).
 
 As in multi-query associative recall (Arora et al., arXiv 2312.04927) a key and its value are a few tokens, here three
-letters and a capital one. So there is something to decide before an answer: whether the state will be right, or the
-store has to be asked.
+letters and a capital one. As there, what was said lately is asked for more often than what was said long ago: the pair
+that came n-th from the end with a probability in proportion to 1/n. So there is something to decide before an answer:
+whether the state will be right, or the store has to be asked.
 
-Worked example, `2 pairs, 2 queries; seed 36`, variant either, with what the calls of a name show one after another:
+Worked example, `2 pairs, 2 queries; seed 33`, variant either, with what the calls of a name show one after another:
 
-    user    sqcC
-    call    seek_key    s
-    call    take_key    qcC
+    user    alkL
+    call    seek_key    a
+    call    take_key    lkL
     call    take_value  <|text_end|>
     call    put
     call    done
-    user    qqdY
-    call    seek_key    q
-    call    take_key    qdY
+    user    irjI
+    call    seek_key    i
+    call    take_key    rjI
     call    take_value  <|text_end|>
     call    put
     call    done
-    user    sqc?
-    answer  C
+    user    irj?
+    answer  I
     call    done
-    user    qqd?
-    call    seek_key    q
-    call    take_key    qd?
-    call    get         Y
+    user    alk?
+    call    seek_key    a
+    call    take_key    lk?
+    call    get         L
     call    show        <|value_end|>
-    answer  Y
+    answer  L
     call    done
 
 Variants:
@@ -83,8 +84,9 @@ class ShortRecall(MemoryTask):
             if key not in keys:
                 keys[key] = None
                 yield Turn(key, rng.choice(ascii_uppercase))
-        for key in rng.choices(list(keys), k=queries):
-            yield Turn(key)
+        latest = list(keys)[::-1]
+        for _ in range(queries):
+            yield Turn(latest[min(int((length + 1) ** rng.random()), length) - 1])
 
     def say(self, turn: Turn, rng: random.Random, of_tests: bool) -> str:
         return turn.key + (QUERY_ENDS if turn.value is None else turn.value)
