@@ -103,6 +103,7 @@ def train(
         "state_passing_share": trainer.args.state_passing_share,
         "state_noise_share": config.state_noise_share,
         "slow_decay_weight": config.slow_decay_weight,
+        "slow_decay_at_worst": config.slow_decay_at_worst,
         "selected_step": trainer.state.best_global_step if selection else None,
         "train_loss": trained.training_loss,
         "resumed": bool(resume),  # then the minutes are those since

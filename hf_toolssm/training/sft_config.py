@@ -42,6 +42,13 @@ class ToolSFTConfig(SFTConfig):
             "to be proved right needs. 0 switches it off."
         },
     )
+    slow_decay_at_worst: bool = field(
+        default=False,
+        metadata={
+            "help": "The penalty is on how slowly states could decay, whatever a layer read, and not on how they do: "
+            "what a proof needs where a convolution sees more tokens than a context knows."
+        },
+    )
     bptt_length: int | None = field(
         default=None,
         metadata={

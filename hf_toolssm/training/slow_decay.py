@@ -1,7 +1,8 @@
 """A penalty on states that decay slowly, so that a proof finds narrow bounds for them (`evaluation.certification`).
 
 A state that keeps nearly all of itself from token to token adds up what no short context tells. Where training says
-nothing about it, as within a prompt, nothing holds it back either.
+nothing about it, as within a prompt, nothing holds it back either. Where a proof does not know what a convolution has
+read, as behind the last tokens of a prompt, it has to reckon with the worst: so the penalty may, too.
 """
 
 from collections.abc import Iterator
@@ -18,28 +19,34 @@ FREE = 1.0
 
 
 @contextmanager
-def slow_decays(model: nn.Module, attention_mask: Tensor) -> Iterator[list[Tensor]]:
+def slow_decays(model: nn.Module, attention_mask: Tensor, at_worst: bool) -> Iterator[list[Tensor]]:
     """Of every layer that runs forward meanwhile, with a gradient, how slowly its states decay: a number from 0 to 1.
 
     It is the mean, over real tokens and channels, of 1 - x / FREE where a channel's slowest state keeps exp(-x) of
-    itself with x below FREE, and of 0 elsewhere.
+    itself with x below FREE, and of 0 elsewhere. At worst, it is the mean over channels alone, and x as small as any
+    inputs of `dt_proj` would make it that are no larger than the batch's.
 
     Args:
         model: whose `ToolMambaMixer` are its layers.
         attention_mask: (b, l), of the batch that it runs on.
+        at_worst: see above.
     """
     found: list[Tensor] = []
     lengths = attention_mask.sum(1, keepdim=True)
 
-    def read(mixer: ToolMambaMixer, before_softplus: Tensor) -> None:
+    def read(mixer: ToolMambaMixer, inputs: Tensor, before_softplus: Tensor) -> None:
         if torch.is_grad_enabled():
             # Wherever a batch's padding stands, the layers have a row's tokens first.
             real = torch.arange(before_softplus.shape[1], device=lengths.device) < lengths
-            decay = F.softplus(before_softplus.float()) * mixer.A_log.float().exp().amin(1)  # (b, l, d)
-            found.append(F.relu(1 - decay / FREE)[real].mean())
+            before_softplus = before_softplus[real].float()  # (t, d)
+            if at_worst:
+                largest = inputs.detach()[real].float().abs().amax(0)
+                before_softplus = mixer.dt_proj.bias.float() - mixer.dt_proj.weight.float().abs() @ largest
+            decay = F.softplus(before_softplus) * mixer.A_log.float().exp().amin(1)
+            found.append(F.relu(1 - decay / FREE).mean())
 
     handles = [
-        mixer.dt_proj.register_forward_hook(lambda module, args, output, mixer=mixer: read(mixer, output))
+        mixer.dt_proj.register_forward_hook(lambda _, args, output, mixer=mixer: read(mixer, args[0], output))
         for mixer in model.modules()
         if isinstance(mixer, ToolMambaMixer)
     ]

@@ -259,7 +259,7 @@ class ToolSFTTrainer(SFTTrainer):
         given = {name: value for name, value in inputs.items() if name not in columns | {_TARGET_COUNTS}}
         decays: AbstractContextManager[list[Tensor]] = nullcontext([])
         if self.args.slow_decay_weight and torch.is_grad_enabled():
-            decays = slow_decays(model, inputs["attention_mask"])
+            decays = slow_decays(model, inputs["attention_mask"], self.args.slow_decay_at_worst)
         with reading(self._causal_lm.base_model) as hidden, decays as slow:
             if self._owner is None:
                 result = super().compute_loss(model, given, return_outputs, num_items_in_batch)

@@ -16,7 +16,7 @@ def batch_of(trainer):
     return next(iter(trainer.get_train_dataloader()))
 
 
-def shares_by_hand(model, batch):
+def shares_by_hand(model, batch, at_worst):
     """Of each layer, from what goes into its x_proj, in plain torch."""
     found = []
     real = batch["attention_mask"].bool()
@@ -25,21 +25,27 @@ def shares_by_hand(model, batch):
         handle = mixer.x_proj.register_forward_hook(lambda module, args, output, inputs=inputs: inputs.append(args[0]))
         model(batch["input_ids"], attention_mask=batch["attention_mask"])
         handle.remove()
-        times = mixer.dt_proj(mixer.x_proj(inputs[0])[..., : mixer.time_step_rank])
-        kept = torch.exp(-F.softplus(times)[..., None] * torch.exp(mixer.A_log)).amax(-1)  # (b, l, d)
-        found.append((1 + torch.log(kept[real]) / FREE).clamp(min=0).mean())
+        read = mixer.x_proj(inputs[0])[..., : mixer.time_step_rank][real]  # (t, r)
+        times = mixer.dt_proj(read)
+        if at_worst:  # of each channel, the corner of what was read that gives the smallest step
+            corners = -mixer.dt_proj.weight.sign() * read.abs().amax(0)  # (d, r)
+            assert (mixer.dt_proj(corners).diagonal() <= times + 1e-6).all()
+            times = mixer.dt_proj(corners).diagonal()
+        kept = torch.exp(-F.softplus(times)[..., None] * torch.exp(mixer.A_log)).amax(-1)
+        found.append((1 + torch.log(kept) / FREE).clamp(min=0).mean())
     return found
 
 
-def test_it_is_the_mean_over_real_tokens_and_channels(tmp_path):
+@pytest.mark.parametrize("at_worst", [False, True])
+def test_it_is_the_mean_over_real_tokens_and_channels_or_over_channels_at_worst(tmp_path, at_worst):
     trainer = make_trainer(tmp_path, 4, 1, state_passing_share=0.0)
     batch = batch_of(trainer)
     assert not batch["attention_mask"].all()
-    with slow_decays(trainer.model, batch["attention_mask"]) as found:
+    with slow_decays(trainer.model, batch["attention_mask"], at_worst) as found:
         trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"])
         with torch.no_grad():
             trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"])
-    torch.testing.assert_close(found, shares_by_hand(trainer.model, batch), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found, shares_by_hand(trainer.model, batch, at_worst), rtol=1e-4, atol=1e-6)
     assert all(0 < share < 1 for share in found)
 
 
@@ -51,7 +57,7 @@ def test_padding_may_stand_on_either_side(tmp_path):
     assert not turned["attention_mask"][:, 0].all()
     found = []
     for each in (batch, turned):
-        with slow_decays(trainer.model, each["attention_mask"]) as shares:
+        with slow_decays(trainer.model, each["attention_mask"], False) as shares:
             trainer.model(each["input_ids"], attention_mask=each["attention_mask"])
         found.append(torch.stack(shares))
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=0)
@@ -77,15 +83,17 @@ def test_the_loss_has_it_by_its_weight(tmp_path, items):
     batch = batch_of(plain)
     loss, more = (t.compute_loss(t.model, dict(batch), num_items_in_batch=items) for t in (plain, penalized))
     share = 1 if items is None else (batch["labels"][:, 1:] != -100).sum() / items
-    expected = 0.3 * torch.stack(shares_by_hand(plain.model, batch)).mean() * share
+    expected = 0.3 * torch.stack(shares_by_hand(plain.model, batch, False)).mean() * share
     assert (more - loss).item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_training_lowers_it(tmp_path):
-    trainer = make_trainer(tmp_path, 16, 20, slow_decay_weight=100.0, learning_rate=3e-2)
+@pytest.mark.parametrize(("at_worst", "steps", "share"), [(False, 20, 0.5), (True, 80, 0.9)])
+def test_training_lowers_it(tmp_path, at_worst, steps, share):
+    options = {"slow_decay_weight": 100.0, "slow_decay_at_worst": at_worst, "learning_rate": 3e-2}
+    trainer = make_trainer(tmp_path, 16, steps, **options)
     trainer.train()
     shares = [entry["slow_decay"] for entry in trainer.state.log_history if "slow_decay" in entry]
-    assert shares[-1] < 0.5 * shares[0]
+    assert shares[-1] < share * shares[0]
 
 
 def test_an_evaluation_is_without_it(tmp_path):
