@@ -2,8 +2,8 @@
 
 As in multi-query associative recall (Arora et al., arXiv 2312.04927) a key and its value are a few tokens, here three
 letters and a capital one. As there, what was said lately is asked for more often than what was said long ago: the pair
-that came n-th from the end with a probability in proportion to 1/n. So there is something to decide before an answer:
-whether the state will be right, or the store has to be asked.
+that came n-th from the end with a probability in proportion to log(1 + 1/n). So there is something to decide before an
+answer: whether the state will be right, or the store has to be asked.
 
 Worked example, `2 pairs, 2 queries; seed 33`, variant either, with what the calls of a name show one after another:
 
@@ -38,12 +38,15 @@ Variants:
 
 import random
 from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import product
 from string import ascii_lowercase, ascii_uppercase
 
 from dataset_builders.algorithms.memory_contexts import QUERY_ENDS
 from dataset_builders.algorithms.memory_task import MemoryTask, Turn, answer_directly, show
-from dataset_builders.algorithms.memory_texts import drawn
+from dataset_builders.algorithms.memory_texts import drawn, is_of_tests
 from dataset_builders.task import Task
+from hf_toolssm.errors import InvalidProblemError
 from hf_toolssm.protocol.recorder import Recorder
 from hf_toolssm.protocol.rule import Rule
 from hf_toolssm.tools.pointer_store import DONE, PUT, seek, take
@@ -52,8 +55,14 @@ LETTERS, KEY_LENGTH = ascii_lowercase, 3
 """Of keys."""
 
 _ANSWERED, _ASKED_A_PAIR = 0.75, 6
-"""In training: how many of the questions are answered out of the state, and how many there are at most a pair. What is
-to be learned is in these answers; all else is copying."""
+"""How many of the questions are answered out of the state where either may be, and how many there are in training at
+most a pair. What is to be learned is in these answers; all else is copying."""
+
+
+@cache
+def _number_of_keys(of_tests: bool) -> int:
+    """How many keys there are in all."""
+    return sum(is_of_tests("".join(key)) is of_tests for key in product(LETTERS, repeat=KEY_LENGTH))
 
 
 class ShortRecall(MemoryTask):
@@ -75,6 +84,12 @@ class ShortRecall(MemoryTask):
         return self.problem(rng, length, rng.randint(1, _ASKED_A_PAIR * length))
 
     def turns(self, rng: random.Random, length: int, queries: int, kind: str | None) -> Iterator[Turn]:
+        if length > (most := _number_of_keys(kind is not None)):
+            raise InvalidProblemError(
+                f"of {KEY_LENGTH} letters there are {most:,} keys for {'tests' if kind else 'training'}: ask for no "
+                f"more pairs than these, and not for {length:,}"
+            )
+
         def make() -> str:
             return "".join(rng.choices(LETTERS, k=KEY_LENGTH))
 

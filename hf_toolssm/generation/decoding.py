@@ -8,7 +8,7 @@
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,11 +23,33 @@ from hf_toolssm.generation.speculative_decoding import Draft, NgramDrafter
 from hf_toolssm.protocol.trajectory import Writer
 
 
+class HeldChoices(dict[int, int]):
+    """What rows take first, by row, once they have read what is pending.
+
+    Attributes:
+        stopped: the rows whose choice completes a call before which they were stopped: it is carried out next.
+    """
+
+    def __init__(self, choices: Iterable[tuple[int, int]] = (), stopped: Iterable[int] = ()) -> None:
+        super().__init__(choices)
+        self.stopped = set(stopped)
+
+    def take(self, row: int, otherwise: int) -> int:
+        """A row's choice, which it has taken then; `otherwise` if it has none."""
+        self.stopped.discard(row)
+        return self.pop(row, otherwise)
+
+    def select(self, rows: Sequence[int]) -> "HeldChoices":
+        """Those of copies of these rows, in that order."""
+        held = [(new, self[old]) for new, old in enumerate(rows) if old in self]
+        return HeldChoices(held, [new for new, old in enumerate(rows) if old in self.stopped])
+
+
 def make_decoding(
     decoder: Decoder,
     loop: CompiledLoop | None,
     drafter: NgramDrafter | None,
-    held: dict[int, int],
+    held: HeldChoices,
     sampler: Sampler | None,
     watched: set[int] | None,
     log_probs: bool,
@@ -53,7 +75,7 @@ class Steps:
 
     Args:
         decoder: holds the rows.
-        held: what a row has chosen but not yet done, by row; it is done first.
+        held: what rows take first.
         sampler: chooses; None is greedy.
         watched: rows that stop before they complete a call; None where none does.
         log_probs: whether runs say them.
@@ -65,7 +87,7 @@ class Steps:
     def __init__(
         self,
         decoder: Decoder,
-        held: dict[int, int],
+        held: HeldChoices,
         sampler: Sampler | None = None,
         watched: set[int] | None = None,
         log_probs: bool = False,
@@ -91,6 +113,7 @@ class Steps:
             calling = [at for at in free if batch[at] in self._watched and rows[at].completes_call(choices[at])]
             if calling:
                 self._held.update((batch[at], choices[at]) for at in free)
+                self._held.stopped.update(batch[at] for at in calling)
                 return [Run([], b"", stopped=at in calling) for at in range(len(rows))]
             self._watched.update(batch[at] for at in free)
         scored = self._score(choices) if self._log_probs else None
@@ -118,7 +141,7 @@ class Steps:
                 )
         if self._held:
             choices = [
-                choice if row.pending else self._held.pop(i, choice) for i, row, choice in zip(batch, rows, choices)
+                choice if row.pending else self._held.take(i, choice) for i, row, choice in zip(batch, rows, choices)
             ]
         return choices
 
@@ -178,7 +201,7 @@ class Drafting(Steps):
         drafter: of all rows of the session.
     """
 
-    def __init__(self, decoder: Decoder, held: dict[int, int], drafter: NgramDrafter) -> None:
+    def __init__(self, decoder: Decoder, held: HeldChoices, drafter: NgramDrafter) -> None:
         super().__init__(decoder, held)
         self._drafter = drafter
 
@@ -233,7 +256,7 @@ class Compiled(Steps):
         loop: of the session's tool.
     """
 
-    def __init__(self, decoder: Decoder, held: dict[int, int], loop: CompiledLoop) -> None:
+    def __init__(self, decoder: Decoder, held: HeldChoices, loop: CompiledLoop) -> None:
         super().__init__(decoder, held)
         self._loop = loop
         self._stands = False

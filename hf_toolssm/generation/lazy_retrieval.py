@@ -15,6 +15,7 @@ retrieval. The controller reads the hidden state behind the question, where neit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import nn
@@ -43,40 +44,52 @@ class LazyRetrieval:
     asks: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threshold, int | float) or not self.threshold >= 0:
+        if not isinstance(self.threshold, Real) or not self.threshold >= 0:
             raise UnsupportedGenerationError(
                 f"a threshold is a number of at least 0, of a probability, and not {self.threshold!r}"
             )
+        ways = (self.answers, self.asks)
+        if not all(isinstance(way, int) for way in ways) or self.answers == self.asks:
+            raise UnsupportedGenerationError(f"an answer and a retrieval begin with two different tokens, not {ways}")
 
     def decide(self, session: Session, rows: Sequence[int] | None = None) -> dict[int, float]:
         """Holds the token that rows begin with once what a user said to them is read.
 
         Args:
-            session: nothing of it is moved but its held choices.
+            session: nothing of it is moved but its held choices. What was said is read twice, here and by the session.
             rows: of those that a question was appended to; by default all.
 
         Returns:
             The probability of each that its state is right.
 
         Raises:
-            InputMismatchError: `answers` or `asks` is no token of the model, or the controller's predictions are not
-                one finite number a row.
-            StateMismatchError: a row stands behind no question.
+            InputMismatchError: `answers` or `asks` is no token of the model, or the controller does not give one
+                finite number a row.
+            StateMismatchError: there is no such row, or it stands behind no question. Where the first turn is one,
+                start the session with all of it but its last token, and append that.
         """
         rows = range(len(session.rows)) if rows is None else rows
-        if silent := [row for row in rows if not session.rows[row].pending]:
+        asked = session.select(rows)  # refuses rows that there are not
+        if silent := [row for row, at in zip(rows, asked.rows) if not at.inputs]:
             raise StateMismatchError(f"nothing was appended to row {silent[0]}: append a question, and then decide")
-        logits = session.state.logits
-        if not (min(self.answers, self.asks) >= 0 and max(self.answers, self.asks) < logits.shape[1]):
+        state = asked.state
+        if not (min(self.answers, self.asks) >= 0 and max(self.answers, self.asks) < state.logits.shape[1]):
             raise InputMismatchError(
                 f"the tokens {self.answers} and {self.asks} begin an answer and a retrieval, and the model has "
-                f"{logits.shape[1]:,} tokens"
+                f"{state.logits.shape[1]:,} tokens"
             )
-        hidden = session.runner.hidden(session.state.select(rows), [list(session.rows[row].pending) for row in rows])
-        with torch.no_grad():
-            found = self.controller(hidden[:, None]).sigmoid()
-        if found.numel() != len(rows) or not bool(found.isfinite().all()):
-            raise InputMismatchError(f"the controller gave {tuple(found.shape)} for {len(rows)} rows: one number each")
+        hidden = session.runner.hidden(state, [list(row.pending) for row in asked.rows])
+        try:
+            with torch.no_grad():
+                found = self.controller.eval()(hidden[:, None]).float().sigmoid()
+        except RuntimeError as error:
+            raise InputMismatchError(
+                f"the controller does not run on hidden states {tuple(hidden[:, None].shape)} in float32: {error}"
+            ) from error
+        if found.numel() != len(asked.rows) or not bool(found.isfinite().all()):
+            raise InputMismatchError(
+                f"the controller gave {tuple(found.shape)} for {len(asked.rows)} rows: one finite number each"
+            )
         probabilities = dict(zip(rows, found.reshape(-1).tolist()))
         for row, probability in probabilities.items():
             session.held_choices[row] = self.answers if probability >= self.threshold else self.asks

@@ -17,7 +17,7 @@ from transformers import Cache
 from hf_toolssm.cache.cache_tensors import cache_tensors, check_cache, has_attention, map_tensors
 from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.errors import UnsupportedArchitectureError
-from hf_toolssm.ops.plain_modules import input_device, reading
+from hf_toolssm.ops.plain_modules import input_device
 
 PIECE = 8_192
 """Tokens of one forward, all rows together: memory does not grow with what is fed. Only a model that is right in one
@@ -109,12 +109,18 @@ class ModelRunner:
         """
         together = self.prefill is Prefill.BATCHED
         groups = [range(len(runs))] if together else [[row] for row in range(len(runs))]
-        last = []
+        found = []
         for rows in groups:
-            with reading(self.model.base_model) as read:
+            last: dict[str, Tensor] = {}  # of what is fed in pieces the last one's alone is kept
+            handle = self.model.base_model.register_forward_hook(
+                lambda backbone, args, output, last=last: last.update(hidden=output[0][:, -1].float())
+            )
+            try:
                 self.feed(None if state is None else state.select(rows), [runs[row] for row in rows])
-            last.append(read[-1][:, -1].float())
-        return torch.cat(last)
+            finally:
+                handle.remove()
+            found.append(last["hidden"])
+        return torch.cat(found)
 
     def _feed_together(
         self, state: ModelState | None, runs: Sequence[Sequence[int]], choices: bool

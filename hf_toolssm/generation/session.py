@@ -23,7 +23,7 @@ from hf_toolssm.errors import (
 from hf_toolssm.generation.batch import Batch
 from hf_toolssm.generation.compiled_loop import make_compiled_loop
 from hf_toolssm.generation.decoder import StepWeights, make_decoder
-from hf_toolssm.generation.decoding import RowSampler, make_decoding
+from hf_toolssm.generation.decoding import HeldChoices, RowSampler, make_decoding
 from hf_toolssm.generation.events import Event, EventSink
 from hf_toolssm.generation.model_runner import ModelRunner, Prefill
 from hf_toolssm.generation.protocols import make_protocol
@@ -55,7 +55,7 @@ class Session(Value):
         tokenizer: for `answers`, if there is one.
         recording: what keeps the tokens; None where nothing does.
         tokens: fed since the start, all rows together, the prompts not counted.
-        held_choices: what a row has chosen but not yet done, because it stopped before a call.
+        held_choices: what rows take first, because they stopped before a call, or because somebody decided it.
         beside: what else stood in the file that it was loaded from; see `save`.
     """
 
@@ -138,7 +138,7 @@ class Session(Value):
         fed, _ = runner.feed(state, prompts)
         randoms = [random.Random(f"{seed}/{row}") for row in range(len(rows))]
         _take_prompts(rows, prompts, [0] * len(rows), recording)
-        value = Snapshot(rows, fed, temperature, randoms, step_weights, 0, {}, recording)
+        value = Snapshot(rows, fed, temperature, randoms, step_weights, 0, HeldChoices(), recording)
         return cls(runner, protocol, value, tokenizer)
 
     @classmethod
@@ -243,7 +243,7 @@ class Session(Value):
         limit = limit_of(max_new_tokens)
         unfinished = {i for i, row in enumerate(self.rows) if not row.finished}
         # A row that was stopped before a call carries it out first.
-        watched = unfinished - set(self.held_choices) if stop_before_call else None
+        watched = unfinished - self.held_choices.stopped if stop_before_call else None
         held, chooser = self.held_choices, sampler
         if sampler is None and self.temperature > 0:
             chooser = RowSampler(self.temperature, self.randoms, lambda i: not self.rows[i].pending and i not in held)
@@ -274,7 +274,7 @@ class Session(Value):
         self.wait()
         for i, prompt in enumerate(prompts):
             if len(prompt):
-                self.held_choices.pop(i, None)
+                self.held_choices.take(i, 0)
                 self.rows[i].append(prompt)
 
     def rewind(self, state: ModelState | None, prompts: Sequence[Sequence[int]]) -> None:
@@ -291,7 +291,7 @@ class Session(Value):
         self.wait()
         fed, _ = self.runner.feed(state, prompts)
         self._batch = Batch(self.runner, self._batch.decoder, fed)
-        self.held_choices.clear()
+        self.held_choices = HeldChoices()
         for row in self.rows:
             row.drop_pending()
         self.tokens += sum(map(len, prompts))
@@ -325,8 +325,7 @@ class Session(Value):
         vars(other).update(vars(self))
         other.rows = [self.rows[i].clone() for i in chosen]
         other._batch = self._batch.select(chosen)
-        held = self.held_choices
-        other.held_choices = {new: held[old] for new, old in enumerate(chosen) if old in held}
+        other.held_choices = self.held_choices.select(chosen)
         other.recording = self.recording.select(chosen) if isinstance(self.recording, Recording) else None
         other.randoms = _randoms_of_copies(self.randoms, chosen)
         return other

@@ -26,12 +26,13 @@ from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import SnapshotError, StateMismatchError, UnforkableToolError
 from hf_toolssm.files import atomic_write
 from hf_toolssm.generation.decoder import StepWeights
+from hf_toolssm.generation.decoding import HeldChoices
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.generation.recording import Recording, RecordingFile
 from hf_toolssm.generation.row import Row
 from hf_toolssm.generation.token_protocol import TokenProtocol
 
-FORMAT = "hf_toolssm session 4"
+FORMAT = "hf_toolssm session 5"
 
 
 class Value:
@@ -63,7 +64,7 @@ class Snapshot:
     randoms: list[random.Random]
     step_weights: StepWeights
     tokens: int
-    held_choices: dict[int, int]
+    held_choices: HeldChoices
     recording: Recording | RecordingFile | None
     beside: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,7 +102,7 @@ def write_snapshot(snapshot: Snapshot, model: Any, protocol: TokenProtocol, path
         "format": FORMAT,
         "model": fingerprint(model),
         "protocol": protocol.meaning(),
-        "held_choices": list(snapshot.held_choices.items()),
+        "held_choices": [list(snapshot.held_choices.items()), list(snapshot.held_choices.stopped)],
         "is_recorded": isinstance(snapshot.recording, Recording),
         "beside": {name: value for name, value in snapshot.beside.items() if not isinstance(value, Tensor)},
         "rows": rows,
@@ -158,7 +159,7 @@ def read_snapshot(path: str | Path, runner: ModelRunner, protocol: TokenProtocol
             rows=[_restore(row, mine, protocol) for row, mine in zip(facts["rows"], of_rows)],
             state=state_from_tensors(runner, _below(tensors, "state.")),
             randoms=[_random_from(mine["random"].tolist()) for mine in of_rows],
-            held_choices=dict(facts["held_choices"]),
+            held_choices=HeldChoices(*facts["held_choices"]),
             recording=Recording.from_arrays(recorded) if facts["is_recorded"] else None,
             beside=facts["beside"] | _below(tensors, "beside."),
             **{name: facts[name] for name in _SMALL},

@@ -4,8 +4,6 @@ Offloading, hooks, adapters, quantization, pruning and sharding act when a modul
 weights instead must know that none of them is there; otherwise it calls the module.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,17 +51,6 @@ def are_readable(*tensors: Tensor | None) -> bool:
         ):
             return False
     return True
-
-
-@contextmanager
-def reading(backbone: nn.Module) -> Iterator[list[Tensor]]:
-    """A list of the final hidden states (b, l, e) of every forward that the backbone runs meanwhile."""
-    read: list[Tensor] = []
-    handle = backbone.register_forward_hook(lambda backbone, args, output: read.append(output[0]))
-    try:
-        yield read
-    finally:
-        handle.remove()
 
 
 def input_device(model: nn.Module) -> torch.device:

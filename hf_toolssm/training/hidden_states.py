@@ -20,6 +20,17 @@ from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import UnsafeTrainingError
 
 
+@contextmanager
+def reading(backbone: nn.Module) -> Iterator[list[Tensor]]:
+    """A list of the final hidden states (b, l, e) of every forward that the backbone runs meanwhile."""
+    read: list[Tensor] = []
+    handle = backbone.register_forward_hook(lambda backbone, args, output: read.append(output[0]))
+    try:
+        yield read
+    finally:
+        handle.remove()
+
+
 class Start:
     """A batch's initial state, for the time of its forwards and its backward.
 

@@ -21,7 +21,6 @@ from trl import SFTTrainer
 
 from hf_toolssm.cache.recurrent_state import RecurrentState
 from hf_toolssm.errors import UnsafeTrainingError
-from hf_toolssm.ops.plain_modules import reading
 from hf_toolssm.protocol.render import IGNORED
 from hf_toolssm.training.checks import (
     check_cut_loss,
@@ -44,7 +43,7 @@ from hf_toolssm.training.heads import (
     save_heads,
     try_head,
 )
-from hf_toolssm.training.hidden_states import CarriedStates, Start
+from hf_toolssm.training.hidden_states import CarriedStates, Start, reading
 from hf_toolssm.training.labelled_scores import NO_LOGITS, score_labels
 from hf_toolssm.training.pieces import cut, labels_of_next_tokens
 from hf_toolssm.training.sft_config import ToolSFTConfig

@@ -2,10 +2,12 @@
 
 The controller's targets are whether the model was right out of its state when it was asked: its own greedy choices on
 the rows, before this training. An answer is one letter, so what it chooses behind a row's own tokens is what it would
-write. The key's target is the key that is asked for.
+write. The key's target is the key that is asked for. While the model trains on, its targets grow stale; so it has seen
+sessions of all these loads before it is asked (`adapt`).
 """
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,25 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from dataset_builders.tasks.short_recall import KEY_LENGTH, LETTERS
+from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.exactness import in_evaluation_mode
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.protocol.render import IGNORED, Renderer
 from hf_toolssm.protocol.trajectory import StepKind, Trajectory
+from hf_toolssm.training.checkpoints import last_whole_checkpoint
 from hf_toolssm.training.heads import Head, binary_loss
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer
-from questions import TASK, VARIANT, drawn_problems
+from questions import TASK, VARIANT, drawn_problems, key_number
 
 LOADS = (4, 8, 16, 32, 64, 128, 256)
 """Pairs of the sessions that the controller learns from."""
 
 QUESTIONS = 32
+"""Of a session; some ask for the same key."""
+
+FITTING_STEPS = 600
+Loss = Callable[[Tensor, Tensor], Tensor]
 _ROWS_AT_ONCE = 16
 
 
@@ -49,21 +57,36 @@ class Controller(nn.Module):
 
 def key_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     """The sum (n,) of the cross entropies of a key's letters, given logits (n, letters of a key x alphabet)."""
-    letters = predictions.unflatten(1, (KEY_LENGTH, len(LETTERS)))
-    places = len(LETTERS) ** torch.arange(KEY_LENGTH, device=targets.device)
-    wanted = targets[:, None] // places % len(LETTERS)
+    letters, wanted = _letters(predictions, targets)
     return F.cross_entropy(letters.flatten(0, 1), wanted.flatten(), reduction="none").view(-1, KEY_LENGTH).sum(1)
 
 
+def _letters(predictions: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, letters of a key, alphabet), and which letters (n, letters of a key) the keys (n,) have."""
+    places = len(LETTERS) ** torch.arange(KEY_LENGTH, device=targets.device)
+    return predictions.unflatten(1, (KEY_LENGTH, len(LETTERS))), targets[:, None] // places % len(LETTERS)
+
+
+@torch.no_grad()
+def keys_read(reader: nn.Module, hidden: np.ndarray, keys: np.ndarray) -> float:
+    """The share of keys (n,) all of whose letters are the most likely, by hidden states (n, e)."""
+    letters, wanted = _letters(reader(torch.from_numpy(hidden)), torch.from_numpy(keys))
+    return float((letters.argmax(-1) == wanted).all(1).float().mean())
+
+
+def key_reader(width: int) -> nn.Linear:
+    """Hidden states (b, l, e) to logits (b, l, letters of a key x alphabet)."""
+    return nn.Linear(width, KEY_LENGTH * len(LETTERS))
+
+
 def heads(width: int, weight: float, seed: int) -> list[Head]:
-    """Both heads of the dual objective; none with a weight of 0."""
+    """Both heads of the dual objective, the controller's first; none with a weight of 0."""
     torch.manual_seed(seed)
     if not weight:
         return []
-    key = nn.Linear(width, KEY_LENGTH * len(LETTERS))
     return [
         Head("controller", Controller(width), "knows", binary_loss, weight),
-        Head("key", key, "key", key_loss, weight),
+        Head("key", key_reader(width), "key", key_loss, weight),
     ]
 
 
@@ -93,7 +116,7 @@ def _targets(renderer: Renderer, solved: Trajectory, choices: list[int]) -> dict
         *key, last = steps[0].cells()
         if last.isupper():
             continue
-        keys[asked] = sum(LETTERS.index(letter) * len(LETTERS) ** place for place, letter in enumerate(key))
+        keys[asked] = key_number("".join(key))
         if steps[1].kind is StepKind.THOUGHT:
             right = [token for step in tokens[2:] for token in step]
             knows[asked] = int(choices[asked + 1 : asked + 1 + len(right)] == right)
@@ -119,21 +142,36 @@ def train_dual(
         seed=seed,
     )
     trainer = ToolSFTTrainer(model, config, rows, processing_class=tokenizer, heads=both)
-    trainer.train(resume_from_checkpoint=any(folder.glob("checkpoint-*")))
+    try:
+        resume = str(last_whole_checkpoint(folder))
+    except NoCheckpointError:
+        resume = None
+    trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
 
 
-def fit(features: np.ndarray, right: np.ndarray, seed: int, steps: int = 600) -> Controller:
-    """A controller that reads features (n, e) and learns which of the answers (n,) are right; no model changes."""
+def fit(module: nn.Module, loss: Loss, features: np.ndarray, targets: np.ndarray, seed: int) -> nn.Module:
+    """Trains what reads features (n, e), in place, to say targets (n,); no model changes.
+
+    Args:
+        loss: as of a `Head`.
+    """
     torch.manual_seed(seed)
-    hidden, targets = torch.from_numpy(features), torch.from_numpy(right).float()
-    controller = Controller(hidden.shape[1])
-    optimizer = torch.optim.AdamW(controller.parameters(), lr=3e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        chosen = torch.randint(len(hidden), (min(len(hidden), 1024),))
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
+    given, wanted = torch.from_numpy(features), torch.from_numpy(targets)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FITTING_STEPS)
+    for _ in range(FITTING_STEPS):
+        chosen = torch.randint(len(given), (min(len(given), 1024),))
         optimizer.zero_grad()
-        binary_loss(controller(hidden[chosen]), targets[chosen]).mean().backward()
+        loss(module(given[chosen]), wanted[chosen]).mean().backward()
         optimizer.step()
         schedule.step()
-    return controller.eval()
+    return module.eval()
+
+
+def fit_controller(features: np.ndarray, right: np.ndarray, seed: int) -> Controller:
+    """One that reads features (n, e) and learns which of the answers (n,) are right."""
+    return fit(Controller(features.shape[1]), binary_loss, features, right, seed)

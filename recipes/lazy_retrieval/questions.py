@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from dataset_builders.algorithms.memory_task import TESTED
 from dataset_builders.task import example_rng
-from dataset_builders.tasks.short_recall import ShortRecall
+from dataset_builders.tasks.short_recall import LETTERS, ShortRecall
 from hf_toolssm import Session
 from hf_toolssm.cache.cache_tensors import cache_tensors
 from hf_toolssm.cache.model_state import ModelState
 from hf_toolssm.evaluation.exactness import in_evaluation_mode, most_tokens
+from hf_toolssm.files import atomic_write
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.protocol.calls import begin_token
 from hf_toolssm.protocol.render import Renderer
@@ -51,16 +52,18 @@ class Asked:
 
     Attributes:
         session, load, distance: (n,) which session, how many pairs it has, and how many came behind the one asked for.
+        key: (n,) the key, as `key_number` counts them.
         hidden: (n, e) behind the question, where neither way has begun.
         entropy, margin, largest, least, change: (n,) of the value's distribution its entropy in nats, the probability
             of the first value above the second's, and the first's; the least probability of a token of the answer, and
-            how much of the state, relative to its norm, the value changes.
+            how much of the recurrent state, relative to its norm, the value changes.
         state_is_right, tool_is_right: (n,) bool.
     """
 
     session: np.ndarray
     load: np.ndarray
     distance: np.ndarray
+    key: np.ndarray
     hidden: np.ndarray
     entropy: np.ndarray
     margin: np.ndarray
@@ -71,7 +74,8 @@ class Asked:
     tool_is_right: np.ndarray
 
     def save(self, path: Path) -> None:
-        np.savez_compressed(path, **vars(self))
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **vars(self))
 
     @classmethod
     def load_from(cls, path: Path) -> "Asked":
@@ -83,6 +87,11 @@ class Asked:
         return Asked(**{name: values[chosen] for name, values in vars(self).items()})
 
 
+def key_number(key: str) -> int:
+    """Of a key, its letters as digits, the first the lowest."""
+    return sum(LETTERS.index(letter) * len(LETTERS) ** place for place, letter in enumerate(key))
+
+
 def drawn_problems(of_tests: bool, load: int, count: int, questions: int, seed: str) -> list[str]:
     """Problems of one load, the same for the same seed; tests have keys that no training has."""
     rng = example_rng("lazy retrieval", seed, load)
@@ -90,7 +99,7 @@ def drawn_problems(of_tests: bool, load: int, count: int, questions: int, seed: 
 
 
 def ask_both_ways(model: Any, tokenizer: Any, problems: Sequence[str], what: str) -> Asked:
-    """Asks all questions of problems, those of one load side by side.
+    """Asks all questions of problems, each key of a session once; sessions of one load go side by side.
 
     Args:
         what: for the progress bar.
@@ -112,7 +121,10 @@ def _ask(model: Any, tokenizer: Any, problems: Sequence[tuple[int, str]]) -> Ite
     """The questions of sessions of one load."""
     renderer, begin = Renderer(tokenizer), ways(tokenizer)
     load = TASK.length(problems[0][1])
-    turns = [list(TASK.session(problem)) for _, problem in problems]
+    turns = []
+    for _, problem in problems:
+        every = list(TASK.session(problem))
+        turns.append([*every[:load], *{turn[0].key: turn for turn in every[load:]}.values()])
     said = [[renderer.problem(text) for _, text, _ in each] for each in turns]
     session = Session.start(model, [each[0] for each in said], tools=TASK.make_tools(VARIANT), tokenizer=tokenizer)
     for at in range(load):
@@ -126,7 +138,7 @@ def _ask(model: Any, tokenizer: Any, problems: Sequence[tuple[int, str]]) -> Ite
     before = forks.state
     state = _out_of_state(session.runner, before, questions, begin, tokenizer, right)
     forks.append(questions)
-    forks.held_choices = dict.fromkeys(range(len(order)), begin.asks)
+    forks.held_choices.update(dict.fromkeys(range(len(order)), begin.asks))
     forks.run(most_tokens(40))
     tool_is_right = [row.complete and answer == each for row, answer, each in zip(forks.rows, forks.answers, right)]
     keys = [[turn.key for turn, *_ in each] for each in turns]
@@ -135,6 +147,7 @@ def _ask(model: Any, tokenizer: Any, problems: Sequence[tuple[int, str]]) -> Ite
         session=np.array([problems[row][0] for row in order]),
         load=np.full(len(order), load),
         distance=np.array(distance),
+        key=np.array([key_number(key) for each in keys for key in each[load:]]),
         tool_is_right=np.array(tool_is_right),
         **state,
     )
@@ -172,10 +185,12 @@ def _out_of_state(
 
 
 def _change(before: ModelState, after: ModelState) -> torch.Tensor:
-    """How far (b,) a token moved the states, relative to their norm."""
+    """How far (b,) a token moved the recurrent states, relative to their norm."""
     moved, whole = torch.zeros(len(before.lengths)), torch.zeros(len(before.lengths))
     olds = cache_tensors(before.cache)
     for name, new in cache_tensors(after.cache).items():
+        if "recurrent" not in name:
+            continue  # the convolution's window moves at every token, whatever that is
         moved += (new - olds[name]).flatten(1).square().sum(1)
         whole += new.flatten(1).square().sum(1)
     return (moved / whole).sqrt()

@@ -13,21 +13,31 @@ RATES = [at / 20 for at in range(21)]
 Run = Mapping[str, Any]
 
 
-def write_results(output: Path, runs: Sequence[Run]) -> None:
+def write_results(output: Path, runs: Sequence[Run], alpha: float, delta: float) -> None:
     """Writes `results.json`, `results.md` and `calls.png` of all runs, one a seed and weight."""
-    write_json(output / "results.json", {"runs": runs})
+    write_json(output / "results.json", {"alpha": alpha, "delta": delta, "runs": runs})
+    loads = {run["seed"]: f"{run['answerable']['loads']}, within {run['hardest load']}" for run in runs}
     parts = [
-        "Median of the seeds, in brackets the worst.",
+        "Median of the seeds, in brackets the least and the most. Loads, by seed and for all weights the same: "
+        + "; ".join(f"{seed}: {of}" for seed, of in loads.items())
+        + ".",
+        "By lambda, the state alone and the store on those loads, how well a controller that is fitted afterwards "
+        "tells what the state knows, pooled over all loads and within one, and the share of keys that a linear layer "
+        "reads from the hidden states behind a question:",
         _by_weight(runs),
         "State alone and store, by the number of pairs, the share of right answers:",
         _by_load(runs),
-        "How well a rule tells what the state knows, pooled over all loads, and within the load where the state alone "
-        "is right nearest to half of the time:",
+        "How well a rule tells what the state knows. Of these the controllers, those fitted, and load and distance "
+        "have seen labels:",
         _rules(runs),
-        "Answers out of the store for 35% of the questions, where the state could answer about 70%:",
+        "Answers where 35% of the questions, those of the lowest scores, are asked of the store:",
         _answerable(runs),
-        "Lazily, with a calibrated threshold:",
+        f"A promise of at most {alpha:g} of the answers wrong, to be broken with a probability of at most {delta:g}, "
+        "on halves of one pool of sessions, and how much is wrong on loads that it does not cover:",
         _promises(runs),
+        "Ordinary sessions, free-running, in which what was answered changes what comes next, so that no promise "
+        "covers them; right answers, questions asked of the store, seconds:",
+        _conversations(runs),
     ]
     text = "\n\n".join(parts) + "\n"
     (output / "results.md").write_text(text, encoding="utf-8")
@@ -35,13 +45,12 @@ def write_results(output: Path, runs: Sequence[Run]) -> None:
     print(text)
 
 
-def _over_seeds(runs: Sequence[Run], what: Callable[[Run], float | None], least_is_worst: bool = True) -> str:
-    """The median and the worst."""
-    found = [value for value in map(what, runs) if value is not None]
-    if not found:
+def _over_seeds(runs: Sequence[Run], what: Callable[[Run], float | None]) -> str:
+    """The median, and the least and the most where there are several; "-" where a seed has none."""
+    found = [what(run) for run in runs]
+    if None in found:
         return "-"
-    worst = min(found) if least_is_worst else max(found)
-    return f"{median(found):.3f} ({worst:.3f})"
+    return f"{median(found):.3f}" + f" ({min(found):.3f} to {max(found):.3f})" * (len(found) > 1)
 
 
 def _weights(runs: Sequence[Run]) -> dict[float, list[Run]]:
@@ -62,8 +71,9 @@ def _by_weight(runs: Sequence[Run]) -> str:
         )
         state = _over_seeds(of, lambda run: run["answerable"]["state"])
         store = _over_seeds(of, lambda run: run["answerable"]["store"])
-        rows.append([f"{weight:g}", str(len(of)), state, store, pooled, within, joint])
-    columns = ["lambda", "seeds", "state", "store", "AUROC", "AUROC within", "AUROC of the one trained with it"]
+        keys = _over_seeds(of, lambda run: run["keys read"])
+        rows.append([f"{weight:g}", str(len(of)), state, store, pooled, within, joint, keys])
+    columns = ["lambda", "seeds", "state", "store", "AUROC", "within", "AUROC of the one trained with it", "keys"]
     return markdown_table(columns, rows)
 
 
@@ -100,18 +110,22 @@ def _answerable(runs: Sequence[Run]) -> str:
 
 def _promises(runs: Sequence[Run]) -> str:
     rows = []
-    for weight, of in _weights(runs).items():
-        for run in of:
-            pairs, said = run["promises"], run.get("conversations", {})
-            spoken = [f"{said[way]['accuracy']:.3f} / {said[way]['calls']:.2f}" if said else "-" for way in _WAYS]
-            beyond = run.get("beyond the promise", {}).get("wrong")
-            kept = [f"{pairs['broken']} of {pairs['pairs']}", str(pairs["without a promise"])]
-            rows.append([f"{weight:g}", str(run["seed"]), *kept, *spoken, "-" if beyond is None else f"{beyond:.3f}"])
-    columns = ["lambda", "seed", "promise broken", "none made", *(f"{way}: right / calls" for way in _WAYS)]
-    return markdown_table([*columns, "wrong beyond its loads"], rows)
+    for run in runs:
+        pairs, beyond = run["promises"], run["wrong beyond"]
+        kept = [f"{pairs['broken']} of {pairs['pairs']}", str(pairs["without a promise"])]
+        means = ["-" if each is None else f"{each:.3f}" for each in (pairs["accuracy"], pairs["calls"], beyond)]
+        rows.append([f"{run['lambda']:g}", str(run["seed"]), *kept, *means])
+    return markdown_table(["lambda", "seed", "broken", "none made", "right", "calls", "wrong beyond"], rows)
 
 
-_WAYS = ("always", "lazily", "never")
+def _conversations(runs: Sequence[Run]) -> str:
+    ways = list(dict.fromkeys(way for run in runs for way in run["conversations"]))
+    rows = []
+    for run in runs:
+        found = [run["conversations"].get(way) for way in ways]
+        cells = ["-" if f is None else f"{f['accuracy']:.3f} / {f['calls']:.2f} / {f['seconds']:.0f}" for f in found]
+        rows.append([f"{run['lambda']:g}", str(run["seed"]), *cells])
+    return markdown_table(["lambda", "seed", *ways], rows)
 
 
 def _draw(path: Path, runs: Sequence[Run]) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from dual_objective import fit
+from dual_objective import fit_controller
 from hf_toolssm.evaluation.selective import Questions, auroc, calibrate
 from questions import Asked
+
+THRESHOLDS = [at / 200 for at in range(1, 201)]
+"""Of a controller's probability, that are tested from the highest on."""
 
 
 def probabilities(controller: nn.Module, hidden: np.ndarray) -> np.ndarray:
@@ -29,6 +32,12 @@ def _situation(asked: Asked) -> np.ndarray:
     return np.stack([load, distance, load - distance, load * distance], 1).astype(np.float32)
 
 
+def _uncertainty(asked: Asked) -> np.ndarray:
+    """What the answer that the state begins says of itself."""
+    columns = (asked.entropy, asked.margin, asked.largest, asked.least, asked.change)
+    return np.stack(columns, 1).astype(np.float32)
+
+
 def scores(asked: Asked, train: Asked, controllers: dict[str, nn.Module], seed: int) -> dict[str, np.ndarray]:
     """By rule, (n,) of each question.
 
@@ -36,7 +45,8 @@ def scores(asked: Asked, train: Asked, controllers: dict[str, nn.Module], seed: 
         train: sessions that a rule may learn from.
         controllers: by name.
     """
-    baseline = fit(_situation(train), train.state_is_right, seed)
+    baseline = fit_controller(_situation(train), train.state_is_right, seed)
+    together = fit_controller(_uncertainty(train), train.state_is_right, seed)
     return {
         **{name: probabilities(each, asked.hidden) for name, each in controllers.items()},
         "entropy": -asked.entropy,
@@ -44,6 +54,7 @@ def scores(asked: Asked, train: Asked, controllers: dict[str, nn.Module], seed: 
         "largest probability": asked.largest,
         "FLARE-like": asked.least,
         "DRAGIN-like": -asked.entropy * asked.change,
+        "these five, fitted": probabilities(together, _uncertainty(asked)),
         "load and distance": probabilities(baseline, _situation(asked)),
         "random": np.random.default_rng(seed).random(len(asked.load)),
     }
@@ -67,15 +78,16 @@ def hardest_load(asked: Asked) -> int:
     return min(by_load(asked).items(), key=lambda each: abs(each[1]["state"] - 0.5))[0]
 
 
-def answerable(asked: Asked, share: float) -> Asked:
-    """The questions of the smallest loads, of so many that the state is right as nearly as can be to this share."""
-    choices = [asked.where(asked.load <= load) for load in np.unique(asked.load)]
-    return min(choices, key=lambda each: abs(each.state_is_right.mean() - share))
+def answerable_loads(asked: Asked, share: float) -> list[int]:
+    """The smallest loads, so many that the state is right as nearly as can be to this share of their questions."""
+    loads = np.unique(asked.load)
+    most = min(loads, key=lambda load: abs(asked.state_is_right[asked.load <= load].mean() - share))
+    return [int(load) for load in loads if load <= most]
 
 
-def worth(asked: Asked, score: np.ndarray) -> dict[str, float | None]:
-    """How well a rule tells what the state knows, pooled and within the hardest load."""
-    within = asked.load == hardest_load(asked)
+def worth(asked: Asked, score: np.ndarray, load: int) -> dict[str, float | None]:
+    """How well a rule tells what the state knows, pooled over all loads and within one."""
+    within = asked.load == load
     pooled, hardest = auroc(score, asked.state_is_right), auroc(score[within], asked.state_is_right[within])
     return {"auroc": pooled, "auroc_within": hardest}
 
@@ -105,7 +117,7 @@ def promises(sessions: Sequence[Questions], alpha: float, delta: float, pairs: i
     for _ in range(pairs):
         order = rng.permutation(len(sessions))
         half, others = ([sessions[at] for at in part] for part in np.array_split(order, 2))
-        promise = calibrate(half, np.linspace(0, 1, 101)[1:].tolist(), alpha, delta)
+        promise = calibrate(half, THRESHOLDS, alpha, delta)
         if promise is None:
             none += 1
             continue

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import random
 import re
 
@@ -172,6 +173,22 @@ def test_short_pairs_are_answered_either_way_and_what_is_copied_is_what_the_turn
                 assert [taken(turn, "key"), taken(turn, "value")] == [key, "" if last == "?" else last]
             assert calls[-1:] == ["done"] * (variant != "state")
     assert {way for way, count in ways.items() if count} == ({"state", "store"} if variant == "either" else {variant})
+
+
+def test_more_short_pairs_than_there_are_keys_are_refused():
+    task, rng = load_task("short_recall"), random.Random(9)
+    for kind, most in ((None, 14_101), (TESTED, 3_475)):
+        with pytest.raises(InvalidProblemError, match=f"there are {most:,} keys"):
+            task.solve(task.problem(rng, most + 1, 1, kind), "state")
+
+
+def test_every_short_pair_may_be_asked_for_and_the_latest_most_often():
+    task, rng, counts = load_task("short_recall"), random.Random(10), [0] * 8
+    keys = [turn.key for turn, *_ in task.session(task.problem(rng, 8, 4_000))]
+    for key in keys[8:]:
+        counts[7 - keys.index(key)] += 1
+    expected = [math.log(1 + 1 / n, 9) for n in range(1, 9)]
+    assert [count / 4_000 for count in counts] == pytest.approx(expected, abs=0.03)
 
 
 def test_short_keys_of_tests_never_occur_in_training():

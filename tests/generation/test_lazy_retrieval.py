@@ -106,7 +106,7 @@ def test_deciding_moves_nothing_of_the_session(recall_tokenizer, ways):
     session, other = (asked_session(model, recall_tokenizer) for _ in range(2))
     for _ in range(2):
         LazyRetrieval(Remembers(1.0, 1.0, 1.0), 0.5, *ways).decide(session)
-    other.held_choices = dict.fromkeys(range(3), ways[0])
+    other.held_choices.update(dict.fromkeys(range(3), ways[0]))
     one, two = Recording(3), Recording(3)
     session.run(20, sink=one)
     other.run(20, sink=two)
@@ -119,9 +119,9 @@ def test_what_cannot_be_decided_is_refused(recall_tokenizer, ways):
     for threshold in (-0.1, float("nan"), "high", None):
         with pytest.raises(UnsupportedGenerationError, match="a threshold is a number of at least 0"):
             LazyRetrieval(Remembers(1.0), threshold, *ways)
-    with pytest.raises(InputMismatchError, match="one number each"):
+    with pytest.raises(InputMismatchError, match="one finite number each"):
         LazyRetrieval(Remembers(1.0, 2.0), 0.5, *ways).decide(session)
-    with pytest.raises(InputMismatchError, match="one number each"):
+    with pytest.raises(InputMismatchError, match="one finite number each"):
         LazyRetrieval(Remembers(1.0, float("nan"), 2.0), 0.5, *ways).decide(session)
     with pytest.raises(InputMismatchError, match="tokens"):
         LazyRetrieval(Remembers(1.0, 2.0, 3.0), 0.5, ways[0], len(recall_tokenizer)).decide(session)

@@ -105,7 +105,7 @@ def test_what_the_state_alone_answers_is_what_a_session_writes_that_begins_so(re
         for at in range(3, 8):
             fork = session.clone()
             fork.append([said[at]])
-            fork.held_choices = {0: begin.answers}
+            fork.held_choices[0] = begin.answers
             written = len(fork.answers[0])
             fork.run(len(said[at]) + 2)
             found.append(fork.answers[0][written:][:1] == turns[at][2] and fork.tokens > 0)
