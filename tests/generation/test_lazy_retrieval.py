@@ -114,8 +114,41 @@ def test_deciding_moves_nothing_of_the_session(recall_tokenizer, ways):
     assert session.tokens == other.tokens
 
 
+def test_a_retrieval_that_was_decided_still_stops_before_its_call(recall_tokenizer, ways):
+    session = asked_session(random_model(recall_tokenizer, SPECS), recall_tokenizer)
+    LazyRetrieval(Remembers(1.0, 1.0, 1.0), 2, *ways).decide(session)
+    calls = [row.tool_calls for row in session.rows]
+    session.run(stop_before_call=True)
+    assert [row.tool_calls for row in session.rows] == calls
+    assert session.held_choices == dict.fromkeys(range(3), ways[1])
+    assert session.held_choices.stopped == {0, 1, 2}
+    session.run(1, stop_before_call=True)
+    assert [row.tool_calls for row in session.rows] == [count + 1 for count in calls]
+
+
+def test_a_decision_is_saved(recall_tokenizer, ways, tmp_path):
+    model = random_model(recall_tokenizer, SPECS)
+    session = asked_session(model, recall_tokenizer)
+    LazyRetrieval(Remembers(3.0, -3.0, 0.0), 0.5, *ways).decide(session)
+    session.save(tmp_path / "session")
+    loaded = Session.load(tmp_path / "session", model, tokenizer=recall_tokenizer)
+    assert (loaded.held_choices, loaded.held_choices.stopped) == (session.held_choices, set())
+    heard = Recording(3), Recording(3)
+    for each, sink in zip((session, loaded), heard):
+        each.run(12, sink=sink)
+    assert heard[0].ids == heard[1].ids
+
+
 def test_what_cannot_be_decided_is_refused(recall_tokenizer, ways):
     session = asked_session(random_model(recall_tokenizer, SPECS), recall_tokenizer)
+    for answers, asks in ((ways[0], ways[0]), (None, ways[1]), (ways[0], "ask")):
+        with pytest.raises(UnsupportedGenerationError, match="two different tokens"):
+            LazyRetrieval(Remembers(1.0), 0.5, answers, asks)
+    for rows in ([7], [-1], []):
+        with pytest.raises(StateMismatchError, match="select takes some of the rows"):
+            LazyRetrieval(Remembers(1.0), 0.5, *ways).decide(session, rows)
+    with pytest.raises(InputMismatchError, match=r"does not run on hidden states \(3, 1, 32\)"):
+        LazyRetrieval(nn.Linear(5, 1), 0.5, *ways).decide(session)
     for threshold in (-0.1, float("nan"), "high", None):
         with pytest.raises(UnsupportedGenerationError, match="a threshold is a number of at least 0"):
             LazyRetrieval(Remembers(1.0), threshold, *ways)
@@ -126,6 +159,8 @@ def test_what_cannot_be_decided_is_refused(recall_tokenizer, ways):
     with pytest.raises(InputMismatchError, match="tokens"):
         LazyRetrieval(Remembers(1.0, 2.0, 3.0), 0.5, ways[0], len(recall_tokenizer)).decide(session)
     session.run(12)
+    while not any(row.pending for row in session.rows):  # an observation is not what somebody asked
+        session.run(1)
     with pytest.raises(StateMismatchError, match="append a question"):
         LazyRetrieval(Remembers(1.0, 2.0, 3.0), 0.5, *ways).decide(session)
     assert not session.held_choices
