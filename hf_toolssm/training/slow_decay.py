@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_toolssm.models.modeling_tool_mamba import ToolMambaMixer
 
@@ -20,11 +21,12 @@ FREE = 1.0
 
 @contextmanager
 def slow_decays(model: nn.Module, attention_mask: Tensor, at_worst: bool) -> Iterator[list[Tensor]]:
-    """Of every layer that runs forward meanwhile, with a gradient, how slowly its states decay: a number from 0 to 1.
+    """Of every layer that runs forward meanwhile, with a gradient, how slowly its states decay, at least 0.
 
     It is the mean, over real tokens and channels, of 1 - x / FREE where a channel's slowest state keeps exp(-x) of
-    itself with x below FREE, and of 0 elsewhere. At worst, it is the mean over channels alone, and x as small as any
-    inputs of `dt_proj` would make it that are no larger than the batch's.
+    itself with x below FREE, and of 0 elsewhere. At worst, it is the mean over channels of how far a step size could
+    lie below the one that costs nothing, both before the softplus, whose own slope is 0 for the smallest: whatever the
+    scan reads, as long as no channel is larger than the batch's largest.
 
     Args:
         model: whose `ToolMambaMixer` are its layers.
@@ -34,22 +36,29 @@ def slow_decays(model: nn.Module, attention_mask: Tensor, at_worst: bool) -> Ite
     found: list[Tensor] = []
     lengths = attention_mask.sum(1, keepdim=True)
 
-    def read(mixer: ToolMambaMixer, inputs: Tensor, before_softplus: Tensor) -> None:
+    def real(values: Tensor) -> Tensor:
+        """Those (t, ...) of real tokens: wherever a batch's padding stands, the layers have a row's tokens first."""
+        return values[torch.arange(values.shape[1], device=lengths.device) < lengths].float()
+
+    def read(mixer: ToolMambaMixer, before_softplus: Tensor) -> None:
         if torch.is_grad_enabled():
-            # Wherever a batch's padding stands, the layers have a row's tokens first.
-            real = torch.arange(before_softplus.shape[1], device=lengths.device) < lengths
-            before_softplus = before_softplus[real].float()  # (t, d)
-            if at_worst:
-                largest = inputs.detach()[real].float().abs().amax(0)
-                before_softplus = mixer.dt_proj.bias.float() - mixer.dt_proj.weight.float().abs() @ largest
-            decay = F.softplus(before_softplus) * mixer.A_log.float().exp().amin(1)
+            decay = F.softplus(real(before_softplus)) * mixer.A_log.float().exp().amin(1)  # (t, d)
             found.append(F.relu(1 - decay / FREE).mean())
 
-    handles = [
-        mixer.dt_proj.register_forward_hook(lambda _, args, output, mixer=mixer: read(mixer, args[0], output))
-        for mixer in model.modules()
-        if isinstance(mixer, ToolMambaMixer)
-    ]
+    def read_worst(mixer: ToolMambaMixer, inputs: Tensor) -> None:
+        if torch.is_grad_enabled():
+            largest = real(inputs.detach()).abs().amax(0)  # (d,)
+            weights = mixer.dt_proj.weight.float() @ mixer.x_proj.weight.float()[: mixer.time_step_rank]
+            lowest = mixer.dt_proj.bias.float() - weights.abs() @ largest
+            free = torch.expm1(FREE / mixer.A_log.float().exp().amin(1)).log()
+            found.append(F.relu(free - lowest).mean())
+
+    def hook(mixer: ToolMambaMixer) -> RemovableHandle:
+        if at_worst:
+            return mixer.x_proj.register_forward_hook(lambda _, args, output: read_worst(mixer, args[0]))
+        return mixer.dt_proj.register_forward_hook(lambda _, args, output: read(mixer, output))
+
+    handles = [hook(mixer) for mixer in model.modules() if isinstance(mixer, ToolMambaMixer)]
     try:
         yield found
     finally:

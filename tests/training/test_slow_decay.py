@@ -1,5 +1,7 @@
 """The penalty on slow decay: what it is, that training lowers it, and where it is refused."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,13 +27,17 @@ def shares_by_hand(model, batch, at_worst):
         handle = mixer.x_proj.register_forward_hook(lambda module, args, output, inputs=inputs: inputs.append(args[0]))
         model(batch["input_ids"], attention_mask=batch["attention_mask"])
         handle.remove()
-        read = mixer.x_proj(inputs[0])[..., : mixer.time_step_rank][real]  # (t, r)
-        times = mixer.dt_proj(read)
-        if at_worst:  # of each channel, the corner of what was read that gives the smallest step
-            corners = -mixer.dt_proj.weight.sign() * read.abs().amax(0)  # (d, r)
-            assert (mixer.dt_proj(corners).diagonal() <= times + 1e-6).all()
-            times = mixer.dt_proj(corners).diagonal()
-        kept = torch.exp(-F.softplus(times)[..., None] * torch.exp(mixer.A_log)).amax(-1)
+        rank, rates = mixer.time_step_rank, torch.exp(mixer.A_log)
+        times = mixer.dt_proj(mixer.x_proj(inputs[0][real])[..., :rank])
+        if at_worst:  # of each channel, what the scan would have to read for the smallest step
+            signs = (mixer.dt_proj.weight @ mixer.x_proj.weight[:rank]).sign()
+            corners = -signs * inputs[0][real].abs().amax(0)  # (d, d)
+            lowest = mixer.dt_proj(mixer.x_proj(corners)[..., :rank]).diagonal()
+            assert (lowest <= times + 1e-6).all()
+            free = lowest.new_tensor([math.log(math.expm1(FREE / rate)) for rate in rates.amin(1).tolist()])
+            found.append((free - lowest).clamp(min=0).mean())
+            continue
+        kept = torch.exp(-F.softplus(times)[..., None] * rates).amax(-1)
         found.append((1 + torch.log(kept) / FREE).clamp(min=0).mean())
     return found
 
@@ -46,7 +52,8 @@ def test_it_is_the_mean_over_real_tokens_and_channels_or_over_channels_at_worst(
         with torch.no_grad():
             trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"])
     torch.testing.assert_close(found, shares_by_hand(trainer.model, batch, at_worst), rtol=1e-4, atol=1e-6)
-    assert all(0 < share < 1 for share in found)
+    assert all(share > 0 for share in found)
+    assert at_worst or all(share < 1 for share in found)
 
 
 def test_padding_may_stand_on_either_side(tmp_path):
@@ -87,7 +94,7 @@ def test_the_loss_has_it_by_its_weight(tmp_path, items):
     assert (more - loss).item() == pytest.approx(expected.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize(("at_worst", "steps", "share"), [(False, 20, 0.5), (True, 80, 0.9)])
+@pytest.mark.parametrize(("at_worst", "steps", "share"), [(False, 20, 0.5), (True, 60, 0.7)])
 def test_training_lowers_it(tmp_path, at_worst, steps, share):
     options = {"slow_decay_weight": 100.0, "slow_decay_at_worst": at_worst, "learning_rate": 3e-2}
     trainer = make_trainer(tmp_path, 16, steps, **options)
