@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -131,6 +132,22 @@ def test_a_model_that_has_hardly_learned_is_not_proved(tmp_path):
     model = train(tmp_path / "untrained", "--max_steps", "20")
     with pytest.raises(SystemExit, match="not proved"):
         certify(model, tmp_path / "certificate.json")
+    failing = json.loads((tmp_path / "certificate.json").read_text(encoding="utf-8"))["failing"]
+    rows = (tmp_path / "certificate.md").read_text(encoding="utf-8").splitlines()[2:]
+    cells = [row.replace("\\|", "").split(" | ") for row in rows]
+    assert [int(row[1].replace(",", "")) for row in cells] == sorted(
+        Counter(each["right"] for each in failing).values(), reverse=True
+    )
+    assert sum(int(row[2].replace(",", "")) for row in cells) == sum(each["at_most"] < 0 for each in failing)
+    widths = [each["at_most"] - each["margin"] for each in failing]
+    most = max(float(row[3].rpartition(" / ")[2]) for row in cells)
+    assert most == pytest.approx(max(widths), rel=0.01)
+
+
+def test_a_proof_leaves_no_table_of_open_contexts(trained, tmp_path):
+    (tmp_path / "certificate.md").write_text("of an earlier one", encoding="utf-8")
+    certify(trained, tmp_path / "certificate.json")
+    assert not (tmp_path / "certificate.md").exists()
 
 
 def test_another_rule_than_that_it_was_trained_on_is_not_proved(trained, tmp_path):
