@@ -3,7 +3,7 @@
 The controller's targets are whether the model was right out of its state when it was asked: its own greedy choices on
 the rows, before this training. An answer is one letter, so what it chooses behind a row's own tokens is what it would
 write. The key's target is the key that is asked for. While the model trains on, its targets grow stale; so it has seen
-sessions of all these loads before it is asked (`adapt`).
+sessions of all these loads before it is asked (measure_retrieval.py).
 """
 
 import random
