@@ -94,6 +94,8 @@ class ToolSFTConfig(SFTConfig):
                 raise UnsafeTrainingError(f"{name}={getattr(self, name)} is refused: {why}. Leave it out.")
         if not 0 <= self.slow_decay_weight < math.inf:
             raise UnsafeTrainingError(f"slow_decay_weight is at least 0 and finite, and not {self.slow_decay_weight}")
+        if self.slow_decay_at_worst and not self.slow_decay_weight:
+            raise UnsafeTrainingError("slow_decay_at_worst says what slow_decay_weight weighs, which is 0: set it too")
         if self.slow_decay_weight and self.bptt_length is not None:
             raise UnsafeTrainingError(
                 "slow_decay_weight is weighted by a batch's labelled tokens, and a piece of a prompt has none: leave "

@@ -129,3 +129,8 @@ def test_where_it_means_nothing_it_is_refused(tmp_path, options, message):
 def test_a_weight_that_is_none_is_refused(tmp_path, weight):
     with pytest.raises(UnsafeTrainingError, match="at least 0"):
         ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, slow_decay_weight=weight)
+
+
+def test_at_worst_without_a_weight_is_refused(tmp_path):
+    with pytest.raises(UnsafeTrainingError, match="set it too"):
+        ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, slow_decay_at_worst=True)
