@@ -32,7 +32,7 @@ class CertificationArguments:
     model: str = field(metadata={"help": "A folder or a Hub id with model and tokenizer."})
     output: str = field(
         metadata={
-            "help": "The certificate, a .json file; beside it lie its boxes (.npz), a picture and what is open (.md)."
+            "help": "The certificate, a .json file; beside it lie boxes (.npz), a picture and what is open (_open.md)."
         }
     )
     task: str | None = field(default=None, metadata={"help": "By default the one that the model was trained on."})
@@ -83,9 +83,9 @@ def main() -> None:
             for node, low, high in proof.failing
         ],
     }
-    write_json(path, certificate)
-    table = path.with_suffix(".md")
+    table = path.with_name(f"{path.stem}_open.md")
     table.unlink(missing_ok=True)  # an earlier proof's
+    write_json(path, certificate)
     if proof.failing:
         write_atomically(table, open_table(certificate["failing"]) + "\n")
     plot_margins(proof, path.with_suffix(".png"))

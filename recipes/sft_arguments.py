@@ -38,7 +38,8 @@ class RecipeArguments:
         default=0,
         metadata={
             "help": "Rows to train on beside those of problems: walks through the task's rule, in which a tool shows "
-            "anything that it could. A model that is to be proved right has to be right there, too."
+            "anything that it could. A model that is to be proved right has to be right there, too. They are of the "
+            "recipe's own task, and come on top of a mixture."
         },
     )
     model: str | None = field(default=None, metadata={"help": "A checkpoint to fine-tune; from scratch without."})
@@ -108,6 +109,10 @@ class RecipeArguments:
     def __post_init__(self) -> None:
         # A config's `4` is an int, which transformers refuses where it wants a float.
         self.time_step_min, self.time_step_max = float(self.time_step_min), float(self.time_step_max)
+        if self.rule_walks < 0 or self.conv_kernel < 1:
+            raise UnsafeTrainingError(
+                f"rule_walks are at least 0 and conv_kernel at least 1, not {self.rule_walks} and {self.conv_kernel}"
+            )
 
     @property
     def mamba(self) -> dict[str, float]:

@@ -70,13 +70,20 @@ def check_model(model: Any, causal_lm: Any, owner: Any, args: ToolSFTConfig) -> 
             "state_noise_share: 0"
         )
     if args.slow_decay_weight > 0:
-        if not any(isinstance(module, ToolMambaMixer) for module in model.modules()):
+        mixers = [module for module in model.modules() if isinstance(module, ToolMambaMixer)]
+        if not mixers:
             raise UnsafeTrainingError(
                 f"slow_decay_weight is of a ToolMamba's states, and this is a {type(model).__name__}: leave it out"
             )
         if args.activation_checkpointing or getattr(model, "is_gradient_checkpointing", False):
             raise UnsafeTrainingError(
                 "slow_decay_weight reads what activation checkpointing throws away: leave out one of the two"
+            )
+        plain = all(type(layer) is torch.nn.Linear for mixer in mixers for layer in (mixer.x_proj, mixer.dt_proj))
+        if args.slow_decay_at_worst and not plain:
+            raise UnsafeTrainingError(
+                "slow_decay_at_worst reads the weights of x_proj and dt_proj, and an adapter stands beside them: "
+                "leave it out, or train in full"
             )
     compiled = args.torch_compile or any(m._compiled_call_impl or hasattr(m, "_orig_mod") for m in model.modules())
     if owner is not None and compiled:

@@ -47,11 +47,13 @@ def slow_decays(model: nn.Module, attention_mask: Tensor, at_worst: bool) -> Ite
 
     def read_worst(mixer: ToolMambaMixer, inputs: Tensor) -> None:
         if torch.is_grad_enabled():
-            largest = real(inputs.detach()).abs().amax(0)  # (d,)
-            weights = mixer.dt_proj.weight.float() @ mixer.x_proj.weight.float()[: mixer.time_step_rank]
-            lowest = mixer.dt_proj.bias.float() - weights.abs() @ largest
-            free = torch.expm1(FREE / mixer.A_log.float().exp().amin(1)).log()
-            found.append(F.relu(free - lowest).mean())
+            with torch.autocast(inputs.device.type, enabled=False):  # a bound is no bound in bfloat16
+                largest = real(inputs.detach()).abs().amax(0)  # (d,)
+                weights = mixer.dt_proj.weight.float() @ mixer.x_proj.weight.float()[: mixer.time_step_rank]
+                lowest = mixer.dt_proj.bias.float() - weights.abs() @ largest
+                size = FREE * (-mixer.A_log.float()).exp().amax(1)  # of a step that costs nothing
+                free = size + (-torch.expm1(-size)).log()  # before the softplus
+                found.append(F.relu(free - lowest).mean())
 
     def hook(mixer: ToolMambaMixer) -> RemovableHandle:
         if at_worst:

@@ -133,7 +133,7 @@ def test_a_model_that_has_hardly_learned_is_not_proved(tmp_path):
     with pytest.raises(SystemExit, match="not proved"):
         certify(model, tmp_path / "certificate.json")
     failing = json.loads((tmp_path / "certificate.json").read_text(encoding="utf-8"))["failing"]
-    rows = (tmp_path / "certificate.md").read_text(encoding="utf-8").splitlines()[2:]
+    rows = (tmp_path / "certificate_open.md").read_text(encoding="utf-8").splitlines()[2:]
     cells = [row.replace("\\|", "").split(" | ") for row in rows]
     assert [int(row[1].replace(",", "")) for row in cells] == sorted(
         Counter(each["right"] for each in failing).values(), reverse=True
@@ -145,9 +145,9 @@ def test_a_model_that_has_hardly_learned_is_not_proved(tmp_path):
 
 
 def test_a_proof_leaves_no_table_of_open_contexts(trained, tmp_path):
-    (tmp_path / "certificate.md").write_text("of an earlier one", encoding="utf-8")
+    (tmp_path / "certificate_open.md").write_text("of an earlier one", encoding="utf-8")
     certify(trained, tmp_path / "certificate.json")
-    assert not (tmp_path / "certificate.md").exists()
+    assert not (tmp_path / "certificate_open.md").exists()
 
 
 def test_another_rule_than_that_it_was_trained_on_is_not_proved(trained, tmp_path):

@@ -9,6 +9,7 @@ from small_run import make_trainer
 from torch import nn
 
 from hf_toolssm.errors import UnsafeTrainingError
+from hf_toolssm.training.checks import check_model
 from hf_toolssm.training.heads import Head, binary_loss
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.slow_decay import FREE, slow_decays
@@ -129,6 +130,28 @@ def test_where_it_means_nothing_it_is_refused(tmp_path, options, message):
 def test_a_weight_that_is_none_is_refused(tmp_path, weight):
     with pytest.raises(UnsafeTrainingError, match="at least 0"):
         ToolSFTConfig(output_dir=str(tmp_path), use_cpu=True, slow_decay_weight=weight)
+
+
+def test_at_worst_a_step_that_costs_nothing_is_finite_whatever_the_rate(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1, state_passing_share=0.0)
+    batch = batch_of(trainer)
+    for rate in (-8.0, 20.0):
+        for block in trainer.model.backbone.layers:
+            block.mixer.A_log.data.fill_(rate)
+        with slow_decays(trainer.model, batch["attention_mask"], True) as found:
+            trainer.model(batch["input_ids"], attention_mask=batch["attention_mask"])
+        torch.stack(found).sum().backward()
+        assert torch.stack(found).isfinite().all()
+        assert all(block.mixer.A_log.grad.isfinite().all() for block in trainer.model.backbone.layers)
+
+
+def test_at_worst_beside_an_adapter_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, 4, 1)
+    for block in trainer.model.backbone.layers:
+        block.mixer.x_proj = nn.Sequential(block.mixer.x_proj)
+    trainer.args.slow_decay_weight, trainer.args.slow_decay_at_worst = 0.1, True
+    with pytest.raises(UnsafeTrainingError, match="an adapter stands beside them"):
+        check_model(trainer.model, trainer.model, trainer.model, trainer.args)
 
 
 def test_at_worst_without_a_weight_is_refused(tmp_path):
