@@ -68,17 +68,16 @@ class LazyRetrieval:
             StateMismatchError: there is no such row, or it stands behind no question. Where the first turn is one,
                 start the session with all of it but its last token, and append that.
         """
-        rows = range(len(session.rows)) if rows is None else rows
-        asked = session.select(rows)  # refuses rows that there are not
-        if silent := [row for row, at in zip(rows, asked.rows) if not at.inputs]:
+        rows = session.check_rows(range(len(session.rows)) if rows is None else rows)
+        if silent := [row for row in rows if not session.rows[row].inputs]:
             raise StateMismatchError(f"nothing was appended to row {silent[0]}: append a question, and then decide")
-        state = asked.state
+        state = session.state.select(rows)
         if not (min(self.answers, self.asks) >= 0 and max(self.answers, self.asks) < state.logits.shape[1]):
             raise InputMismatchError(
                 f"the tokens {self.answers} and {self.asks} begin an answer and a retrieval, and the model has "
                 f"{state.logits.shape[1]:,} tokens"
             )
-        hidden = session.runner.hidden(state, [list(row.pending) for row in asked.rows])
+        hidden = session.runner.hidden(state, [list(session.rows[row].pending) for row in rows])
         try:
             with torch.no_grad():
                 found = self.controller.eval()(hidden[:, None]).float().sigmoid()
@@ -86,9 +85,9 @@ class LazyRetrieval:
             raise InputMismatchError(
                 f"the controller does not run on hidden states {tuple(hidden[:, None].shape)} in float32: {error}"
             ) from error
-        if found.numel() != len(asked.rows) or not bool(found.isfinite().all()):
+        if found.numel() != len(rows) or not bool(found.isfinite().all()):
             raise InputMismatchError(
-                f"the controller gave {tuple(found.shape)} for {len(asked.rows)} rows: one finite number each"
+                f"the controller gave {tuple(found.shape)} for {len(rows)} rows: one finite number each"
             )
         probabilities = dict(zip(rows, found.reshape(-1).tolist()))
         for row, probability in probabilities.items():

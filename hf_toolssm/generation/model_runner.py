@@ -107,16 +107,17 @@ class ModelRunner:
         Args:
             state, runs: see `feed`; nothing is changed.
         """
-        together = self.prefill is Prefill.BATCHED
-        groups = [range(len(runs))] if together else [[row] for row in range(len(runs))]
+        groups = [(state, runs)]
+        if self.prefill is not Prefill.BATCHED:  # the last forward is then of the last row alone
+            groups = [(None if state is None else state.select([row]), [run]) for row, run in enumerate(runs)]
         found = []
-        for rows in groups:
+        for before, tokens in groups:
             last: dict[str, Tensor] = {}  # of what is fed in pieces the last one's alone is kept
             handle = self.model.base_model.register_forward_hook(
                 lambda backbone, args, output, last=last: last.update(hidden=output[0][:, -1].float())
             )
             try:
-                self.feed(None if state is None else state.select(rows), [runs[row] for row in rows])
+                self.feed(before, tokens)
             finally:
                 handle.remove()
             found.append(last["hidden"])

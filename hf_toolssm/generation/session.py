@@ -316,10 +316,7 @@ class Session(Value):
             StateMismatchError: there is no such row, or none is given.
         """
         self._refuse_while_running()
-        chosen: list[Any] = list(rows) if isinstance(rows, Iterable) else [None]
-        wrong = [row for row in chosen if not isinstance(row, int | np.integer) or not 0 <= row < len(self.rows)]
-        if wrong or not chosen:
-            raise StateMismatchError(f"select takes some of the rows 0 to {len(self.rows) - 1}, and not {chosen}")
+        chosen = self.check_rows(rows)
         self.wait()
         other = object.__new__(Session)
         vars(other).update(vars(self))
@@ -329,6 +326,18 @@ class Session(Value):
         other.recording = self.recording.select(chosen) if isinstance(self.recording, Recording) else None
         other.randoms = _randoms_of_copies(self.randoms, chosen)
         return other
+
+    def check_rows(self, rows: Iterable[int]) -> list[int]:
+        """The numbers of some of the rows, as they are.
+
+        Raises:
+            StateMismatchError: there is no such row, or none is given.
+        """
+        chosen: list[Any] = list(rows) if isinstance(rows, Iterable) else [None]
+        wrong = [row for row in chosen if not isinstance(row, int | np.integer) or not 0 <= row < len(self.rows)]
+        if wrong or not chosen:
+            raise StateMismatchError(f"select takes some of the rows 0 to {len(self.rows) - 1}, and not {chosen}")
+        return chosen
 
     def _refuse_while_running(self) -> None:
         if self._is_torn:

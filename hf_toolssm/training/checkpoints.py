@@ -15,12 +15,18 @@ def last_whole_checkpoint(folder: Path) -> Path:
     Raises:
         NoCheckpointError: there is none.
     """
-    whole = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
-    if not whole:
+    found = whole_checkpoint(folder)
+    if found is None:
         raise NoCheckpointError(
             f"{folder} holds no whole checkpoint to resume from: start the run without resume_from_checkpoint"
         )
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+    return found
+
+
+def whole_checkpoint(folder: Path) -> Path | None:
+    """The same; None where there is none."""
+    whole = [path for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _is_whole(checkpoint: Path) -> bool:

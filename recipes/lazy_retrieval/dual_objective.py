@@ -18,12 +18,11 @@ from datasets import Dataset
 from torch import Tensor, nn
 
 from dataset_builders.tasks.short_recall import KEY_LENGTH, LETTERS
-from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.exactness import in_evaluation_mode
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.protocol.render import IGNORED, Renderer
 from hf_toolssm.protocol.trajectory import StepKind, Trajectory
-from hf_toolssm.training.checkpoints import last_whole_checkpoint
+from hf_toolssm.training.checkpoints import whole_checkpoint
 from hf_toolssm.training.heads import Head, binary_loss
 from hf_toolssm.training.sft_config import ToolSFTConfig
 from hf_toolssm.training.trainer import ToolSFTTrainer
@@ -142,24 +141,22 @@ def train_dual(
         seed=seed,
     )
     trainer = ToolSFTTrainer(model, config, rows, processing_class=tokenizer, heads=both)
-    try:
-        resume = str(last_whole_checkpoint(folder))
-    except NoCheckpointError:
-        resume = None
-    trainer.train(resume_from_checkpoint=resume)
+    resume = whole_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     trainer.save_model()
 
 
-def fit(module: nn.Module, loss: Loss, features: np.ndarray, targets: np.ndarray, seed: int) -> nn.Module:
-    """Trains what reads features (n, e), in place, to say targets (n,); no model changes.
+def fit(
+    make: Callable[[int], nn.Module], loss: Loss, features: np.ndarray, targets: np.ndarray, seed: int
+) -> nn.Module:
+    """Trains what reads features (n, e) to say targets (n,); no model changes.
 
     Args:
+        make: what reads them, given e.
         loss: as of a `Head`.
     """
     torch.manual_seed(seed)
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear):
-            layer.reset_parameters()
+    module = make(features.shape[1])
     given, wanted = torch.from_numpy(features), torch.from_numpy(targets)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FITTING_STEPS)
@@ -174,4 +171,4 @@ def fit(module: nn.Module, loss: Loss, features: np.ndarray, targets: np.ndarray
 
 def fit_controller(features: np.ndarray, right: np.ndarray, seed: int) -> Controller:
     """One that reads features (n, e) and learns which of the answers (n,) are right."""
-    return fit(Controller(features.shape[1]), binary_loss, features, right, seed)
+    return fit(Controller, binary_loss, features, right, seed)

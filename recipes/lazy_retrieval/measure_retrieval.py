@@ -49,7 +49,19 @@ from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.training.heads import Head, binary_loss, load_heads, save_heads
 from questions import TASK, VARIANT, Asked, ask_both_ways, drawn_problems, ways
 from retrieval_results import RATES, write_results
-from rules import THRESHOLDS, answerable_loads, at_rate, by_load, hardest_load, promises, scores, sessions_of, worth
+from rules import (
+    THRESHOLDS,
+    answerable_loads,
+    at_rate,
+    by_load,
+    hardest_load,
+    learn,
+    probabilities,
+    promises,
+    scores,
+    sessions_of,
+    worth,
+)
 
 LARGER = (512, 1024)
 """Pairs of sessions beyond all that the controller has learned from."""
@@ -177,13 +189,14 @@ def _measure(
     pool = _ask(folder, tokenizer, "pool", True, loads, seed, options.pool // len(loads))
     fitted = fit_controller(train.hidden, train.state_is_right, seed)
     save_heads([Head(FITTED, fitted, "knows", binary_loss)], folder / "fitted")
-    reader = fit(key_reader(train.hidden.shape[1]), key_loss, train.hidden, train.key, seed)
+    reader = fit(key_reader, key_loss, train.hidden, train.key, seed)
     controllers = {FITTED: fitted} | ({JOINT: both[0].module.eval()} if both else {})
-    of_train, of_test, of_pool = (scores(asked, train, controllers, seed) for asked in (train, test, pool))
+    learned = learn(train, seed)
+    of_test, of_pool = (scores(asked, learned, controllers, seed) for asked in (test, pool))
     sessions = sessions_of(pool, of_pool[FITTED])
     random.Random(seed).shuffle(sessions)  # they come load by load
     promise = calibrate(sessions[: len(sessions) // 2], THRESHOLDS, options.alpha, options.delta)
-    often = float(np.quantile(of_train[FITTED][np.isin(train.load, loads)], MOST_CALLS))
+    often = float(np.quantile(probabilities(fitted, train.hidden)[np.isin(train.load, loads)], MOST_CALLS))
     beyond = [each for each in sessions_of(test, of_test[FITTED]) if each.load not in loads]
     problems = [each for load in loads for each in drawn_problems(True, load, 16, QUESTIONS, f"conversations {seed}")]
     ways_to_go: dict[str, float | bool] = {"always": True, "never": False, "at a third of the calls": often}

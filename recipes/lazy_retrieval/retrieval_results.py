@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from hf_toolssm.evaluation.report import markdown_table, write_json
+from hf_toolssm.files import write_atomically
 
 RATES = [at / 20 for at in range(21)]
 """Of calls, at which curves are drawn."""
@@ -40,7 +41,7 @@ def write_results(output: Path, runs: Sequence[Run], alpha: float, delta: float)
         _conversations(runs),
     ]
     text = "\n\n".join(parts) + "\n"
-    (output / "results.md").write_text(text, encoding="utf-8")
+    write_atomically(output / "results.md", text)
     _draw(output / "calls.png", runs)
     print(text)
 
@@ -130,13 +131,11 @@ def _conversations(runs: Sequence[Run]) -> str:
 
 def _draw(path: Path, runs: Sequence[Run]) -> None:
     """Accuracy against the share of questions that are asked of the store, by rule; of the first weight and seed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # no global state, no display
 
     found = runs[0]["answerable"]
-    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
     for name, curve in found["curves"].items():
         axes.plot(RATES, curve, label=name, linewidth=2.5 if name == "controller" else 1.2)
     axes.set_xlabel("share of questions asked of the store")
@@ -145,4 +144,3 @@ def _draw(path: Path, runs: Sequence[Run]) -> None:
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -6,7 +6,7 @@ state space model has no attention, and how much the token changes the state sta
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,15 +38,25 @@ def _uncertainty(asked: Asked) -> np.ndarray:
     return np.stack(columns, 1).astype(np.float32)
 
 
-def scores(asked: Asked, train: Asked, controllers: dict[str, nn.Module], seed: int) -> dict[str, np.ndarray]:
+class Learned(NamedTuple):
+    """What was fitted on `_situation` and on `_uncertainty`."""
+
+    situation: nn.Module
+    uncertainty: nn.Module
+
+
+def learn(train: Asked, seed: int) -> Learned:
+    """The rules that learn from sessions."""
+    return Learned(*(fit_controller(read(train), train.state_is_right, seed) for read in (_situation, _uncertainty)))
+
+
+def scores(asked: Asked, learned: Learned, controllers: dict[str, nn.Module], seed: int) -> dict[str, np.ndarray]:
     """By rule, (n,) of each question.
 
     Args:
-        train: sessions that a rule may learn from.
+        learned: the rules that have learned from other sessions.
         controllers: by name.
     """
-    baseline = fit_controller(_situation(train), train.state_is_right, seed)
-    together = fit_controller(_uncertainty(train), train.state_is_right, seed)
     return {
         **{name: probabilities(each, asked.hidden) for name, each in controllers.items()},
         "entropy": -asked.entropy,
@@ -54,8 +64,8 @@ def scores(asked: Asked, train: Asked, controllers: dict[str, nn.Module], seed: 
         "largest probability": asked.largest,
         "FLARE-like": asked.least,
         "DRAGIN-like": -asked.entropy * asked.change,
-        "these five, fitted": probabilities(together, _uncertainty(asked)),
-        "load and distance": probabilities(baseline, _situation(asked)),
+        "these five, fitted": probabilities(learned.uncertainty, _uncertainty(asked)),
+        "load and distance": probabilities(learned.situation, _situation(asked)),
         "random": np.random.default_rng(seed).random(len(asked.load)),
     }
 

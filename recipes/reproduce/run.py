@@ -21,11 +21,10 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from experiment import ROOT, Experiment, Run, load_experiment, names
-from hf_toolssm.errors import NoCheckpointError
 from hf_toolssm.evaluation.report import write_json
 from hf_toolssm.files import escape_unprintable
 from hf_toolssm.hub.model_card import read_json
-from hf_toolssm.training.checkpoints import last_whole_checkpoint
+from hf_toolssm.training.checkpoints import whole_checkpoint
 from proofs import prove
 from summary import fitness, summarize, write_summary
 
@@ -133,11 +132,8 @@ def train(run: Run, folder: Path, accelerate_config: str) -> None:
     command = [*launcher, "recipes/sft.py", *run.arguments(), "--output_dir", str(output), "--disable_tqdm", "true"]
     if run.shared_dataset:
         command += ["--dataset", str(build_dataset(run, folder))]
-    try:
-        last_whole_checkpoint(output)
+    if whole_checkpoint(output) is not None:
         command += ["--resume_from_checkpoint", "true"]
-    except NoCheckpointError:
-        pass  # nothing to go on from
     _execute(command, output)
 
 

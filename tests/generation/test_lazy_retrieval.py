@@ -8,7 +8,7 @@ from torch import nn
 
 from dataset_builders.catalog import load_task
 from hf_toolssm import Session
-from hf_toolssm.errors import InputMismatchError, StateMismatchError, UnsupportedGenerationError
+from hf_toolssm.errors import InputMismatchError, StateMismatchError, UnforkableToolError, UnsupportedGenerationError
 from hf_toolssm.generation.lazy_retrieval import LazyRetrieval
 from hf_toolssm.generation.model_runner import ModelRunner
 from hf_toolssm.generation.recording import Recording
@@ -17,6 +17,7 @@ from hf_toolssm.protocol.render import Renderer
 from hf_toolssm.protocol.task_tokenizer import build_task_tokenizer
 from hf_toolssm.protocol.trajectory import ANSWER, Writer
 from hf_toolssm.tools import make_tool
+from hf_toolssm.tools.pointer_store import PointerStore
 
 TASK = load_task("short_recall")
 SPECS = TASK.tools("either")
@@ -99,6 +100,20 @@ def test_only_the_rows_that_are_named_are_decided_and_a_fork_keeps_it(recall_tok
     assert list(LazyRetrieval(Remembers(9.0), 0.5, *ways).decide(session, [1])) == [1]
     assert session.held_choices == {1: ways[0]}
     assert session.select([1, 0, 1]).held_choices == {0: ways[0], 2: ways[0]}
+
+
+def test_a_session_whose_tools_are_not_to_be_copied_is_decided_as_any_other(recall_tokenizer, ways):
+    class Kept(PointerStore):
+        fork = "never"
+
+    renderer = Renderer(recall_tokenizer)
+    model = random_model(recall_tokenizer, SPECS)
+    session = Session.start(model, [renderer.problem(SAID[0])], tools=[Kept()], tokenizer=recall_tokenizer)
+    session.run(6)
+    session.append([renderer.problem(ASKED[0])])
+    assert LazyRetrieval(Remembers(9.0), 0.5, *ways).decide(session)[0] > 0.5
+    with pytest.raises(UnforkableToolError):
+        session.clone()
 
 
 def test_deciding_moves_nothing_of_the_session(recall_tokenizer, ways):

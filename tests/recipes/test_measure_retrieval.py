@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import import_recipe, random_model, run_script
+from conftest import by_heart, import_recipe, random_model, run_script
 from transformers import AutoTokenizer
 
 from dataset_builders.catalog import load_task
@@ -95,16 +95,8 @@ def knowing(recall):
     problem = "3 pairs, 12 queries, tested; seed 1"
     renderer = Renderer(tokenizer)
     rows = [renderer.render(TASK.solve(problem, variant)) for variant in ("either", "store")]
-    model = random_model(tokenizer, TASK.tools("either"), hidden_size=48, state_size=16).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(400):
-        loss = sum(model(**{name: torch.tensor([ids]) for name, ids in row.items()}).loss for row in rows)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss < 0.06:
-            break
-    return model.eval(), tokenizer, problem
+    model = random_model(tokenizer, TASK.tools("either"), hidden_size=48, state_size=16)
+    return by_heart(model, rows, 0.06), tokenizer, problem
 
 
 def test_both_ways_are_what_sessions_write_that_begin_so(knowing, questions):
@@ -179,7 +171,7 @@ def test_a_fitted_controller_finds_what_the_hidden_states_say(questions, rules, 
     rng = np.random.default_rng(0)
     train, test = table(questions, rng, 4_000), table(questions, rng, 2_000)
     controller = dual.fit_controller(train.hidden, train.state_is_right, 0)
-    found = rules.scores(test, train, {"controller": controller}, 0)
+    found = rules.scores(test, rules.learn(train, 0), {"controller": controller}, 0)
     worth = {name: rules.worth(test, score, 64) for name, score in found.items()}
     assert rules.hardest_load(test) == 64
     assert worth["controller"]["auroc"] > 0.97
@@ -205,7 +197,7 @@ def test_a_fitted_controller_finds_what_the_hidden_states_say(questions, rules, 
 def test_what_is_fitted_is_fitted_on_other_sessions_than_are_tested(questions, rules):
     rng = np.random.default_rng(2)
     train, test = table(questions, rng, 2_000, related=False), table(questions, rng, 2_000)
-    found = rules.scores(test, train, {}, 0)
+    found = rules.scores(test, rules.learn(train, 0), {}, 0)
     assert abs(rules.worth(test, found["load and distance"], 64)["auroc"] - 0.5) < 0.3
     assert found["load and distance"].std() < 0.1
 
